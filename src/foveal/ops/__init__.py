@@ -1,0 +1,1 @@
+"""Functions on tensors. Each has its literal form in ``reference``; the others compute the same, faster."""
