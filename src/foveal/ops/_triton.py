@@ -1,0 +1,257 @@
+"""CUDA kernels in Triton: streamed softmax attention with unequal key and value widths.
+
+Chosen at run time by ``ops.attention``; ``can_run`` says why not. The kernels keep one running maximum and sum
+per query (as FlashAttention does), never an N x N matrix, and use no atomics: two runs give the same bits.
+With ``TRITON_INTERPRET=1`` set before the import they run on a CPU, which is how they are tested there.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = triton.knobs.runtime.interpret
+WIDEST_KEY = 256  # the query tile stays in registers; beyond this it spills
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def can_run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> str | None:
+    """None if ``attention`` takes these tensors, else the reason why it does not."""
+    if not (query.is_cuda or INTERPRETED):
+        return f"Triton needs a CUDA tensor, got one on {query.device}"
+    if query.is_cuda and torch.cuda.get_device_capability(query.device) < (8, 0):
+        return f"Triton kernels need compute capability 8.0, got {torch.cuda.get_device_name(query.device)}"
+    if query.dtype not in _DTYPES or not query.dtype == key.dtype == value.dtype:
+        return f"Triton needs one dtype of float16, bfloat16, float32, got {query.dtype}, {key.dtype}, {value.dtype}"
+    if query.shape[-1] > WIDEST_KEY:
+        return f"Triton kernels take keys up to {WIDEST_KEY} wide, got {query.shape[-1]}"
+    if mask is not None:
+        return "the Triton kernels take no mask"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------ kernels
+# Tiles: BLOCK_Q queries, BLOCK_K keys, the key width padded to BLOCK_D, BLOCK_E values of the value width.
+# Every tensor comes with its strides, so (b, c, n) feature maps are read in place as (b, n, c).
+
+
+@triton.jit
+def _tile(base, rows, columns, row_stride, column_stride, row_end, column_end):
+    inside = (rows[:, None] < row_end) & (columns[None, :] < column_end)
+    return tl.load(
+        base + rows[:, None] * row_stride + columns[None, :] * column_stride, mask=inside, other=0.0
+    )
+
+
+@triton.jit
+def _put(base, tile, rows, columns, row_stride, column_stride, row_end, column_end):
+    inside = (rows[:, None] < row_end) & (columns[None, :] < column_end)
+    place = base + rows[:, None] * row_stride + columns[None, :] * column_stride
+    tl.store(place, tile.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _forward_kernel(
+    Q, K, V, Y, LSE, scale_log2, n, m, d, e,
+    q_b, q_n, q_d, k_b, k_m, k_d, v_b, v_m, v_e, y_b, y_n, y_e,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    batch = tl.program_id(2).to(tl.int64)
+    queries = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    columns = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    widths = tl.arange(0, BLOCK_D)
+    query = _tile(Q + batch * q_b, queries, widths, q_n, q_d, n, d)
+    peak = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    out = tl.zeros([BLOCK_Q, BLOCK_E], tl.float32)
+    for start in range(0, m, BLOCK_K):
+        keys = start + tl.arange(0, BLOCK_K)
+        key = _tile(K + batch * k_b, widths, keys, k_d, k_m, d, m)
+        score = tl.dot(query, key, input_precision=PRECISION) * scale_log2
+        score = tl.where(keys[None, :] < m, score, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(score, 1))
+        weight = tl.exp2(score - new_peak[:, None])
+        shrink = tl.exp2(peak - new_peak)
+        total = total * shrink + tl.sum(weight, 1)
+        value = _tile(V + batch * v_b, keys, columns, v_m, v_e, m, e)
+        out = tl.dot(weight.to(value.dtype), value, out * shrink[:, None], input_precision=PRECISION)
+        peak = new_peak
+    _put(Y + batch * y_b, out / total[:, None], queries, columns, y_n, y_e, n, e)
+    if tl.program_id(1) == 0:
+        tl.store(LSE + batch * n + queries, peak + tl.log2(total), mask=queries < n)
+
+
+@triton.jit
+def _value_gradient_kernel(
+    Q, K, DY, LSE, DV, scale_log2, n, m, d, e,
+    q_b, q_n, q_d, k_b, k_m, k_d, y_b, y_n, y_e, v_b, v_m, v_e,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dV_j = sum_i w_ij dY_i."""
+    batch = tl.program_id(2).to(tl.int64)
+    keys = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    columns = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    widths = tl.arange(0, BLOCK_D)
+    key = _tile(K + batch * k_b, keys, widths, k_m, k_d, m, d)
+    gradient = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)
+    for start in range(0, n, BLOCK_Q):
+        queries = start + tl.arange(0, BLOCK_Q)
+        query = _tile(Q + batch * q_b, widths, queries, q_d, q_n, d, n)
+        score = tl.dot(key, query, input_precision=PRECISION) * scale_log2
+        # a query beyond the end has lse = +inf, hence weight 0
+        lse = tl.load(LSE + batch * n + queries, mask=queries < n, other=float("inf"))
+        weight = tl.exp2(score - lse[None, :])
+        dy = _tile(DY + batch * y_b, queries, columns, y_n, y_e, n, e)
+        gradient = tl.dot(weight.to(dy.dtype), dy, gradient, input_precision=PRECISION)
+    _put(DV + batch * v_b, gradient, keys, columns, v_m, v_e, m, e)
+
+
+@triton.jit
+def _key_gradient_kernel(
+    Q, K, V, DY, LSE, DELTA, DK, scale, scale_log2, n, m, d, e,
+    q_b, q_n, q_d, k_b, k_m, k_d, v_b, v_m, v_e, y_b, y_n, y_e, dk_b, dk_m, dk_d,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dK_j = scale sum_i w_ij (dY_i . V_j - delta_i) Q_i."""
+    batch = tl.program_id(1).to(tl.int64)
+    keys = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    widths = tl.arange(0, BLOCK_D)
+    key = _tile(K + batch * k_b, keys, widths, k_m, k_d, m, d)
+    gradient = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    for start in range(0, n, BLOCK_Q):
+        queries = start + tl.arange(0, BLOCK_Q)
+        query = _tile(Q + batch * q_b, queries, widths, q_n, q_d, n, d)
+        score = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale_log2
+        lse = tl.load(LSE + batch * n + queries, mask=queries < n, other=float("inf"))
+        delta = tl.load(DELTA + batch * n + queries, mask=queries < n, other=0.0)
+        slope = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
+        for first in range(0, e, BLOCK_E):
+            columns = first + tl.arange(0, BLOCK_E)
+            value = _tile(V + batch * v_b, keys, columns, v_m, v_e, m, e)
+            dy = _tile(DY + batch * y_b, columns, queries, y_e, y_n, e, n)
+            slope = tl.dot(value, dy, slope, input_precision=PRECISION)
+        slope = tl.exp2(score - lse[None, :]) * (slope - delta[None, :])
+        gradient = tl.dot(slope.to(query.dtype), query, gradient, input_precision=PRECISION)
+    _put(DK + batch * dk_b, gradient * scale, keys, widths, dk_m, dk_d, m, d)
+
+
+@triton.jit
+def _query_gradient_kernel(
+    Q, K, V, DY, LSE, DELTA, DQ, scale, scale_log2, n, m, d, e,
+    q_b, q_n, q_d, k_b, k_m, k_d, v_b, v_m, v_e, y_b, y_n, y_e, dq_b, dq_n, dq_d,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dQ_i = scale sum_j w_ij (dY_i . V_j - delta_i) K_j."""
+    batch = tl.program_id(1).to(tl.int64)
+    queries = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    widths = tl.arange(0, BLOCK_D)
+    query = _tile(Q + batch * q_b, queries, widths, q_n, q_d, n, d)
+    lse = tl.load(LSE + batch * n + queries, mask=queries < n, other=float("inf"))
+    delta = tl.load(DELTA + batch * n + queries, mask=queries < n, other=0.0)
+    gradient = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    for start in range(0, m, BLOCK_K):
+        keys = start + tl.arange(0, BLOCK_K)
+        key = _tile(K + batch * k_b, keys, widths, k_m, k_d, m, d)
+        score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale_log2
+        slope = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
+        for first in range(0, e, BLOCK_E):
+            columns = first + tl.arange(0, BLOCK_E)
+            dy = _tile(DY + batch * y_b, queries, columns, y_n, y_e, n, e)
+            value = _tile(V + batch * v_b, columns, keys, v_e, v_m, e, m)
+            slope = tl.dot(dy, value, slope, input_precision=PRECISION)
+        slope = tl.exp2(score - lse[:, None]) * (slope - delta[:, None])
+        slope = tl.where(keys[None, :] < m, slope, 0.0)
+        gradient = tl.dot(slope.to(key.dtype), key, gradient, input_precision=PRECISION)
+    _put(DQ + batch * dq_b, gradient * scale, queries, widths, dq_n, dq_d, n, d)
+
+
+# ---------------------------------------------------------------------------------------------------- operators
+
+
+def _blocks(query: Tensor, value: Tensor) -> dict:
+    """Tile sizes: as wide as the registers allow; float32 halves them."""
+    wide = query.dtype == torch.float32
+    block_d = max(16, triton.next_power_of_2(query.shape[-1]))
+    block_e = min(128 if wide else 256, max(16, triton.next_power_of_2(value.shape[-1])))
+    # tf32x3 adds three tensor-core products into nearly full float32 precision
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return {"BLOCK_D": block_d, "BLOCK_E": block_e, "PRECISION": precision if wide else "ieee"}
+
+
+@torch.library.custom_op("foveal::attention", mutates_args=())
+def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    (b, n, d), (_, m, e) = query.shape, value.shape
+    out = torch.empty((b, n, e), dtype=value.dtype, device=value.device)
+    lse = torch.empty((b, n), dtype=torch.float32, device=value.device)
+    blocks = _blocks(query, value)
+    block_q = 128 if blocks["BLOCK_E"] <= 128 and query.dtype != torch.float32 else 64
+    _forward_kernel[triton.cdiv(n, block_q), triton.cdiv(e, blocks["BLOCK_E"]), b](
+        query, key, value, out, lse, scale * math.log2(math.e), n, m, d, e,
+        *query.stride(), *key.stride(), *value.stride(), *out.stride(),
+        BLOCK_Q=block_q, BLOCK_K=64 if query.dtype != torch.float32 else 32, **blocks, num_warps=8,
+    )  # fmt: skip
+    return out, lse
+
+
+@_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    b, n = query.shape[:2]
+    return value.new_empty(b, n, value.shape[2]), value.new_empty(b, n, dtype=torch.float32)
+
+
+@torch.library.custom_op("foveal::attention_backward", mutates_args=())
+def _attention_backward(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, dy: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    (b, n, d), (_, m, e) = query.shape, value.shape
+    d_query, d_key, d_value = (
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value)
+    )
+    delta = torch.linalg.vecdot(dy.float(), out.float())
+    scale_log2 = scale * math.log2(math.e)
+    blocks = _blocks(query, value)
+    _value_gradient_kernel[triton.cdiv(m, 64), triton.cdiv(e, blocks["BLOCK_E"]), b](
+        query, key, dy, lse, d_value, scale_log2, n, m, d, e,
+        *query.stride(), *key.stride(), *dy.stride(), *d_value.stride(),
+        BLOCK_Q=32, BLOCK_K=64, **blocks, num_warps=8,
+    )  # fmt: skip
+    blocks["BLOCK_E"] = min(64, blocks["BLOCK_E"])
+    strides = [s for t in (query, key, value, dy) for s in t.stride()]
+    _key_gradient_kernel[triton.cdiv(m, 64), b](
+        query, key, value, dy, lse, delta, d_key, scale, scale_log2, n, m, d, e, *strides, *d_key.stride(),
+        BLOCK_Q=64, BLOCK_K=64, **blocks, num_warps=4,
+    )  # fmt: skip
+    _query_gradient_kernel[triton.cdiv(n, 64), b](
+        query, key, value, dy, lse, delta, d_query, scale, scale_log2, n, m, d, e, *strides, *d_query.stride(),
+        BLOCK_Q=64, BLOCK_K=64, **blocks, num_warps=4,
+    )  # fmt: skip
+    return d_query, d_key, d_value
+
+
+@_attention_backward.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, dy: Tensor, scale: float):
+    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value))
+
+
+def _save(ctx, inputs, output) -> None:
+    query, key, value, ctx.scale = inputs
+    ctx.save_for_backward(query, key, value, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, dy, _):
+    return *_attention_backward(*ctx.saved_tensors, dy, ctx.scale), None
+
+
+_attention.register_autograd(_backward, setup_context=_save)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
+    """Softmax attention, query (b, n, d), key (b, m, d), value (b, m, e), any strides -> (b, n, e)."""
+    return _attention(query, key, value, scale)[0]
