@@ -1,0 +1,37 @@
+"""Batch normalisation for the insides of a block, safe on any map."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class BatchNorm(_BatchNorm):
+    """``nn.BatchNorm1d/2d/3d`` in one, for (b, c, *spatial).
+
+    A single value per channel (one image, a 1x1 map) has no variance: PyTorch raises in train mode, this
+    normalises it with the running statistics instead and leaves them as they are.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of spatial sizes will do; the block has checked them."""
+
+    def forward(self, input: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
+        if self.training and input.numel() == self.num_features:
+            return self._normalise(input, self.running_mean, self.running_var)
+        return super().forward(input)
+
+    def without_update(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
+        """The same result as ``forward``, with the running statistics left alone."""
+        if self.training and x.numel() > self.num_features:
+            return self._normalise(x, None, None)
+        return self._normalise(x, self.running_mean, self.running_var)
+
+    def _normalise(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
+        return F.batch_norm(x, mean, var, self.weight, self.bias, training=mean is None, eps=self.eps)
+
+
+def zero_scale(norm: nn.Module) -> None:
+    """Start ``norm`` at exactly zero output; its scale and shift still receive gradients."""
+    nn.init.zeros_(norm.weight)  # pyright: ignore[reportArgumentType]
+    nn.init.zeros_(norm.bias)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,242 @@
+"""Convolutional Block Attention Module (Woo et al., ECCV 2018): a gate per channel, one per position."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from foveal.nn import check
+from foveal.nn.batch_norm import BatchNorm, zero_scale
+from foveal.nn.positions import CONV, Points
+from foveal.nn.squeeze_excite import SqueezeExcite
+from foveal.ops import gate
+
+
+class _Variant(NamedTuple):
+    mlp_bias: bool  # the two layers of the channel gate
+    norm: (
+        str  # after the spatial convolution: "none", "batch", or "zero", a BatchNorm whose scale starts at 0
+    )
+    max_first: bool  # the spatial convolution's first input channel is the maximum, not the mean
+
+
+VARIANTS = {
+    "paper": _Variant(mlp_bias=False, norm="none", max_first=False),
+    "article": _Variant(mlp_bias=False, norm="none", max_first=False),
+    "official": _Variant(mlp_bias=True, norm="zero", max_first=True),
+    "timm": _Variant(mlp_bias=False, norm="batch", max_first=False),
+}
+
+ARRANGEMENTS = ["channel-spatial", "spatial-channel", "parallel", "channel", "spatial"]
+
+
+class ChannelGate(SqueezeExcite):
+    """CBAM's channel half: ``sigmoid(MLP(mean(x)) + MLP(max(x))) x``, one shared MLP.
+
+    ``SqueezeExcite`` with ``squeeze="both"``; arguments, shapes and errors as there.
+
+    Args:
+        variant: ``"official"`` has biases in the MLP; ``"paper"``, ``"article"`` and ``"timm"`` have none.
+
+    Example:
+        >>> import torch
+        >>> ChannelGate(32, reduction=8)(torch.randn(1, 32, 5, 5)).shape
+        torch.Size([1, 32, 5, 5])
+
+    Source: Woo et al., "CBAM", equation 2.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        hidden: int | None = None,
+        variant: str = "paper",
+        start: str = "paper",
+    ) -> None:
+        check.one_of("ChannelGate", "variant", variant, VARIANTS)
+        bias = VARIANTS[variant].mlp_bias
+        super().__init__(channels, reduction=reduction, hidden=hidden, bias=bias, squeeze="both", start=start)
+
+
+class SpatialGate(nn.Module):
+    """CBAM's spatial half: ``sigmoid(conv([mean_c(x), max_c(x)])) x``, one number per position.
+
+    Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
+
+    Args:
+        channels: channels of ``x``; only checked, no weight depends on it.
+        kernel_size: side of the convolution, odd: 7 or 3 in the paper.
+        variant: ``"paper"`` and ``"article"``: no BatchNorm; ``"timm"``: BatchNorm; ``"official"``: BatchNorm
+            whose scale starts at 0 (the gate starts at 0.5 everywhere), and the kernel's first input channel
+            sees the maximum instead of the mean.
+        dims: number of spatial sizes, 1 to 3.
+        start: ``"identity"``: the last layer starts at zero and the gate is ``2 sigmoid(.)``, exactly 1.
+
+    Raises:
+        ValueError: an even kernel, an unknown option, or an ``x`` of other channels or dimensions.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(2, 8, 7, 5)
+        >>> SpatialGate(8, kernel_size=3).attention(x)["spatial_mask"].shape
+        torch.Size([2, 1, 7, 5])
+
+    Source: Woo et al., "CBAM", equation 3.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 7,
+        variant: str = "paper",
+        dims: int = 2,
+        start: str = "paper",
+    ) -> None:
+        super().__init__()
+        check.positive("SpatialGate", channels=channels, kernel_size=kernel_size)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"SpatialGate: kernel_size must be odd, got {kernel_size}")
+        check.one_of("SpatialGate", "variant", variant, VARIANTS)
+        check.one_of("SpatialGate", "dims", str(dims), map(str, CONV))
+        check.one_of("SpatialGate", "start", start, ["paper", "identity"])
+        self.channels, self.dims, self.max_first = channels, dims, VARIANTS[variant].max_first
+        self.gate_gain = 2.0 if start == "identity" else 1.0
+        self.conv = CONV[dims](2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = None if VARIANTS[variant].norm == "none" else BatchNorm(1)
+        # one layer at zero, never two in a row: convolution and scale would starve each other of gradients
+        if self.norm is not None and (start == "identity" or VARIANTS[variant].norm == "zero"):
+            zero_scale(self.norm)
+        elif start == "identity":
+            nn.init.zeros_(self.conv.weight)
+
+    def spatial_gate(
+        self,
+        x: Float[Tensor, "b c *spatial"],
+        channel_gate: Float[Tensor, "b c"] | None = None,
+        update_statistics: bool = True,
+    ) -> Float[Tensor, "b 1 *spatial"]:
+        """The gate for ``x`` multiplied by ``channel_gate``, without that product."""
+        statistics = gate.spatial_statistics(x, channel_gate)
+        logits = self.conv(statistics.flip(1) if self.max_first else statistics)
+        if self.norm is not None:
+            logits = self.norm(logits) if update_statistics else self.norm.without_update(logits)
+        return (self.gate_gain * torch.sigmoid(logits)).to(x.dtype)
+
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
+        check.feature_map("SpatialGate", x, self.channels, self.dims)
+        return x * self.spatial_gate(x)
+
+    def attention(
+        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+    ) -> dict[str, Tensor]:
+        """``{"spatial_mask": (b, 1, *spatial)}``, what ``forward`` multiplies by; changes no statistics."""
+        check.feature_map("SpatialGate", x, self.channels, self.dims)
+        return {"spatial_mask": self.spatial_gate(x, update_statistics=False)}
+
+    def extra_repr(self) -> str:
+        return f"max_first={self.max_first}, gate_gain={self.gate_gain}"
+
+
+class CBAM(nn.Module):
+    """Channel gate, then spatial gate: ``x' = M_c(x) x``, ``y = M_s(x') x'``.
+
+    Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
+
+    Args:
+        channels: channels of ``x``.
+        reduction, hidden: hidden width of the channel gate, as in ``SqueezeExcite``.
+        kernel_size: side of the spatial gate's convolution, odd: 7 or 3 in the paper.
+        arrangement: ``"channel-spatial"``; ``"spatial-channel"``; ``"parallel"`` (both gates from ``x``);
+            ``"channel"`` or ``"spatial"`` alone.
+        variant: whose biases, BatchNorm and order of the two pooled maps: ``"paper"`` and ``"article"`` (no
+            bias, no BatchNorm, mean first), ``"official"`` (MLP biases, BatchNorm with scale 0, max first),
+            ``"timm"`` (BatchNorm, mean first).
+        dims: number of spatial sizes, 1 to 3.
+        start: ``"paper"``: both gates near 0.5, so that the map shrinks to about 0.3. ``"identity"``: both
+            exactly 1 and over (0, 2).
+
+    Raises:
+        ValueError: no hidden channel is left, an even kernel, an unknown option, or ``x`` does not fit.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(2, 64, 7, 5)
+        >>> block = CBAM(64, start="identity")
+        >>> torch.equal(block(x), x)
+        True
+        >>> {name: tuple(weights.shape) for name, weights in block.attention(x).items()}
+        {'channel_gate': (2, 64), 'spatial_mask': (2, 1, 7, 5)}
+
+    Source: Woo et al., "CBAM", equations 1 to 3 and tables 2 and 3. The paper does not say how parallel gates
+    are combined: here both multiply ``x``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        hidden: int | None = None,
+        kernel_size: int = 7,
+        arrangement: str = "channel-spatial",
+        variant: str = "paper",
+        dims: int = 2,
+        start: str = "paper",
+    ) -> None:
+        super().__init__()
+        check.one_of("CBAM", "arrangement", arrangement, ARRANGEMENTS)
+        check.one_of("CBAM", "variant", variant, VARIANTS)
+        check.one_of("CBAM", "dims", str(dims), map(str, CONV))
+        self.channels, self.dims, self.arrangement = channels, dims, arrangement
+        self.channel = self.spatial = None
+        if arrangement != "spatial":
+            self.channel = ChannelGate(
+                channels, reduction=reduction, hidden=hidden, variant=variant, start=start
+            )
+        if arrangement != "channel":
+            self.spatial = SpatialGate(
+                channels, kernel_size=kernel_size, variant=variant, dims=dims, start=start
+            )
+
+    def gates(
+        self, x: Float[Tensor, "b c *spatial"], update_statistics: bool = True
+    ) -> tuple[Float[Tensor, "b c"] | None, Float[Tensor, "b 1 *spatial"] | None]:
+        """Channel and spatial gate; None for the one the arrangement lacks."""
+        if self.spatial is None:
+            assert self.channel is not None
+            return self.channel.channel_gate(x), None
+        if self.channel is None:
+            return None, self.spatial.spatial_gate(x, None, update_statistics)
+        if self.arrangement == "channel-spatial":
+            channel = self.channel.channel_gate(x)
+            return channel, self.spatial.spatial_gate(x, channel, update_statistics)
+        spatial = self.spatial.spatial_gate(x, None, update_statistics)
+        return self.channel.channel_gate(x if self.arrangement == "parallel" else x * spatial), spatial
+
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
+        check.feature_map("CBAM", x, self.channels, self.dims)
+        channel, spatial = self.gates(x)
+        if spatial is None:
+            assert channel is not None
+            return gate.channel_scale(x, channel)
+        if channel is None:
+            return x * spatial
+        return gate.dual_scale(x, channel, spatial)
+
+    def attention(
+        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+    ) -> dict[str, Tensor]:
+        """``{"channel_gate": (b, c), "spatial_mask": (b, 1, *spatial)}``, what ``forward`` multiplies by.
+
+        An arrangement with one gate gives that one; ``positions`` has no meaning here; changes no statistics.
+        """
+        check.feature_map("CBAM", x, self.channels, self.dims)
+        gates = zip(["channel_gate", "spatial_mask"], self.gates(x, update_statistics=False), strict=True)
+        return {name: weights for name, weights in gates if weights is not None}
+
+    def extra_repr(self) -> str:
+        return f"arrangement={self.arrangement!r}"

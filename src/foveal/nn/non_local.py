@@ -1,0 +1,164 @@
+"""Non-local block (Wang et al., CVPR 2018): every position receives a weighted sum over all positions."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from foveal.nn import check
+from foveal.nn.batch_norm import BatchNorm, zero_scale
+from foveal.nn.positions import CONV, Points, check_points, max_pool, pick, pointwise, to_map, to_positions
+from foveal.ops import attention, pairwise, reference
+
+PAIRWISE = ["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
+
+
+class NonLocal(nn.Module):
+    """``y = x + W(sum_j f(x_i, x_j) g(x_j) / C)`` over all positions j.
+
+    Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
+
+    Args:
+        channels: channels of ``x``.
+        pairwise: ``"gaussian"``: softmax of x_i . x_j; ``"embedded_gaussian"``: softmax of
+            theta(x_i) . phi(x_j); ``"dot_product"``: theta(x_i) . phi(x_j) / m; ``"concatenation"``:
+            ReLU(w . [theta(x_i), phi(x_j)]) / m, over m keys.
+        inner: width of theta, phi and g; ``channels // 2`` where not given.
+        dims: number of spatial sizes: 1, 2, or 3 for clips (time, height, width).
+        over: for clips, which keys a position sees: ``"spacetime"`` all, ``"space"`` those of its own frame,
+            ``"time"`` its own place in every frame.
+        subsample: halve the grid of keys by max pooling (height and width; time too for ``over="time"`` and
+            for one spatial size): ``"none"``; ``"after"`` phi and g, as the paper's text says; ``"before"``
+            them, as the released code does. The two are not equal.
+        scaled: multiply dot products by 1/sqrt(width). Not in the paper; on in the released code and mmcv.
+        norm: ``"batch"``: BatchNorm after W, its scale starting at 0; ``"none"``: W starts at 0. Either way
+            the block starts as the identity.
+        start: ``"paper"`` and ``"identity"`` are the same here.
+
+    Raises:
+        ValueError: no inner channel is left, an unknown or meaningless option, or an ``x`` that does not fit.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> block = NonLocal(16, pairwise="dot_product", subsample="after")
+        >>> torch.equal(block(x), x)
+        True
+        >>> block.attention(x, positions=[(0, 0), (3, 2)])["rows"].shape
+        torch.Size([2, 2, 3, 2])
+
+    Source: Wang et al., "Non-local Neural Networks", equations 1 to 6. A side too short for the pooling
+    window is not pooled; equal maxima share their gradient.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        pairwise: str = "embedded_gaussian",
+        inner: int | None = None,
+        dims: int = 2,
+        over: str = "spacetime",
+        subsample: str = "none",
+        scaled: bool = False,
+        norm: str = "batch",
+        start: str = "paper",
+    ) -> None:
+        super().__init__()
+        inner = check.reduced_width("NonLocal", channels, 2, inner, "inner")
+        check.one_of("NonLocal", "pairwise", pairwise, PAIRWISE)
+        check.one_of("NonLocal", "dims", str(dims), map(str, CONV))
+        check.one_of("NonLocal", "over", over, ["spacetime", "space", "time"] if dims == 3 else ["spacetime"])
+        check.one_of("NonLocal", "subsample", subsample, ["none", "after", "before"])
+        check.one_of("NonLocal", "norm", norm, ["batch", "none"])
+        check.one_of("NonLocal", "start", start, ["paper", "identity"])
+        if scaled and pairwise == "concatenation":
+            raise ValueError("NonLocal: scaled must be False for pairwise='concatenation', got True")
+        self.channels, self.dims, self.pairwise = channels, dims, pairwise
+        self.over, self.subsample = over, subsample
+        self.scale = (channels if pairwise == "gaussian" else inner) ** -0.5 if scaled else 1.0
+        self.window = {1: (2,), 2: (2, 2), 3: (2, 1, 1) if over == "time" else (1, 2, 2)}[dims]
+        if pairwise != "gaussian":
+            self.theta = pointwise(dims, channels, inner)
+            self.phi = pointwise(dims, channels, inner)
+        if pairwise == "concatenation":
+            self.pair_weight = nn.Parameter(torch.empty(2, inner).uniform_(-1, 1) * (2 * inner) ** -0.5)
+        self.g = pointwise(dims, channels, inner)
+        self.out = pointwise(dims, inner, channels, bias=norm == "none")
+        self.norm = BatchNorm(channels) if norm == "batch" else nn.Identity()
+        zero_scale(self.norm if norm == "batch" else self.out)
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """theta(x), phi(x) and g(x) as maps; the last two on the grid of keys."""
+        keys = max_pool(x, self.window) if self.subsample == "before" else x
+        theta, phi = (x, keys) if self.pairwise == "gaussian" else (self.theta(x), self.phi(keys))
+        g = self.g(keys)
+        if self.subsample == "after":
+            phi, g = max_pool(phi, self.window), max_pool(g, self.window)
+        return theta, phi, g
+
+    def _group(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "groups n c"]:
+        """Positions that see each other share a group: the clip, its frames, or its places over time."""
+        if self.over == "space":
+            return x.movedim(1, -1).flatten(0, 1).flatten(1, 2)
+        if self.over == "time":
+            return x.permute(0, 3, 4, 2, 1).flatten(0, 2)
+        return to_positions(x)
+
+    def _ungroup(self, y: Float[Tensor, "groups n c"], spatial: torch.Size) -> Float[Tensor, "b c *spatial"]:
+        if self.over == "space":
+            return y.unflatten(1, spatial[1:]).unflatten(0, (-1, spatial[0])).movedim(-1, 1)
+        if self.over == "time":
+            return y.unflatten(0, (-1, *spatial[1:])).permute(0, 4, 3, 1, 2)
+        return to_map(y, spatial)
+
+    def _concatenated(self, theta: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """``w . [theta_i, phi_j] = a_i + b_j``: a and b."""
+        for_theta, for_phi = self.pair_weight.to(theta.dtype)
+        return theta @ for_theta, phi @ for_phi
+
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
+        check.feature_map("NonLocal", x, self.channels, self.dims)
+        theta, phi, g = map(self._group, self._maps(x))
+        if self.pairwise == "dot_product":
+            y = pairwise.dot_product(theta, phi, g, scale=self.scale)
+        elif self.pairwise == "concatenation":
+            y = pairwise.concatenation(*self._concatenated(theta, phi), g)
+        else:
+            y = attention.softmax_attention(theta, phi, g, scale=self.scale)
+        return x + self.norm(self.out(self._ungroup(y, x.shape[2:]))).to(x.dtype)
+
+    def attention(
+        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+    ) -> dict[str, Tensor]:
+        """``{"rows": (b, r, *key_spatial)}``: the weights with which each of r query positions sums the keys.
+
+        In float32. ``positions`` are r index tuples in ``x``; the centre by default. Sub-sampled keys keep
+        their smaller grid; keys a position cannot see (``over="space"``, ``"time"``) have weight 0.
+        """
+        check.feature_map("NonLocal", x, self.channels, self.dims)
+        points = check_points("NonLocal", positions, x.shape[2:])
+        theta, phi, _ = self._maps(x)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        rows = phi.new_zeros(len(x), len(points), *phi.shape[2:], dtype=exact)
+        for r, point in enumerate(points):
+            seen = {"space": (point[0],), "time": (slice(None), *point[1:])}.get(self.over, (slice(None),))
+            keys = phi[(slice(None), slice(None), *seen)]
+            weights = self._weights(pick(theta, [point]), to_positions(keys)).reshape(len(x), *keys.shape[2:])
+            rows[(slice(None), r, *seen)] = weights
+        return {"rows": rows}
+
+    def _weights(self, theta: Float[Tensor, "b r d"], phi: Float[Tensor, "b m d"]) -> Float[Tensor, "b r m"]:
+        exact = torch.promote_types(theta.dtype, torch.float32)
+        with torch.autocast(theta.device.type, enabled=False):
+            theta, phi = theta.to(exact), phi.to(exact)
+            if self.pairwise == "concatenation":
+                a, b = self._concatenated(theta, phi)
+                return reference.concatenation_scores(a, b, negative_slope=0.0) / phi.shape[1]
+            scores = reference.dot_scores(theta, phi, self.scale)
+            return (
+                scores / phi.shape[1] if self.pairwise == "dot_product" else reference.softmax_weights(scores)
+            )
+
+    def extra_repr(self) -> str:
+        options = f"pairwise={self.pairwise!r}, over={self.over!r}, subsample={self.subsample!r}"
+        return f"{options}, scale={self.scale:.3g}"

@@ -1,0 +1,181 @@
+"""Self-attention over positions (Zhang et al., SAGAN, ICML 2019), with the article's four similarities."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from foveal.nn import check
+from foveal.nn.positions import CONV, Points, check_points, max_pool, pick, pointwise, to_map, to_positions
+from foveal.nn.spectral_norm import SpectralPointwise
+from foveal.ops import attention, pairwise, reference
+
+SIMILARITIES = ["dot", "scaled_dot", "cosine", "concatenation", "perceptron"]
+
+
+class _Form(NamedTuple):
+    value_reduction: int  # the value width is channels // this
+    out_conv: bool
+    pool: int
+    spectral_norm: bool
+    bias: bool
+
+
+FORMS = {
+    "paper": _Form(value_reduction=8, out_conv=True, pool=1, spectral_norm=False, bias=False),
+    "official": _Form(value_reduction=2, out_conv=True, pool=2, spectral_norm=True, bias=False),
+    "article": _Form(value_reduction=1, out_conv=False, pool=1, spectral_norm=False, bias=True),
+}
+
+
+class SelfAttention(nn.Module):
+    """``y = x + gamma * out(sum_j softmax_j(s(q_i, k_j)) v_j)`` over all positions j; ``gamma`` starts at 0.
+
+    Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
+
+    Args:
+        channels: channels of ``x``.
+        similarity: ``"dot"``: q . k; ``"scaled_dot"``: q . k / sqrt(key width); ``"cosine"``: in [-1, 1], so
+            no weight exceeds another by more than e^2; ``"concatenation"``: leaky_relu(w . [q, k]);
+            ``"perceptron"``: w . tanh(q + k).
+        form: sets the five options after the next. ``"article"`` (and the common PyTorch port): value width
+            ``channels``, no output convolution, biases. ``"paper"``: value width ``channels // 8``, output
+            convolution, no bias. ``"official"``: value width ``channels // 2``, output convolution, keys and
+            values max-pooled by 2, spectral norm on all four convolutions, no bias.
+        key_width: width of query and key; ``channels // 8`` where not given.
+        value_width, out_conv, pool, spectral_norm, bias: instead of what ``form`` says.
+        negative_slope: of the score of ``"concatenation"``. At 1 the query's term cancels in the softmax and
+            every position receives the same context.
+        dims: number of spatial sizes, 1 to 3.
+        start: ``"paper"`` and ``"identity"`` are the same here: gamma is 0.
+
+    Raises:
+        ValueError: a width would be 0, an unknown or impossible option, or an ``x`` that does not fit.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> block = SelfAttention(16, similarity="cosine")
+        >>> torch.equal(block(x), x)
+        True
+        >>> block.attention(x, positions=[(0, 0), (3, 2)])["rows"].sum((2, 3)).round(decimals=5).tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+
+    Source: Zhang et al., "Self-Attention Generative Adversarial Networks", equations 1 to 3, and the
+    released TensorFlow code. Similarities other than ``"dot"`` are the article's. The paper trains all its layers under spectral norm; ``form="paper"`` leaves that to ``spectral_norm=True``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        similarity: str = "dot",
+        form: str = "article",
+        key_width: int | None = None,
+        value_width: int | None = None,
+        out_conv: bool | None = None,
+        pool: int | None = None,
+        spectral_norm: bool | None = None,
+        bias: bool | None = None,
+        negative_slope: float = 0.2,
+        dims: int = 2,
+        start: str = "paper",
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        check.one_of(owner, "similarity", similarity, SIMILARITIES)
+        check.one_of(owner, "form", form, FORMS)
+        check.one_of(owner, "dims", str(dims), map(str, CONV))
+        check.one_of(owner, "start", start, ["paper", "identity"])
+        default = FORMS[form]
+        key_width = check.reduced_width(owner, channels, 8, key_width, "key_width")
+        value_width = check.reduced_width(
+            owner, channels, default.value_reduction, value_width, "value_width"
+        )
+        out_conv = default.out_conv if out_conv is None else out_conv
+        spectral_norm = default.spectral_norm if spectral_norm is None else spectral_norm
+        bias = default.bias if bias is None else bias
+        self.pool = default.pool if pool is None else pool
+        check.positive(owner, pool=self.pool)
+        if not out_conv and value_width != channels:
+            raise ValueError(
+                f"{owner}: value_width must equal channels={channels} without an output convolution, "
+                f"got {value_width}"
+            )
+
+        layer = SpectralPointwise if spectral_norm else pointwise
+        self.channels, self.dims, self.similarity = channels, dims, similarity
+        self.scale = key_width**-0.5 if similarity == "scaled_dot" else 1.0
+        self.negative_slope = negative_slope
+        self.query = layer(dims, channels, key_width, bias)
+        self.key = layer(dims, channels, key_width, bias)
+        self.value = layer(dims, channels, value_width, bias)
+        self.out = layer(dims, value_width, channels, bias) if out_conv else nn.Identity()
+        if similarity == "concatenation":
+            self.pair_weight = nn.Parameter(torch.empty(2, key_width).uniform_(-1, 1) * key_width**-0.5)
+        elif similarity == "perceptron":
+            self.pair_weight = nn.Parameter(torch.empty(key_width).uniform_(-1, 1) * key_width**-0.5)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return max_pool(x, [self.pool] * self.dims)
+
+    def context(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
+        """What ``forward`` adds to ``x``."""
+        query = to_positions(self.query(x))
+        key, value = to_positions(self._pooled(self.key(x))), to_positions(self._pooled(self.value(x)))
+        if self.similarity == "cosine":
+            y = attention.cosine_attention(query, key, value)
+        elif self.similarity == "perceptron":
+            y = attention.perceptron_attention(query, key, self.pair_weight.to(query.dtype), value)
+        elif self.similarity == "concatenation":
+            a, b = self._concatenated(query, key)
+            y = pairwise.concatenation_attention(a, b, value, negative_slope=self.negative_slope)
+        else:
+            y = attention.softmax_attention(query, key, value, scale=self.scale)
+        return (self.gamma * self.out(to_map(y, x.shape[2:]))).to(x.dtype)
+
+    def _concatenated(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """``w . [q_i, k_j] = a_i + b_j``: a and b."""
+        for_query, for_key = self.pair_weight.to(query.dtype)
+        return query @ for_query, key @ for_key
+
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
+        check.feature_map(type(self).__name__, x, self.channels, self.dims)
+        return x + self.context(x)
+
+    def attention(
+        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+    ) -> dict[str, Tensor]:
+        """``{"rows": (b, r, *key_spatial)}``: the softmax weights of r query positions over all keys.
+
+        In float32. ``positions`` are r index tuples in ``x``; the centre by default. Pooled keys keep their
+        smaller grid. Changes no statistics of the spectral norm.
+        """
+        owner = type(self).__name__
+        check.feature_map(owner, x, self.channels, self.dims)
+        points = check_points(owner, positions, x.shape[2:])
+        query, key = (
+            layer.without_update(x) if isinstance(layer, SpectralPointwise) else layer(x)
+            for layer in (self.query, self.key)
+        )
+        key = self._pooled(key)
+        scores = self._scores(pick(query, points), to_positions(key))
+        return {"rows": reference.softmax_weights(scores).unflatten(2, key.shape[2:])}
+
+    def _scores(self, query: Float[Tensor, "b r d"], key: Float[Tensor, "b m d"]) -> Float[Tensor, "b r m"]:
+        exact = torch.promote_types(query.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            query, key = query.to(exact), key.to(exact)
+            if self.similarity == "cosine":
+                return reference.cosine_scores(query, key)
+            if self.similarity == "perceptron":
+                return reference.perceptron_scores(query, key, self.pair_weight.to(exact))
+            if self.similarity == "concatenation":
+                a, b = self._concatenated(query, key)
+                return reference.concatenation_scores(a, b, self.negative_slope)
+            return reference.dot_scores(query, key, self.scale)
+
+    def extra_repr(self) -> str:
+        return f"similarity={self.similarity!r}, pool={self.pool}"

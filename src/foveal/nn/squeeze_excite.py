@@ -1,0 +1,95 @@
+"""Squeeze-and-Excitation (Hu et al., CVPR 2018): a gate per channel, computed from the whole map."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from foveal.nn import check
+from foveal.nn.positions import Points
+from foveal.ops import gate
+
+ACTIVATIONS = {"sigmoid": F.sigmoid, "hard_sigmoid": F.hardsigmoid}
+
+
+class SqueezeExcite(nn.Module):
+    """``y = gate(x) x`` with ``gate = sigmoid(W2 relu(W1 squeeze(x)))``, one number per channel.
+
+    Shapes: ``x`` (b, channels, *spatial) with 1 to 3 spatial sizes, any of them from 1; ``y`` as ``x``.
+
+    Args:
+        channels: channels of ``x``.
+        reduction: the hidden width is ``channels // reduction``. 16 in the paper; small networks need 4 or 8.
+        hidden: hidden width itself, instead of ``reduction``.
+        bias: biases on both layers. The released networks and timm have them, the article's listing does not.
+        squeeze: ``"mean"``; ``"max"``; or ``"both"``: the two go through the same layers and are added, which
+            is CBAM's channel gate.
+        activation: ``"sigmoid"`` or ``"hard_sigmoid"``.
+        start: ``"paper"``: PyTorch's initialisation, gates near 0.5. ``"identity"``: the last layer starts at
+            zero and the gate is ``2 sigmoid(.)``, exactly 1; it then ranges over (0, 2) instead of (0, 1).
+
+    Raises:
+        ValueError: no hidden channel is left, an option is unknown, or ``x`` has other channels.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(2, 64, 7, 5)
+        >>> block = SqueezeExcite(64, start="identity")
+        >>> torch.equal(block(x), x)
+        True
+        >>> block.attention(x)["channel_gate"].shape
+        torch.Size([2, 64])
+
+    Source: Hu, Shen, Sun, "Squeeze-and-Excitation Networks", equations 2 to 4. ``max``, ``both``,
+    ``hard_sigmoid`` and ``start="identity"`` are not in the paper.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        hidden: int | None = None,
+        bias: bool = True,
+        squeeze: str = "mean",
+        activation: str = "sigmoid",
+        start: str = "paper",
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        hidden = check.reduced_width(owner, channels, reduction, hidden)
+        check.one_of(owner, "squeeze", squeeze, ["mean", "max", "both"])
+        check.one_of(owner, "activation", activation, ACTIVATIONS)
+        check.one_of(owner, "start", start, ["paper", "identity"])
+        self.channels, self.squeeze, self.activation = channels, squeeze, activation
+        self.gate_gain = 2.0 if start == "identity" else 1.0
+        self.fc1 = nn.Linear(channels, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, channels, bias=bias)
+        if start == "identity":
+            # only the last layer: with both at zero neither would ever receive a gradient
+            nn.init.zeros_(self.fc2.weight)
+            if bias:
+                nn.init.zeros_(self.fc2.bias)
+
+    def channel_gate(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c"]:
+        if self.squeeze == "both":
+            logits = self._excite(gate.squeeze(x, "mean")) + self._excite(gate.squeeze(x, "max"))
+        else:
+            logits = self._excite(gate.squeeze(x, self.squeeze))
+        return (self.gate_gain * ACTIVATIONS[self.activation](logits)).to(x.dtype)
+
+    def _excite(self, squeezed: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+        return self.fc2(F.relu(self.fc1(squeezed)))
+
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
+        check.feature_map(type(self).__name__, x, self.channels)
+        return gate.channel_scale(x, self.channel_gate(x))
+
+    def attention(
+        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+    ) -> dict[str, Tensor]:
+        """``{"channel_gate": (b, c)}``, what ``forward`` multiplies by; ``positions`` has no meaning here."""
+        check.feature_map(type(self).__name__, x, self.channels)
+        return {"channel_gate": self.channel_gate(x)}
+
+    def extra_repr(self) -> str:
+        return f"squeeze={self.squeeze!r}, activation={self.activation!r}, gate_gain={self.gate_gain}"
