@@ -63,7 +63,8 @@ class SelfAttention(nn.Module):
         [[1.0, 1.0], [1.0, 1.0]]
 
     Source: Zhang et al., "Self-Attention Generative Adversarial Networks", equations 1 to 3, and the
-    released TensorFlow code. Similarities other than ``"dot"`` are the article's. The paper trains all its layers under spectral norm; ``form="paper"`` leaves that to ``spectral_norm=True``.
+    released TensorFlow code. Similarities other than ``"dot"`` are the article's. The paper trains all its
+    layers under spectral norm; ``form="paper"`` leaves that to ``spectral_norm=True``.
     """
 
     def __init__(
