@@ -1,0 +1,75 @@
+"""The one-line spelling of an insertion, as typed on the command line."""
+
+import ast
+import re
+from typing import Any
+
+GRAMMAR = "name[(option=value, ...)][@at[:stages]]"
+WORDS = {"true": True, "false": False, "none": None}
+
+
+def parse_insertion(text: str) -> dict[str, Any]:
+    """Read ``name[(option=value, ...)][@at[:stages]]`` as arguments of `insert`.
+
+    Values are Python literals; anything else is a string. Stages are numbers and ranges, ``3,4`` or ``2-4``.
+
+    Raises:
+        ValueError: the text does not have that form.
+
+    Example:
+        >>> from foveal.insert import parse_insertion
+        >>> parse_insertion("cbam(reduction=8, arrangement=parallel)@residual:3,4")
+        {'block': 'cbam', 'at': 'residual', 'stages': (3, 4), 'reduction': 8, 'arrangement': 'parallel'}
+        >>> parse_insertion("se")
+        {'block': 'se', 'at': 'residual', 'stages': None}
+    """
+    form = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*(?:\((.*)\))?\s*(?:@([^:]+?)(?::([\d,\s-]+))?)?\s*", text)
+    if form is None:
+        raise ValueError(f"parse_insertion: an insertion must be written {GRAMMAR}, got {text!r}")
+    name, options, at, stages = form.groups()
+    return {
+        "block": name,
+        "at": at or "residual",
+        "stages": _stages(stages, text) if stages else None,
+        **dict(_option(part, text) for part in _split(options or "")),
+    }
+
+
+def _stages(written: str, text: str) -> tuple[int, ...]:
+    numbers: list[int] = []
+    for part in written.split(","):
+        ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if ends is None:
+            raise ValueError(
+                f"parse_insertion: stages must be numbers and ranges such as 3,4 or 2-4, got {text!r}"
+            )
+        first = int(ends[1])
+        numbers += range(first, int(ends[2] or first) + 1)
+    return tuple(numbers)
+
+
+def _split(options: str) -> list[str]:
+    """Parts between commas that are not inside brackets."""
+    parts, depth, part = [], 0, ""
+    for character in options:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append(part)
+            part = ""
+        else:
+            part += character
+    return [part for part in [*parts, part] if part.strip()]
+
+
+def _option(part: str, text: str) -> tuple[str, Any]:
+    key, equals, value = (piece.strip() for piece in part.partition("="))
+    if not equals or not key.isidentifier() or not value or key in ("block", "at", "stages"):
+        raise ValueError(
+            f"parse_insertion: options must be written option=value, got {part.strip()!r} in {text!r}"
+        )
+    if value.lower() in WORDS:
+        return key, WORDS[value.lower()]
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value

@@ -1,0 +1,79 @@
+"""Residual networks for small images (He et al. 2016, section 4.2), of depth ``6 n + 2``.
+
+Submodule names are torchvision's, so path patterns carry over from larger networks.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+WIDTHS = (16, 32, 64)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, projected (1x1) where shape changes."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+            if stride != 1 or channels_in != channels
+            else None
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + shortcut)
+
+
+class CifarResNet(nn.Module):
+    """Three stages of ``n`` blocks, widths 16, 32, 64, for images from about 8 x 8 up.
+
+    Args:
+        depth: ``6 n + 2``: 8, 20, 32, 56 or 110 in the paper (8 is ours, for quick runs).
+        num_classes: outputs.
+        in_chans: channels of the image.
+
+    Raises:
+        ValueError: a depth that is not ``6 n + 2``.
+
+    Source: He et al., Deep Residual Learning for Image Recognition, section 4.2. Deviation: shortcuts that
+    change the shape are 1x1 projections (the paper's option B) instead of padded identities.
+
+    Example:
+        >>> import torch
+        >>> from foveal.models.cifar_resnet import CifarResNet
+        >>> CifarResNet(8, num_classes=10)(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3):
+        super().__init__()
+        n, rest = divmod(depth - 2, 6)
+        if n < 1 or rest:
+            raise ValueError(f"CifarResNet: depth must be 6 n + 2 with n >= 1, got {depth}")
+        self.default_cfg = {"input_size": (in_chans, 32, 32), "classifier": "fc"}
+        self.conv1 = nn.Conv2d(in_chans, WIDTHS[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.layer1 = _stage(WIDTHS[0], WIDTHS[0], n, stride=1)
+        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], n, stride=2)
+        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], n, stride=2)
+        self.fc = nn.Linear(WIDTHS[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def _stage(channels_in: int, channels: int, n: int, stride: int) -> nn.Sequential:
+    blocks = [BasicBlock(channels_in, channels, stride)]
+    return nn.Sequential(*blocks, *(BasicBlock(channels, channels) for _ in range(n - 1)))
