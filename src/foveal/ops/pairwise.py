@@ -1,7 +1,347 @@
-"""Non-local pairwise functions (dot product, concatenation) without the N x N matrix."""
+"""Non-local pairwise functions without the N x N matrix: exact, by regrouping, sorting and prefix sums.
+
+Shapes as in ``reference``: positions before width, queries ``n``, keys ``m``. Sums run in float32 (float64 for
+float64), also for half inputs and under autocast; the result has the dtype of the last argument and, where that
+is the transposed view of a feature map (b, e, m), the same memory order.
+
+The sorted forms are custom operators: one node under ``torch.compile``, any size, with closed-form first
+derivatives (a second derivative raises). While exporting (``torch.export``, ONNX, ``torch.jit.trace``) the literal
+equation is emitted instead, from operators that every runtime knows.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from foveal.ops import reference
 
-dot_product = reference.dot_product
-concatenation = reference.concatenation
-concatenation_attention = reference.concatenation_attention
+
+def exporting() -> bool:
+    """True while a graph is recorded for another runtime, which knows no custom operators."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which sums over ``x`` run."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Autocast off: the caller has chosen its dtypes."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def empty_like_value(value: Float[Tensor, "b m e"], n: int) -> Float[Tensor, "b n e"]:
+    """Uninitialised (b, n, e), in memory (b, e, n) where ``value`` is the view of a feature map stored so."""
+    batch, _, e = value.shape
+    return value.new_empty(batch, e, n).mT if _transposed(value) else value.new_empty(batch, n, e)
+
+
+def _transposed(x: Tensor) -> bool:
+    return x.stride(-1) != 1 and x.stride(-2) == 1
+
+
+# -------------------------------------------------------------------------------------------------- dot product
+
+
+@torch.fx.wrap
+def dot_product(
+    theta: Float[Tensor, "b n d"], phi: Float[Tensor, "b m d"], g: Float[Tensor, "b m e"], *, scale: float = 1.0
+) -> Float[Tensor, "b n e"]:
+    """``y_i = 1/m sum_j scale (theta_i . phi_j) g_j``, multiplied in the cheaper order.
+
+    ``theta (phi^T g)`` costs ``(n + m) d e`` multiplications, ``(theta phi^T) g`` costs ``n m (d + e)``: the first
+    is taken unless the second is known to be cheaper (few positions, wide vectors). Sizes that are symbolic under
+    ``torch.compile`` or ``torch.export`` take the first and stay symbolic.
+
+    Args:
+        theta: queries. phi: keys. g: values.
+        scale: factor of every similarity.
+
+    Returns:
+        Output (b, n, e) in the dtype of ``g``.
+
+    Example:
+        >>> theta, phi, g = torch.randn(2, 64, 8), torch.randn(2, 16, 8), torch.randn(2, 16, 32)
+        >>> y = dot_product(theta, phi, g)
+        >>> torch.allclose(y, (theta @ phi.mT / 16) @ g, atol=1e-5)
+        True
+
+    Source: Wang et al., Non-local Neural Networks, eq. 1 with the f of eq. 4 and C(x) = m; only the order of the
+    products differs.
+    """
+    n, d = theta.shape[1:]
+    m, e = g.shape[1:]
+    with full_precision(theta.device):
+        dtype = sum_dtype(g)
+        theta, phi, value = theta.to(dtype), phi.to(dtype), g.to(dtype)
+        if _known(n * m * (d + e) < (n + m) * d * e):
+            y = (theta @ phi.mT * (scale / m)) @ value
+        else:
+            # written transposed where g is, so that the caller's feature map needs no copy
+            summary = (value.mT @ phi) * (scale / m)
+            y = (summary @ theta.mT).mT if _transposed(g) else theta @ summary.mT
+        return y.to(g.dtype)
+
+
+def _known(condition: bool | torch.SymBool) -> bool:
+    """``condition`` if it follows from the sizes alone; False, without a guard, if a symbolic size decides."""
+    if isinstance(condition, bool) and not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
+# ------------------------------------------------------------------------------------------------ concatenation
+
+
+@torch.fx.wrap
+def concatenation(
+    a: Float[Tensor, "b n"], b: Float[Tensor, "b m"], g: Float[Tensor, "b m e"]
+) -> Float[Tensor, "b n e"]:
+    """``y_i = 1/m sum_j ReLU(a_i + b_j) g_j`` in O(n log m + (n + m) e) time and O((n + m) e) memory.
+
+    With the keys sorted by ``b``, those that query i sees (``b_j > -a_i``) are the first k, and ``y_i`` is linear
+    in ``a_i`` between two keys: ``m y_i = (a_i + b_k) G_k + Y_k`` with the running sums ``G_k = sum_{j<=k} g_j`` and
+    ``Y_k = sum_{j<=k} (b_j - b_k) g_j``. Every term has the sign of its ``g_j``: a common offset of a against b
+    cancels before it is multiplied, not after.
+
+    Args:
+        a: query scores ``w_theta . theta_i``. b: key scores ``w_phi . phi_j``. g: values.
+
+    Returns:
+        Output (b, n, e) in the dtype of ``g``.
+
+    Example:
+        >>> a, b, g = torch.randn(2, 64), torch.randn(2, 16), torch.randn(2, 16, 32)
+        >>> y = concatenation(a, b, g)
+        >>> torch.allclose(y, torch.relu(a[:, :, None] + b[:, None, :]) / 16 @ g, atol=1e-5)
+        True
+
+    Source: Wang et al., Non-local Neural Networks, eq. 1 with the f of eq. 5 and C(x) = m. The paper's
+    ``w . [theta_i, phi_j]`` is ``a_i + b_j``.
+    """
+    if exporting():
+        return reference.concatenation(a, b, g)
+    return _concatenation(a, b, g)
+
+
+@torch.library.custom_op("foveal::concatenation", mutates_args=())
+def _concatenation(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
+    with full_precision(a.device):
+        dtype = sum_dtype(g)
+        y, _ = _hinge_sums(a.to(dtype), b.to(dtype), g.to(dtype))
+        return _like_value(y.mul_(1 / b.shape[1]).to(g.dtype), g)
+
+
+@_concatenation.register_fake
+def _(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
+    return empty_like_value(g, a.shape[1])
+
+
+@torch.library.custom_op("foveal::concatenation_backward", mutates_args=())
+def _concatenation_backward(
+    grad_y: Tensor, a: Tensor, b: Tensor, g: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    with full_precision(a.device):
+        dtype = sum_dtype(g)
+        a_, b_, g_, u = a.to(dtype), b.to(dtype), g.to(dtype), grad_y.to(dtype) / b.shape[1]
+        # grad_g_j = sum_i ReLU(a_i + b_j) u_i is the same sum with queries and keys swapped, and
+        # grad_b_j = g_j . sum_{i: a_i > -b_j} u_i, grad_a_i = u_i . sum_{j: b_j > -a_i} g_j
+        grad_g, seen_u = _hinge_sums(b_, a_, u)
+        grad_b = torch.linalg.vecdot(g_, seen_u)
+        del seen_u
+        grad_a = torch.linalg.vecdot(u, _Running(a_, b_)(g_)[0])
+        return grad_a.to(a.dtype), grad_b.to(b.dtype), _like_value(grad_g.to(g.dtype), g)
+
+
+@_concatenation_backward.register_fake
+def _(grad_y: Tensor, a: Tensor, b: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(a), torch.empty_like(b), empty_like_value(g, g.shape[1])
+
+
+def _save_inputs(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+_concatenation.register_autograd(
+    lambda ctx, grad_y: _concatenation_backward(grad_y, *ctx.saved_tensors), setup_context=_save_inputs
+)
+
+
+def _hinge_sums(a: Tensor, b: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum_j ReLU(a_i + b_j) g_j`` and ``sum_{j: a_i + b_j > 0} g_j``, both (b, n, e)."""
+    a = a.masked_fill(b.isnan().any(1, keepdim=True), float("nan"))  # as in a sum over every key
+    order, b_sorted, last, none = _thresholds(a, b)
+    running = _take(g, order).cumsum_(1)
+    seen = _take(running, last)
+    # Y_{k+1} = Y_k + (b_k - b_{k+1}) G_k, from Y_1 = 0
+    step = running[:, :-1].mul_((b_sorted[:, :-1] - b_sorted[:, 1:]).unsqueeze(-1))
+    step.cumsum_(1)
+    y = _take(running, (last - 1).clamp_min_(0))
+    y.masked_fill_((last == 0).unsqueeze(-1), 0.0)
+    # a query that sees no key has a_i + b_1 <= 0
+    y.addcmul_(seen, (a + b_sorted.gather(1, last)).relu_().unsqueeze(-1))
+    return y, seen.masked_fill_(none.unsqueeze(-1), 0.0)
+
+
+def _thresholds(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys in falling order of b: their indices, their b, for each query the place of the last key it sees (0 if
+    none), and whether it sees none."""
+    negative, order = torch.sort(-b, dim=1)
+    # a_i + b_j > 0 exactly when -b_j < a_i: rounding a sum keeps its sign
+    seen = torch.searchsorted(negative, a.contiguous())
+    return order, -negative, (seen - 1).clamp_min_(0), seen == 0
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """``x[batch, index[batch, i], :]`` as a new contiguous tensor (b, i, e)."""
+    batch, m, width = x.shape
+    if batch > 1:
+        index = index + torch.arange(0, batch * m, m, device=index.device).unsqueeze(1)
+    return x.reshape(batch * m, width).index_select(0, index.flatten()).view(batch, -1, width)
+
+
+def _like_value(y: Tensor, value: Tensor) -> Tensor:
+    """``y`` in the memory order of ``value``."""
+    return y.mT.contiguous().mT if _transposed(value) else y.contiguous()
+
+
+# ---------------------------------------------------------------------------- concatenation under softmax (SAGAN)
+
+
+@torch.fx.wrap
+def concatenation_attention(
+    a: Float[Tensor, "b n"], b: Float[Tensor, "b m"], value: Float[Tensor, "b m e"], *, negative_slope: float = 1.0
+) -> Float[Tensor, "b n e"]:
+    """``y_i = sum_j softmax_j(leaky_relu(a_i + b_j)) v_j`` in O(n log m + (n + m) e) time, O((n + m) e) memory.
+
+    With ``negative_slope=1`` the score is linear and ``a_i`` cancels: every query gets the same distribution
+    ``softmax(b)`` (what GCNet observed in trained non-local networks). Below 1, ``exp`` factorises on either side
+    of the threshold ``b_j = -a_i``: with the keys sorted by ``b``, both sides are running sums of
+    ``exp(b_j - b_max) v_j`` and ``exp(slope (b_j - b_max)) v_j``, which cannot overflow, and a term that underflows
+    is below ``exp(-87)`` of the sum it belongs to.
+
+    Args:
+        a: query scores. b: key scores. value: values.
+        negative_slope: slope of the score below zero, in [0, 1]; 0 is ReLU, 1 the linear score.
+
+    Returns:
+        Output (b, n, e) in the dtype of ``value``.
+
+    Raises:
+        ValueError: ``negative_slope`` outside [0, 1].
+
+    Example:
+        >>> a, b, value = torch.randn(2, 64), torch.randn(2, 16), torch.randn(2, 16, 32)
+        >>> y = concatenation_attention(a, b, value)
+        >>> torch.allclose(y, torch.softmax(b, 1)[:, None] @ value + torch.zeros(64, 1), atol=1e-5)
+        True
+
+    Source: softmax as in Zhang et al., SAGAN, eq. 1, over the similarity of Non-local Neural Networks eq. 5 with the
+    ReLU generalised to a leaky one; Cao et al., GCNet, section 3 for the shared distribution.
+    """
+    if not 0 <= negative_slope <= 1:
+        raise ValueError(f"concatenation_attention: negative_slope must be in [0, 1], got {negative_slope}")
+    if exporting():
+        return reference.concatenation_attention(a, b, value, negative_slope=negative_slope)
+    if negative_slope < 1:
+        return _concatenation_attention(a, b, value, float(negative_slope))
+    with full_precision(a.device):
+        dtype = sum_dtype(value)
+        shared = torch.softmax(b.to(dtype), 1).unsqueeze(1) @ value.to(dtype)
+        # a changes nothing, but stays in the graph: its gradient is zero, not absent
+        return (shared + 0 * a.to(dtype).unsqueeze(-1)).to(value.dtype)
+
+
+@torch.library.custom_op("foveal::concatenation_attention", mutates_args=())
+def _concatenation_attention(a: Tensor, b: Tensor, value: Tensor, slope: float) -> Tensor:
+    with full_precision(a.device):
+        dtype = sum_dtype(value)
+        sides, v = _Sides(a.to(dtype), b.to(dtype), slope), value.to(dtype)
+        seen, _ = sides.over_keys(v * sides.steep.unsqueeze(-1))
+        y = seen.mul_(sides.above.unsqueeze(-1))
+        _, unseen = sides.over_keys(v * sides.flat.unsqueeze(-1))
+        return _like_value(y.addcmul_(unseen, sides.below.unsqueeze(-1)).to(value.dtype), value)
+
+
+@_concatenation_attention.register_fake
+def _(a: Tensor, b: Tensor, value: Tensor, slope: float) -> Tensor:
+    return empty_like_value(value, a.shape[1])
+
+
+@torch.library.custom_op("foveal::concatenation_attention_backward", mutates_args=())
+def _concatenation_attention_backward(
+    grad_y: Tensor, a: Tensor, b: Tensor, value: Tensor, y: Tensor, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    with full_precision(a.device):
+        dtype = sum_dtype(value)
+        a_, b_, v, u = a.to(dtype), b.to(dtype), value.to(dtype), grad_y.to(dtype)
+        sides = _Sides(a_, b_, slope)
+        delta = torch.linalg.vecdot(u, y.to(dtype))
+        # softmax: d loss / d score_ij = w_ij (u_i . v_j - delta_i), which sums to 0 over j, so that the part of
+        # grad_a below the threshold is -slope times the part above
+        seen, _ = sides.over_keys(v * sides.steep.unsqueeze(-1))
+        grad_a = (1 - slope) * (sides.above * torch.linalg.vecdot(u, seen) - sides.near * delta)
+        del seen
+        queries = _Running(b_, a_)
+        near, _ = queries(u * sides.above.unsqueeze(-1))
+        near.mul_(sides.steep.unsqueeze(-1))
+        _, far = queries(u * sides.below.unsqueeze(-1))
+        far.mul_(sides.flat.unsqueeze(-1))
+        near_delta, _ = queries((delta * sides.above).unsqueeze(-1))
+        _, far_delta = queries((delta * sides.below).unsqueeze(-1))
+        grad_b = torch.linalg.vecdot(v, near) + slope * torch.linalg.vecdot(v, far)
+        grad_b -= sides.steep * near_delta.squeeze(-1) + slope * sides.flat * far_delta.squeeze(-1)
+        return grad_a.to(a.dtype), grad_b.to(b.dtype), _like_value(near.add_(far).to(value.dtype), value)
+
+
+@_concatenation_attention_backward.register_fake
+def _(
+    grad_y: Tensor, a: Tensor, b: Tensor, value: Tensor, y: Tensor, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(a), torch.empty_like(b), empty_like_value(value, value.shape[1])
+
+
+def _save_all(ctx, inputs, output) -> None:
+    *tensors, ctx.slope = inputs
+    ctx.save_for_backward(*tensors, output)
+
+
+_concatenation_attention.register_autograd(
+    lambda ctx, grad_y: (*_concatenation_attention_backward(grad_y, *ctx.saved_tensors, ctx.slope), None),
+    setup_context=_save_all,
+)
+
+
+class _Sides:
+    """``softmax_ij`` is ``above_i steep_j`` where query i sees key j (``a_i + b_j > 0``), else ``below_i flat_j``."""
+
+    def __init__(self, a: Tensor, b: Tensor, slope: float):
+        a = a.masked_fill(b.isnan().any(1, keepdim=True), float("nan"))  # as in a sum over every key
+        fall = (b - b.amax(1, keepdim=True)).clamp_min_(torch.finfo(b.dtype).min)
+        self.steep, self.flat = fall.exp(), (slope * fall).exp_()
+        self.over_keys = _Running(a, b)
+        # below over above, at most 1: exp(slope (a_i + b_max)) / exp(a_i + b_max) where the query sees a key
+        ratio = ((slope - 1) * (a + b.amax(1, keepdim=True)).clamp_min_(0)).exp_()
+        near = self.over_keys(self.steep.unsqueeze(-1))[0].squeeze(-1)
+        far = ratio * self.over_keys(self.flat.unsqueeze(-1))[1].squeeze(-1)
+        self.above, self.below = 1 / (near + far), ratio / (near + far)
+        self.near = near * self.above  # the weight on the keys that are seen
+
+
+class _Running:
+    """Sums over the keys that a query sees (``a_i + b_j > 0``) and over those that it does not."""
+
+    def __init__(self, a: Tensor, b: Tensor):
+        self.order, _, self.last, self.none = _thresholds(a, b)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        running = _take(x, self.order).cumsum_(1)
+        seen = _take(running, self.last).masked_fill_(self.none.unsqueeze(-1), 0.0)
+        return seen, running[:, -1:] - seen
