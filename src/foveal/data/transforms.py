@@ -1,0 +1,181 @@
+"""From a stored sample to what a network takes: geometric changes joint for image, mask and box, then normalisation.
+
+Both functions return a callable ``sample -> sample``. It reads ``image`` (uint8, 3 h w) and, where present, ``mask``
+(integers, h w), ``box_xyxy`` (4,) or ``boxes_xyxy`` (n, 4); every other entry passes through. It draws from torch's
+global generator and from nothing else: seed that per item and epoch, and the same picture comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+Sample = dict[str, Any]
+Transform = Callable[[Sample], Sample]
+
+# Per channel, of images in 0..1. timm's and torchvision's pretrained networks expect these.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Up to here images are padded and cropped as CIFAR networks are trained; larger ones are cropped and resized.
+SMALL = 64
+
+
+def train_transform(
+    size: int,
+    *,
+    crop: str = "auto",
+    flip: float = 0.5,
+    jitter: float = 0.0,
+    scale: tuple[float, float] = (0.35, 1.0),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Transform:
+    """Random crop, flip and colours; ``image`` comes out as float32 (3, size, size), normalised.
+
+    Args:
+        size: height and width of the result in pixels.
+        crop: "pad": bring the image to ``size``, pad an eighth on every side, crop at random (for small images);
+            "resized": crop a random share of the area and resize it; "none": only bring it to ``size``;
+            "auto": "pad" up to 64 pixels, "resized" above.
+        flip: probability of mirroring left and right, 0..1. Use 0 where a mirrored image shows another class:
+            data sets say so with ``mirror = False``.
+        jitter: strength of random brightness, contrast and saturation, 0 (off) to 1.
+        scale: smallest and largest share of the area that "resized" keeps.
+        mean, std: of each channel, for images in 0..1.
+
+    A box is clamped to the crop and may become empty (x1 = x2); a mask is never interpolated, and padding is 0 in it.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> sample = {"image": torch.zeros(3, 40, 30, dtype=torch.uint8), "box_xyxy": torch.tensor([3.0, 4, 20, 30])}
+        >>> out = train_transform(32)(sample | {"label": 7})
+        >>> out["image"].shape, out["image"].dtype, out["label"]
+        (torch.Size([3, 32, 32]), torch.float32, 7)
+    """
+    from torchvision.transforms import v2
+
+    _check_size("train_transform", size)
+    if crop not in ("auto", "pad", "resized", "none"):
+        raise ValueError(f"train_transform: crop must be one of auto, pad, resized, none, got {crop!r}")
+    for name, value in (("flip", flip), ("jitter", jitter)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"train_transform: {name} must be between 0 and 1, got {value}")
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"train_transform: scale must satisfy 0 < smallest <= largest <= 1, got {scale}")
+    if crop == "auto":
+        crop = "pad" if size <= SMALL else "resized"
+
+    steps: list[Any] = []
+    if crop == "resized":
+        steps.append(v2.RandomResizedCrop(size, scale=scale, antialias=True))
+    else:
+        steps += [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
+    if crop == "pad":
+        steps.append(v2.RandomCrop(size, padding=max(1, size // 8)))
+    if flip:
+        steps.append(v2.RandomHorizontalFlip(flip))
+    if jitter:
+        steps.append(v2.ColorJitter(brightness=0.4 * jitter, contrast=0.4 * jitter, saturation=0.4 * jitter))
+    return JointTransform(steps, mean, std)
+
+
+def eval_transform(
+    size: int,
+    *,
+    resize: str = "shorter",
+    crop_share: float | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Transform:
+    """No randomness: bring the image to (size, size) and normalise; ``image`` comes out as float32.
+
+    Args:
+        size: height and width of the result in pixels.
+        resize: "shorter": the shorter side becomes ``size / crop_share``, then the centre is cropped;
+            "exact": both sides become ``size``, the aspect ratio changes, nothing is cut off.
+        crop_share: share of the shorter side that is kept, 0 to 1; default 1 up to 64 pixels, 0.875 above.
+        mean, std: of each channel, for images in 0..1.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> out = eval_transform(32)({"image": torch.full((3, 48, 64), 255, dtype=torch.uint8)})
+        >>> out["image"].shape, round(out["image"].max().item(), 2)  # (1 - 0.406) / 0.225
+        (torch.Size([3, 32, 32]), 2.64)
+    """
+    from torchvision.transforms import v2
+
+    _check_size("eval_transform", size)
+    if resize not in ("shorter", "exact"):
+        raise ValueError(f"eval_transform: resize must be shorter or exact, got {resize!r}")
+    if crop_share is None:
+        crop_share = 1.0 if size <= SMALL else 0.875
+    if not 0 < crop_share <= 1:
+        raise ValueError(f"eval_transform: crop_share must be above 0 and at most 1, got {crop_share}")
+    if resize == "exact":
+        return JointTransform([v2.Resize((size, size), antialias=True)], mean, std)
+    return JointTransform(
+        [v2.Resize(round(size / crop_share), antialias=True), v2.CenterCrop(size)], mean, std
+    )
+
+
+class JointTransform:
+    """Run torchvision v2 ``steps`` on image, mask and boxes together, then normalise the image.
+
+    Args:
+        steps: v2 transforms, applied in order to uint8 images.
+        mean, std: of each channel, for images in 0..1.
+        normalise: False leaves the image as uint8.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Callable[..., Any]],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        *,
+        normalise: bool = True,
+    ) -> None:
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"transform: mean and std need 3 values each, std above 0, got {mean} and {std}")
+        self.steps = list(steps)
+        self.normalise = normalise
+        # One multiplication and one addition for the bytes 0..255.
+        self._gain = 1 / (255 * torch.tensor(std, dtype=torch.float32).reshape(3, 1, 1))
+        self._shift = -(torch.tensor(mean) / torch.tensor(std)).float().reshape(3, 1, 1)
+
+    def __call__(self, sample: Sample) -> Sample:
+        from torchvision import tv_tensors
+
+        image = sample["image"]
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"transform: image must be (3, h, w), got {tuple(image.shape)}")
+        joint: Sample = {"image": tv_tensors.Image(image)}
+        for name, value in sample.items():
+            if "mask" in name:
+                joint[name] = tv_tensors.Mask(value)
+            elif name.startswith("box"):
+                boxes = torch.as_tensor(value, dtype=torch.float32).reshape(-1, 4)
+                canvas = (image.shape[1], image.shape[2])
+                joint[name] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=canvas)  # pyright: ignore[reportCallIssue]
+        for step in self.steps:
+            joint = step(joint)
+        out = dict(sample)
+        for name, value in joint.items():
+            plain = value.as_subclass(torch.Tensor)
+            out[name] = plain.reshape(sample[name].shape) if name.startswith("box") else plain
+        if self.normalise:
+            out["image"] = torch.addcmul(self._shift, out["image"].float(), self._gain)
+        return out
+
+
+def _check_size(function: str, size: int) -> None:
+    if not 1 <= size <= 8192:
+        raise ValueError(f"{function}: size must be between 1 and 8192 pixels, got {size}")
