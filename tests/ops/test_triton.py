@@ -65,7 +65,7 @@ def compare(function, literal, inputs, tolerance):
 @pytest.mark.parametrize("layout", ["plain", "transposed"])
 @pytest.mark.parametrize(
     ("b", "n", "m", "d", "e"),
-    [(2, 70, 70, 8, 64), (1, 33, 17, 5, 40), (1, 1, 1, 1, 1), (1, 65, 130, 16, 300), (1, 40, 40, 130, 24)],
+    [(2, 70, 70, 8, 64), (1, 33, 17, 5, 40), (1, 1, 1, 1, 1), (1, 65, 130, 16, 300), (1, 40, 40, 100, 24)],
 )
 def test_attention_equals_the_equation(b, n, m, d, e, layout, dtype):
     from foveal.ops import _triton
@@ -77,6 +77,26 @@ def test_attention_equals_the_equation(b, n, m, d, e, layout, dtype):
     compare(
         lambda *t: _triton.attention(*t, scale=0.3),
         lambda *t: reference.softmax_attention(*t, scale=0.3),
+        [query, key, value],
+        TOLERANCE[dtype],
+    )
+
+
+@inside
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_widest_keys_fit(dtype):
+    from foveal.ops import _triton
+
+    torch.manual_seed(0)
+    widest = _triton.WIDEST_KEY[dtype]
+    query, key, value = (
+        leaf(1, 70, widest, dtype=dtype),
+        leaf(1, 70, widest, dtype=dtype),
+        leaf(1, 70, 300, dtype=dtype),
+    )
+    compare(
+        lambda *t: _triton.attention(*t, scale=0.05),
+        lambda *t: reference.softmax_attention(*t, scale=0.05),
         [query, key, value],
         TOLERANCE[dtype],
     )
@@ -105,8 +125,8 @@ def test_attention_refuses_what_it_cannot_do():
     q = torch.randn(1, 4, 8, device=DEVICE)
     assert "mask" in (_triton.can_run(q, q, q, torch.ones(1, 4, 4, dtype=torch.bool)) or "")
     assert "float64" in (_triton.can_run(q.double(), q.double(), q.double()) or "")
-    wide = torch.randn(1, 4, 300, device=DEVICE)
-    assert "300" in (_triton.can_run(wide, wide, q) or "")
+    wide = torch.randn(1, 4, 129, device=DEVICE)
+    assert "129" in (_triton.can_run(wide, wide, q) or "")
 
 
 @inside
