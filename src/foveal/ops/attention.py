@@ -1,8 +1,294 @@
-"""Softmax attention with unequal key and value widths."""
+"""Softmax attention with unequal key and value widths, and the attentions built on it.
 
-from foveal.ops import reference
+Shapes as in ``reference``: positions before width, queries ``n``, keys ``m``. Nothing of size n x m is stored,
+forward or backward, unless ``backend="reference"`` is asked for. Scores, softmax and sums are float32 (float64 for
+float64), also for half inputs and under autocast; the result has the dtype of ``value`` and, where that is the
+transposed view of a feature map (b, e, m), the same memory order. First derivatives only: a second one raises.
 
-softmax_attention = reference.softmax_attention
-cosine_attention = reference.cosine_attention
-perceptron_attention = reference.perceptron_attention
-channel_attention = reference.channel_attention
+While exporting (``torch.export``, ONNX, ``torch.jit.trace``) the literal equation is emitted, from operators that
+every runtime knows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from foveal.ops import _streamed, reference
+from foveal.ops.pairwise import exporting, full_precision, sum_dtype
+
+BACKENDS = ("reference", "streamed", "sdpa", "triton")
+_FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+
+
+# ------------------------------------------------------------------------------------------- choosing a backend
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that runs, why, and for every other one why it was not chosen. ``str()`` is readable."""
+
+    backend: str
+    why: str
+    others: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {self.why}" + "".join(f"\nnot {name}: {why}" for name, why in self.others.items())
+
+
+def explain(
+    query: Float[Tensor, "b n d"],
+    key: Float[Tensor, "b m d"],
+    value: Float[Tensor, "b m e"],
+    *,
+    mask: Bool[Tensor, "#b #n m"] | None = None,
+) -> Choice:
+    """Which backend ``softmax_attention(..., backend="auto")`` takes for these tensors, and why not the others.
+
+    Example:
+        >>> print(explain(torch.randn(1, 64, 8), torch.randn(1, 64, 8), torch.randn(1, 64, 32)))
+        streamed: keys and values differ in width and the tensors are on cpu
+        not reference: stores all n x m weights; for export and as the oracle of tests
+        not sdpa: on cpu PyTorch's kernel wants equal widths; padding 8 to 32 adds arithmetic
+        not triton: Triton needs a CUDA tensor, got one on cpu
+    """
+    _check("explain", query, key, value, mask)
+    backend, why = _choose(query, key, value, mask)
+    others = {
+        "reference": "stores all n x m weights: the oracle of tests, and what is exported",
+        "streamed": "written for CPUs, slower here",
+        "sdpa": f"slower here at unequal widths, {query.shape[-1]} and {value.shape[-1]}",
+        "triton": "not tried: PyTorch's own kernel comes first at equal widths",
+    }
+    for name in others:
+        others[name] = _refusal(name, query, key, value, mask) or others[name]
+    del others[backend]
+    return Choice(backend, why, others)
+
+
+def _choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[str, str]:
+    if exporting():
+        return "reference", "a graph is being recorded for another runtime"
+    for name in ("triton", "sdpa") if query.is_cuda else ():
+        if _refusal(name, query, key, value, mask) is None:
+            return name, f"the fastest on {query.device.type} that takes these tensors"
+    if query.shape[-1] == value.shape[-1] and _refusal("sdpa", query, key, value, mask) is None:
+        return "sdpa", "keys and values have one width, which PyTorch's kernel is made for"
+    return "streamed", f"in tiles on {query.device.type}: any widths, dtypes and masks"
+
+
+def _refusal(backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> str | None:
+    """Why ``backend`` cannot run on these tensors; None if it can."""
+    if backend == "triton":
+        try:
+            from foveal.ops import _triton
+        except ImportError as error:
+            return f"Triton does not import: {error}"
+        return _triton.can_run(query, key, value, mask)
+    if backend == "sdpa":
+        if mask is not None:
+            return "a query whose keys are all masked has to give 0, which PyTorch's kernels do not promise"
+        if not query.dtype == key.dtype == value.dtype:
+            return f"PyTorch's kernels want one dtype, got {query.dtype}, {key.dtype}, {value.dtype}"
+        if query.device.type not in ("cpu", "cuda"):
+            return f"PyTorch has no fused kernel for {query.device.type}"
+    return None
+
+
+def _check(name: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    if query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2] or key.shape[:2] != value.shape[:2]:
+        raise ValueError(
+            f"{name}: query (b, n, d), key (b, m, d) and value (b, m, e) must share b, d and m, "
+            f"got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
+        )
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"{name}: mask must be bool, True where a key may be attended to, got {mask.dtype}")
+
+
+# ------------------------------------------------------------------------------------------------- the functions
+
+
+@torch.fx.wrap
+def softmax_attention(
+    query: Float[Tensor, "b n d"],
+    key: Float[Tensor, "b m d"],
+    value: Float[Tensor, "b m e"],
+    *,
+    scale: float = 1.0,
+    mask: Bool[Tensor, "#b #n m"] | None = None,
+    backend: str = "auto",
+) -> Float[Tensor, "b n e"]:
+    """``y_i = sum_j softmax_j(scale * q_i . k_j) v_j``, streamed.
+
+    Args:
+        query, key, value: the keys may be fewer than the queries (sub-sampled) and of another width than the values.
+        scale: factor of every score; the papers of these blocks use 1.
+        mask: True where a key may be attended to; a query without any key gives 0.
+        backend: "auto" (see ``explain``) or "reference", "streamed", "sdpa", "triton".
+
+    Returns:
+        Output (b, n, e) in the dtype of ``value``.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown backend, or one that cannot run on these tensors.
+
+    Example:
+        >>> query, key, value = torch.randn(2, 64, 8), torch.randn(2, 16, 8), torch.randn(2, 16, 32)
+        >>> y = softmax_attention(query, key, value)
+        >>> torch.allclose(y, torch.softmax(query @ key.mT, -1) @ value, atol=1e-5)
+        True
+
+    Source: SAGAN eq. 1-2; DANet eq. 1-2; Non-local eq. 1 with the f of eq. 2 and 3. The order of the sum is that of
+    Milakov and Gimelshein, Online normalizer calculation for softmax; no approximation.
+    """
+    _check("softmax_attention", query, key, value, mask)
+    return _run(_resolve("softmax_attention", backend, query, key, value, mask), query, key, value, scale, mask)
+
+
+def _resolve(
+    name: str, backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> str:
+    if backend == "auto":
+        return _choose(query, key, value, mask)[0]
+    if backend not in BACKENDS:
+        raise ValueError(f"{name}: backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+    reason = _refusal(backend, query, key, value, mask)
+    if reason is not None:
+        raise ValueError(f'{name}: backend "{backend}" cannot run, {reason}; "streamed" can')
+    return backend
+
+
+def _run(
+    backend: str, query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None
+) -> Tensor:
+    if backend == "streamed":
+        return _streamed.softmax_attention(query, key, value, mask, float(scale))[0]
+    if backend == "triton":
+        from foveal.ops import _triton
+
+        return _triton.attention(query, key, value, scale)
+    with full_precision(value.device):
+        if backend == "sdpa":
+            return _sdpa(query, key, value, scale)
+        dtype = sum_dtype(value)
+        tensors = query.to(dtype), key.to(dtype), value.to(dtype)
+        return reference.softmax_attention(*tensors, scale=scale, mask=mask).to(value.dtype)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """PyTorch's fused kernels. Zeros appended to queries and keys, or to values, change no score and no output."""
+    d, e = query.shape[-1], value.shape[-1]
+    if d != e and not value.is_cuda:
+        width = max(d, e)
+        query, key, value = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
+    # the kernels want unit stride along the width; MATH, which stores n x m, is left out
+    query, key, value = (x.contiguous().unsqueeze(1) for x in (query, key, value))
+    with sdpa_kernel(_FUSED):
+        return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)[..., :e]
+
+
+@torch.fx.wrap
+def cosine_attention(
+    query: Float[Tensor, "b n d"],
+    key: Float[Tensor, "b m d"],
+    value: Float[Tensor, "b m e"],
+    *,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> Float[Tensor, "b n e"]:
+    """``y_i = sum_j softmax_j(scale * q_i . k_j / (|q_i| |k_j|)) v_j``; a zero vector scores 0 with every other.
+
+    Args and errors as for ``softmax_attention``. With ``scale=1`` the scores lie in [-1, 1], and the largest weight
+    is at most ``e^2 = 7.4`` times the smallest.
+
+    Example:
+        >>> query, key, value = torch.randn(2, 64, 8), torch.randn(2, 16, 8), torch.randn(2, 16, 32)
+        >>> y = cosine_attention(query, key, value)
+        >>> torch.allclose(y, cosine_attention(3 * query, key, value), atol=1e-5)
+        True
+
+    Source: the cosine similarity of Zhihu article "CNN attention" beside SAGAN's dot product.
+    """
+    _check("cosine_attention", query, key, value, None)
+    backend = _resolve("cosine_attention", backend, query, key, value, None)
+    with full_precision(value.device):
+        dtype = sum_dtype(value)
+        query, key = F.normalize(query.to(dtype), dim=-1), F.normalize(key.to(dtype), dim=-1)
+        if backend in ("sdpa", "triton"):
+            query, key = query.to(value.dtype), key.to(value.dtype)
+    return _run(backend, query, key, value, scale, None)
+
+
+@torch.fx.wrap
+def perceptron_attention(
+    query: Float[Tensor, "b n d"],
+    key: Float[Tensor, "b m d"],
+    weight: Float[Tensor, " d"],
+    value: Float[Tensor, "b m e"],
+) -> Float[Tensor, "b n e"]:
+    """``y_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j``, in tiles: O(n m d) time, nothing n x m stored.
+
+    There is no shortcut: ``tanh`` of a sum does not factorise, and every pair needs d of them.
+
+    Args:
+        query, key, value: as for ``softmax_attention``. weight: w, one factor a channel of the key.
+
+    Returns:
+        Output (b, n, e) in the dtype of ``value``.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> query, key, weight = torch.randn(2, 64, 8), torch.randn(2, 16, 8), torch.randn(8)
+        >>> perceptron_attention(query, key, weight, torch.randn(2, 16, 32)).shape
+        torch.Size([2, 64, 32])
+
+    Source: Bahdanau et al., Neural machine translation by jointly learning to align and translate, section A.1.2.
+    """
+    _check("perceptron_attention", query, key, value, None)
+    if weight.shape != query.shape[-1:]:
+        raise ValueError(
+            f"perceptron_attention: weight must have the width of the keys, {query.shape[-1]}, got {tuple(weight.shape)}"
+        )
+    if not exporting():
+        return _streamed.perceptron_attention(query, key, weight, value)[0]
+    dtype = sum_dtype(value)
+    tensors = (x.to(dtype) for x in (query, key, weight, value))
+    return reference.perceptron_attention(*tensors).to(value.dtype)
+
+
+def channel_attention(x: Float[Tensor, "b c n"], form: str = "code") -> Float[Tensor, "b c n"]:
+    """``y_i = sum_j softmax_j(+-x_i . x_j) x_j`` over channels: DANet's channel attention without the learned scale.
+
+    Energies are float32 whatever ``x`` is: in float16 they overflow once ``n * mean(x^2)`` passes 65504, which a
+    97 x 97 map does at a mean square of 7.
+
+    Args:
+        x: flattened feature map.
+        form: "paper" weighs by ``softmax_j(x_i . x_j)``; "code", as released and in every trained weight, by
+            ``softmax_j(max_j(x_i . x_j) - x_i . x_j)``: the least similar channel gets the most weight.
+
+    Returns:
+        Output (b, c, n) in the dtype of ``x``.
+
+    Raises:
+        ValueError: an unknown ``form``.
+
+    Example:
+        >>> channel_attention(torch.randn(2, 16, 64)).shape
+        torch.Size([2, 16, 64])
+
+    Source: Fu et al., Dual Attention Network for Scene Segmentation, eq. 3-4, and its released code.
+    """
+    if form not in ("code", "paper"):
+        raise ValueError(f'channel_attention: form must be "code" or "paper", got {form!r}')
+    with full_precision(x.device):
+        wide = x.to(sum_dtype(x))
+        energy = wide @ wide.mT
+        # softmax does not change under a shift: max_j - energy and -energy give the same weights
+        weights = torch.softmax(-energy if form == "code" else energy, -1)
+        return (weights @ wide).to(x.dtype)
