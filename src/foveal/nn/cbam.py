@@ -101,7 +101,7 @@ class SpatialGate(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"SpatialGate: kernel_size must be odd, got {kernel_size}")
         check.one_of("SpatialGate", "variant", variant, VARIANTS)
-        check.one_of("SpatialGate", "dims", str(dims), map(str, CONV))
+        check.spatial_dims("SpatialGate", dims)
         check.one_of("SpatialGate", "start", start, ["paper", "identity"])
         self.channels, self.dims, self.max_first = channels, dims, VARIANTS[variant].max_first
         self.gate_gain = 2.0 if start == "identity" else 1.0
@@ -190,7 +190,7 @@ class CBAM(nn.Module):
         super().__init__()
         check.one_of("CBAM", "arrangement", arrangement, ARRANGEMENTS)
         check.one_of("CBAM", "variant", variant, VARIANTS)
-        check.one_of("CBAM", "dims", str(dims), map(str, CONV))
+        check.spatial_dims("CBAM", dims)
         self.channels, self.dims, self.arrangement = channels, dims, arrangement
         self.channel = self.spatial = None
         if arrangement != "spatial":

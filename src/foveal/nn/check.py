@@ -11,6 +11,11 @@ def one_of(owner: str, name: str, value: str, allowed: Iterable[str]) -> None:
         raise ValueError(f"{owner}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def spatial_dims(owner: str, dims: int) -> None:
+    if dims not in (1, 2, 3):
+        raise ValueError(f"{owner}: dims must be 1, 2 or 3, got {dims!r}")
+
+
 def positive(owner: str, **values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

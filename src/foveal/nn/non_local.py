@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from foveal.nn import check
 from foveal.nn.batch_norm import BatchNorm, zero_scale
-from foveal.nn.positions import CONV, Points, check_points, max_pool, pick, pointwise, to_map, to_positions
+from foveal.nn.positions import Points, check_points, max_pool, pick, pointwise, to_map, to_positions
 from foveal.ops import attention, pairwise, reference
 
 PAIRWISE = ["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
@@ -66,7 +66,7 @@ class NonLocal(nn.Module):
         super().__init__()
         inner = check.reduced_width("NonLocal", channels, 2, inner, "inner")
         check.one_of("NonLocal", "pairwise", pairwise, PAIRWISE)
-        check.one_of("NonLocal", "dims", str(dims), map(str, CONV))
+        check.spatial_dims("NonLocal", dims)
         check.one_of("NonLocal", "over", over, ["spacetime", "space", "time"] if dims == 3 else ["spacetime"])
         check.one_of("NonLocal", "subsample", subsample, ["none", "after", "before"])
         check.one_of("NonLocal", "norm", norm, ["batch", "none"])

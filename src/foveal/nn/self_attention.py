@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveal.nn import check
-from foveal.nn.positions import CONV, Points, check_points, max_pool, pick, pointwise, to_map, to_positions
+from foveal.nn.positions import Points, check_points, max_pool, pick, pointwise, to_map, to_positions
 from foveal.nn.spectral_norm import SpectralPointwise
 from foveal.ops import attention, pairwise, reference
 
@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
         owner = type(self).__name__
         check.one_of(owner, "similarity", similarity, SIMILARITIES)
         check.one_of(owner, "form", form, FORMS)
-        check.one_of(owner, "dims", str(dims), map(str, CONV))
+        check.spatial_dims(owner, dims)
         check.one_of(owner, "start", start, ["paper", "identity"])
         default = FORMS[form]
         key_width = check.reduced_width(owner, channels, 8, key_width, "key_width")
