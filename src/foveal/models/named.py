@@ -1,0 +1,131 @@
+"""The article's networks by name, assembled by insertion into timm's: nothing here repeats a ResNet.
+
+Each builder takes timm's habits (``pretrained`` of the plain backbone, ``num_classes``, ``in_chans``,
+``features_only``, ``out_indices``) and the block's own options.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from foveal.insert import insert
+from foveal.models.cifar_resnet import CifarResNet
+from foveal.models.segmentation import HEADS, SegmentationNet
+from foveal.models.video import KINDS, VideoResNet, nonlocal_sites
+
+TIMM_OPTIONS = ("features_only", "out_indices", "output_stride", "drop_rate", "drop_path_rate", "global_pool")
+SMALL = (64, 64)  # enough to trace a classifier for its channels
+
+
+def _backbone(
+    name: str, pretrained: bool, num_classes: int, in_chans: int, options: dict[str, Any]
+) -> nn.Module:
+    """The plain timm network; takes its options out of ``options``."""
+    import timm
+
+    own = {key: options.pop(key) for key in TIMM_OPTIONS if key in options}
+    if not own.get("features_only"):
+        own["num_classes"] = num_classes
+    return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **own)
+
+
+def at_residuals(
+    block: str,
+    backbone: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    **options: Any,
+) -> nn.Module:
+    """``backbone`` with ``block`` at the end of every residual branch, at the paper's initialisation."""
+    net = _backbone(backbone, pretrained, num_classes, in_chans, options)
+    example = torch.zeros(1, in_chans, *SMALL)
+    return insert(net, block, at="residual", **{"start": "paper", "example": example, **options})
+
+
+def cifar(block: str, depth: int, *, num_classes: int = 10, in_chans: int = 3, **options: Any) -> nn.Module:
+    """`CifarResNet` with ``block`` at the end of every residual branch, reduction 4: its stages are narrow."""
+    net = CifarResNet(depth, num_classes=num_classes, in_chans=in_chans)
+    return insert(net, block, at="residual", **{"start": "paper", "reduction": 4, **options})
+
+
+def senet154(
+    *, pretrained: bool = False, num_classes: int = 1000, in_chans: int = 3, **options: Any
+) -> nn.Module:
+    """SENet-154: 64 groups, deep stem, 3x3 projections, SE of reduction 16 (Hu et al., appendix).
+
+    Assembled on timm's ResNet. Deviation: stride 2 sits in the 3x3 convolution as there; the dropout of 0.2 before
+    the classifier is `drop_rate`.
+    """
+    from timm.models.resnet import Bottleneck, ResNet
+
+    if pretrained:
+        raise ValueError(
+            "senet154: has no weights of its own; convert the published ones with `foveal convert`"
+        )
+    net = ResNet(
+        Bottleneck,  # type: ignore[arg-type]
+        (3, 8, 36, 3),
+        num_classes=num_classes,
+        in_chans=in_chans,
+        cardinality=64,
+        base_width=4,
+        stem_type="deep",
+        down_kernel_size=3,
+        block_reduce_first=2,
+        drop_rate=options.pop("drop_rate", 0.2),
+    )
+    example = torch.zeros(1, in_chans, *SMALL)
+    return insert(
+        net, "se", at="residual", **{"start": "paper", "reduction": 16, "example": example, **options}
+    )
+
+
+def nonlocal_resnet(
+    depth: int,
+    *,
+    blocks: int = 5,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    **options: Any,
+) -> nn.Module:
+    """ResNet-50 or -101 with 1, 5 or 10 Non-local blocks at the paper's places (`nonlocal_sites`)."""
+    net = _backbone(f"resnet{depth}", pretrained, num_classes, in_chans, options)
+    example = torch.zeros(1, in_chans, *SMALL)
+    for site in nonlocal_sites(depth, blocks):
+        insert(net, "nonlocal", at=site, **{"start": "paper", "example": example, **options})
+    return net
+
+
+NAMED: dict[str, Callable[..., nn.Module]] = {
+    **{
+        f"se_resnet{depth}": functools.partial(at_residuals, "se", f"resnet{depth}")
+        for depth in (18, 34, 50, 101, 152)
+    },
+    **{
+        f"se_resnext{depth}_32x4d": functools.partial(at_residuals, "se", f"resnext{depth}_32x4d")
+        for depth in (50, 101)
+    },
+    "se_net154": senet154,
+    **{f"cifar_se_resnet{depth}": functools.partial(cifar, "se", depth) for depth in (20, 32, 56, 110)},
+    **{
+        f"cbam_resnet{depth}": functools.partial(at_residuals, "cbam", f"resnet{depth}", variant="article")
+        for depth in (18, 34, 50, 101)
+    },
+    **{
+        f"cifar_cbam_resnet{depth}": functools.partial(cifar, "cbam", depth, variant="article")
+        for depth in (20, 32, 56, 110)
+    },
+    **{f"nonlocal_resnet{depth}": functools.partial(nonlocal_resnet, depth) for depth in (50, 101)},
+    **{f"nonlocal_{kind}_resnet50": functools.partial(VideoResNet, kind) for kind in KINDS},
+    **{
+        f"{head}_resnet{depth}": functools.partial(SegmentationNet, head, f"resnet{depth}")
+        for head in HEADS
+        for depth in (18, 34, 50, 101)
+    },
+}

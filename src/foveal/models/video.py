@@ -1,0 +1,150 @@
+"""Video networks of the Non-local paper: a 2-D ResNet-50 inflated over time, with Non-local blocks.
+
+C2D computes frame by frame and only pools over time; I3D also convolves over time. Input (b, 3, t, h, w).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from foveal.insert import insert
+
+KINDS = ("c2d", "i3d")
+
+
+def inflate(conv: nn.Conv2d, time: int, time_stride: int = 1) -> nn.Conv3d:
+    """A 3-D convolution that answers a still clip as ``conv`` answers its frame.
+
+    Every one of the ``time`` planes of the kernel is the 2-D kernel divided by ``time`` (Carreira & Zisserman 2017,
+    section 2.4.1), so weights learned on images carry over; at the clip's ends zero padding shows.
+
+    Args:
+        conv: the 2-D convolution; its weights are copied.
+        time: odd length of the kernel over time.
+        time_stride: stride over time.
+    """
+    if time < 1 or time % 2 == 0:
+        raise ValueError(f"inflate: time must be odd and at least 1, got {time}")
+    inflated = nn.Conv3d(
+        conv.in_channels,
+        conv.out_channels,
+        (time, *conv.kernel_size),
+        stride=(time_stride, *conv.stride),
+        padding=(time // 2, *conv.padding),  # type: ignore[arg-type]
+        dilation=(1, *conv.dilation),
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+    )
+    with torch.no_grad():
+        inflated.weight.copy_(conv.weight[:, :, None] / time)
+        if conv.bias is not None and inflated.bias is not None:
+            inflated.bias.copy_(conv.bias)
+    return inflated
+
+
+def _over_time(module: nn.Module, path: str, times: dict[str, int]) -> None:
+    """Replace every 2-D layer below ``module`` by its 3-D form, in place."""
+    for name, child in module.named_children():
+        where = f"{path}.{name}" if path else name
+        if isinstance(child, nn.Conv2d):
+            setattr(
+                module, name, inflate(child, times.get(where, 1), time_stride=2 if where == "conv1" else 1)
+            )
+        elif isinstance(child, nn.BatchNorm2d):
+            batch_norm = nn.BatchNorm3d(child.num_features, child.eps, child.momentum)
+            batch_norm.load_state_dict(child.state_dict())
+            setattr(module, name, batch_norm)
+        elif isinstance(child, nn.MaxPool2d):
+            setattr(module, name, nn.MaxPool3d(3, stride=2, padding=1))
+        elif isinstance(child, nn.AdaptiveAvgPool2d):
+            setattr(module, name, nn.AdaptiveAvgPool3d(1))
+        else:
+            _over_time(child, where, times)
+
+
+class VideoResNet(nn.Module):
+    """ResNet-50 over clips, C2D or I3D, of the Non-local paper.
+
+    Args:
+        kind: ``"c2d"``: no convolution over time; ``"i3d"``: a first convolution of 5 frames and, in every second
+            residual block, a first 1x1 convolution of 3 frames.
+        num_classes: outputs.
+        blocks: Non-local blocks: 0, 1 (res4), 5 (res3 and res4, every other residual block) or 10 (every one).
+        over: ``"spacetime"``, ``"space"`` or ``"time"``: what the Non-local blocks attend over.
+        pretrained: start from torchvision's ImageNet weights (needs a network connection).
+        in_chans: channels of a frame; 3 with ``pretrained``.
+        **options: options of `NonLocal`.
+
+    ``forward``: clips (b, in_chans, t, h, w), t from 1, h and w from 32 -> (b, num_classes).
+
+    Source: Wang et al., Non-local Neural Networks, table 1 and section 4.2 (C2D; I3D with 3x1x1 kernels).
+
+    Example:
+        >>> import torch
+        >>> net = VideoResNet("c2d", num_classes=4, blocks=1).eval()
+        >>> net(torch.randn(1, 3, 8, 32, 32)).shape
+        torch.Size([1, 4])
+    """
+
+    def __init__(
+        self,
+        kind: str = "c2d",
+        *,
+        num_classes: int = 400,
+        blocks: int = 5,
+        over: str = "spacetime",
+        pretrained: bool = False,
+        in_chans: int = 3,
+        **options,
+    ):
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"VideoResNet: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        from torchvision.models import ResNet50_Weights, resnet50
+
+        net = resnet50(weights=ResNet50_Weights.IMAGENET1K_V1 if pretrained else None)
+        if in_chans != 3:
+            if pretrained:
+                raise ValueError(f"VideoResNet: pretrained weights need in_chans=3, got {in_chans}")
+            net.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False)
+        times = {}
+        if kind == "i3d":
+            times = {"conv1": 5}
+            for stage, count in enumerate((3, 4, 6, 3), start=1):
+                times |= {f"layer{stage}.{block}.conv1": 3 for block in range(0, count, 2)}
+        _over_time(net, "", times)
+        net.layer1 = nn.Sequential(*net.layer1, nn.MaxPool3d((3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)))
+        net.fc = nn.Linear(net.fc.in_features, num_classes)
+        self.net = net
+        self.default_cfg = {"input_size": (in_chans, 32, 224, 224)}
+        clip = torch.zeros(1, in_chans, 8, 32, 32)
+        for site in nonlocal_sites(50, blocks) if blocks else []:
+            insert(net, "nonlocal", at=site, start="paper", example=clip, dims=3, over=over, **options)
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
+        return self.net(x)
+
+
+def nonlocal_sites(depth: int, blocks: int) -> list[str]:
+    """Where the paper puts 1, 5 or 10 Non-local blocks into ResNet-50 or ResNet-101.
+
+    1: before the last residual block of res4. 5: three in res4, two in res3, evenly spaced as in the published code.
+    10: after every residual block of res3 and res4 of ResNet-50; for ResNet-101, where the paper does not say, after
+    every block of res3 and six evenly spaced ones of res4.
+
+    Source: Wang et al., Non-local Neural Networks, section 4.2 ("Going deeper with non-local blocks").
+    """
+    res4 = {50: 6, 101: 23}.get(depth)
+    if res4 is None or blocks not in (1, 5, 10):
+        raise ValueError(
+            f"nonlocal_sites: depth must be 50 or 101 and blocks 1, 5 or 10, got depth={depth}, blocks={blocks}"
+        )
+    if blocks == 1:
+        return [f"layer3.{res4 - 2}"]
+    if blocks == 5:
+        every = {50: 2, 101: 7}[depth]
+        return ["layer2.1", "layer2.3", *(f"layer3.{i * every - 1}" for i in (1, 2, 3))]
+    every = res4 // 6
+    return [f"layer2.{i}" for i in range(4)] + [f"layer3.{(i + 1) * every - 1}" for i in range(6)]

@@ -1,0 +1,46 @@
+"""Video networks equal their 2-D parents on still clips, and attend over what they are told to."""
+
+import pytest
+import torch
+from torch import nn
+
+import foveal
+from foveal.models.video import VideoResNet, inflate
+
+
+@pytest.mark.parametrize("time", [1, 3, 5])
+def test_an_inflated_convolution_answers_a_still_clip_as_its_frame(time):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, padding=1).double()
+    inflated = inflate(conv, time)
+    frame = torch.randn(1, 4, 7, 8).double()
+    got = inflated(frame[:, :, None].expand(-1, -1, 9, -1, -1))[:, :, 4]
+    assert torch.allclose(got, conv(frame), atol=1e-12)
+
+
+def test_inflate_refuses_an_even_length():
+    with pytest.raises(ValueError, match="time must be odd and at least 1, got 2"):
+        inflate(nn.Conv2d(1, 1, 3), 2)
+
+
+@pytest.mark.parametrize(("kind", "over"), [("c2d", "spacetime"), ("i3d", "space"), ("c2d", "time")])
+def test_video_networks_classify_clips(kind, over):
+    net = VideoResNet(kind, num_classes=4, blocks=1, over=over).eval()
+    with torch.no_grad():
+        assert net(torch.randn(1, 3, 4, 32, 32)).shape == (1, 4)
+    assert [one.site for one in foveal.inserted(net)] == ["net.layer3.4"]
+
+
+def test_a_c2d_gives_a_still_clip_one_answer_whatever_its_length():
+    """Only pooling goes over time there, so the logits of a still clip do not depend on its length."""
+    torch.manual_seed(0)
+    net = VideoResNet("c2d", num_classes=4, blocks=0).eval()
+    frame = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        one, eight = (net(frame[:, :, None].expand(-1, -1, t, -1, -1)) for t in (1, 8))
+    assert torch.allclose(one, eight, atol=1e-5)
+
+
+def test_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="kind must be one of c2d, i3d, got 'r2plus1d'"):
+        VideoResNet("r2plus1d")
