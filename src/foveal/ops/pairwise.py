@@ -88,10 +88,12 @@ def dot_product(
         return y.to(g.dtype)
 
 
-def _known(condition: bool | torch.SymBool) -> bool:
+def _known(condition: bool | torch.SymBool | Tensor) -> bool:
     """``condition`` if it follows from the sizes alone; False, without a guard, if a symbolic size decides."""
-    if isinstance(condition, bool) and not torch.compiler.is_compiling():
-        return condition
+    if torch.jit.is_tracing():  # sizes are tensors
+        return False
+    if not torch.compiler.is_compiling():
+        return bool(condition)
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return statically_known_true(condition)
