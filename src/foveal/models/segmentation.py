@@ -96,7 +96,7 @@ class SegmentationNet(nn.Module):
         if not timm.is_model(backbone):
             raise ValueError(f"SegmentationNet: backbone must be a timm model, got {backbone!r}")
         try:
-            self.backbone = timm.create_model(
+            backbone_net: Any = timm.create_model(
                 backbone,
                 pretrained=pretrained,
                 in_chans=in_chans,
@@ -111,8 +111,9 @@ class SegmentationNet(nn.Module):
                 f"{reason}"
             ) from error
         if multi_grid is not None:
-            _dilate(self.backbone, tuple(multi_grid))
-        before, last = self.backbone.feature_info.channels()
+            _dilate(backbone_net, tuple(multi_grid))
+        before, last = backbone_net.feature_info.channels()
+        self.backbone = backbone_net
         width = width or max(64, last // 4)
         self.default_cfg = {"input_size": (in_chans, 224, 224)}
         self.position = self.channel = None

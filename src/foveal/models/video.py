@@ -3,6 +3,8 @@
 C2D computes frame by frame and only pools over time; I3D also convolves over time. Input (b, 3, t, h, w).
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,10 +30,10 @@ def inflate(conv: nn.Conv2d, time: int, time_stride: int = 1) -> nn.Conv3d:
     inflated = nn.Conv3d(
         conv.in_channels,
         conv.out_channels,
-        (time, *conv.kernel_size),
-        stride=(time_stride, *conv.stride),
-        padding=(time // 2, *conv.padding),  # type: ignore[arg-type]
-        dilation=(1, *conv.dilation),
+        _with_time(time, conv.kernel_size),
+        stride=_with_time(time_stride, conv.stride),
+        padding=_with_time(time // 2, conv.padding),
+        dilation=_with_time(1, conv.dilation),
         groups=conv.groups,
         bias=conv.bias is not None,
         device=conv.weight.device,
@@ -42,6 +44,11 @@ def inflate(conv: nn.Conv2d, time: int, time_stride: int = 1) -> nn.Conv3d:
         if conv.bias is not None and inflated.bias is not None:
             inflated.bias.copy_(conv.bias)
     return inflated
+
+
+def _with_time(time: int, size: Any) -> tuple[int, int, int]:
+    height, width = size
+    return time, height, width
 
 
 def _over_time(module: nn.Module, path: str, times: dict[str, int]) -> None:
