@@ -1,0 +1,259 @@
+"""Draw what ``watch`` recorded: matplotlib figures that say what they show.
+
+Every title names what is drawn, the site, the block with its options, the weights and the query. Colours are
+perceptually uniform (viridis; a diverging pair for signed weights), every map has its colour bar, and maps
+are never smoothed: one square is one weight. Images are uint8 tensors (3, H, W).
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from foveal.look.record import Record, on_pixels
+
+SEQUENTIAL = "viridis"
+SIGNED = "RdBu_r"
+HEAT_OPACITY = 0.72
+
+
+def draw_gates(record: Record, index: int = 0) -> Figure:
+    """Channel gates of one image as bars, largest first; the dashed line at 1 is "passes unchanged"."""
+    gates = record.gates[index].cpu().numpy()
+    order = np.argsort(-gates, kind="stable")
+    figure = _figure(7.2, 3.6)
+    axes = figure.subplots()
+    norm = Normalize(0, max(1.0, float(gates.max())))
+    bars = axes.bar(np.arange(len(gates)), gates[order], width=0.9 if len(gates) <= 128 else 1.0)
+    axes.set(ylim=(min(0.0, gates.min() * 1.05), max(1.2, gates.max() * 1.2)), xlim=(-0.8, len(gates) - 0.2))
+    for bar, value in zip(bars, gates[order], strict=True):
+        bar.set_facecolor(_colour(norm(float(value))))
+    axes.axhline(1, color="black", linestyle="--", linewidth=1, label="1: passes unchanged")
+    axes.axhline(gates.mean(), color="crimson", linewidth=1, label=f"mean {gates.mean():.3f}")
+    first = ", ".join(str(channel) for channel in order[:5])
+    axes.set_xlabel(f"{len(gates)} channels, largest gate first (channels {first}, ...)")
+    axes.set_ylabel("gate (factor on the channel)")
+    axes.legend(loc="upper right", fontsize=8, ncols=2, framealpha=1, edgecolor="white")
+    _title(figure, f"Channel gates, spread (standard deviation) {gates.std():.3f}", record)
+    return figure
+
+
+def draw_mask(record: Record, image: UInt8[Tensor, "3 H W"], index: int = 0) -> Figure:
+    """Spatial mask of one image over it, with mean and spread of the mask and, where there is one, of the gate."""
+    attention = record.attention()
+    if "spatial_mask" not in attention:
+        raise ValueError(f"draw_mask: {record.name!r} ({record.block}) has no spatial mask")
+    mask = attention["spatial_mask"][index, 0].cpu()
+    text = f"mask: mean {mask.mean():.3f}, spread {mask.std(unbiased=False):.3f}"
+    if "channel_gate" in attention:
+        gate = attention["channel_gate"][index].cpu()
+        text += f"; channel gate: mean {gate.mean():.3f}, spread {gate.std(unbiased=False):.3f}"
+    figure = _figure(7.2, 4.0)
+    left, right = figure.subplots(1, 2)
+    _image(left, image)
+    _heat(right, image, on_pixels(mask, record.spatial, tuple(image.shape[1:])), _norm(mask))
+    _legend(figure, [right], _norm(mask), "factor on the position")
+    _title(figure, f"Spatial mask ({text})", record)
+    return figure
+
+
+def draw_rows(
+    record: Record, image: UInt8[Tensor, "3 H W"], pixels: Sequence[tuple[int, int]], index: int = 0
+) -> Figure:
+    """Where the asked query pixels look: one panel a query, marked with a cross, on one colour scale."""
+    rows, relative = _relative_rows(record, [record.cell(p, tuple(image.shape[1:])) for p in pixels], index)
+    figure = _figure(3.5 * len(pixels) + 0.9, 4.2)
+    panels = figure.subplots(1, len(pixels), squeeze=False)[0]
+    norm = _norm(rows)
+    for axes, row, pixel in zip(panels, rows, pixels, strict=True):
+        _heat(axes, image, on_pixels(row, record.spatial, tuple(image.shape[1:])), norm)
+        _mark(axes, pixel)
+        axes.set_title(f"query y={pixel[0]}, x={pixel[1]}", fontsize=9)
+    _legend(figure, list(panels), norm, relative)
+    _title(
+        figure,
+        f"Attention row{'s' if len(pixels) > 1 else ''}: what the marked position gathers from",
+        record,
+    )
+    return figure
+
+
+def draw_atlas(record: Record, image: UInt8[Tensor, "3 H W"], grid: int = 4, index: int = 0) -> Figure:
+    """Attention rows of a ``grid`` x ``grid`` lattice of queries, each panel at the place of its query."""
+    height, width = image.shape[1:]
+    pixels = [
+        (int((row + 0.5) * height / grid), int((column + 0.5) * width / grid))
+        for row in range(grid)
+        for column in range(grid)
+    ]
+    rows, relative = _relative_rows(record, [record.cell(p, (height, width)) for p in pixels], index)
+    figure = _figure(8.2, 7.6)
+    panels = figure.subplots(grid, grid, squeeze=False)
+    norm = _norm(rows)
+    for axes, row, pixel in zip(panels.flat, rows, pixels, strict=True):
+        _heat(axes, image, on_pixels(row, record.spatial, (height, width)), norm)
+        _mark(axes, pixel, size=7)
+    _legend(figure, list(panels.flat), norm, relative)
+    _title(figure, f"Attention rows of {grid} x {grid} queries, each drawn at its place", record)
+    return figure
+
+
+def draw_channels(record: Record, index: int = 0) -> Figure:
+    """Channel attention as a matrix: row i holds the weights from which channel i is mixed."""
+    matrix = record.channels[index].cpu()
+    figure = _figure(5.6, 5.2)
+    axes = figure.subplots()
+    scaled = matrix * matrix.shape[-1]
+    drawn = axes.imshow(scaled.numpy(), cmap=SEQUENTIAL, norm=_norm(scaled), interpolation="nearest")
+    axes.set(xlabel="channel read from", ylabel="channel written to")
+    figure.colorbar(drawn, ax=axes, label="weight × channels (1 = uniform)", shrink=0.8)
+    _title(figure, "Channel attention", record)
+    return figure
+
+
+def draw_clip_rows(
+    record: Record, frames: UInt8[Tensor, "3 t H W"], voxel: tuple[int, int, int], index: int = 0
+) -> Figure:
+    """The time-space row of one query ``(t, y, x)`` in pixels of a clip: its frames side by side, one scale."""
+    (row,), relative = _relative_rows(record, [record.cell(voxel, tuple(frames.shape[1:]))], index)
+    count = frames.shape[1]
+    columns = min(count, 8)
+    lines = math.ceil(count / columns)
+    figure = _figure(max(1.7 * columns + 0.8, 6.0), 1.9 * lines + 1.0)
+    panels = figure.subplots(lines, columns, squeeze=False)
+    norm = _norm(row)
+    share = row.flatten(1).sum(1) / row.sum().clamp_min(1e-12)
+    for axes in panels.flat[count:]:
+        axes.axis("off")
+    for t, axes in enumerate(panels.flat[:count]):
+        key = t * len(row) // count
+        _heat(axes, frames[:, t], on_pixels(row[key], record.spatial[1:], tuple(frames.shape[2:])), norm)
+        axes.set_title(
+            f"t={t}" + (f", {share[t]:.0%}" if len(row) == count and row.min() >= 0 else ""), fontsize=8
+        )
+        if t == voxel[0]:
+            _mark(axes, voxel[1:])
+    _legend(figure, list(panels.flat), norm, relative)
+    _title(figure, f"Time-space attention row of query t={voxel[0]}, y={voxel[1]}, x={voxel[2]}", record)
+    return figure
+
+
+def draw_gate_profile(
+    profile: Mapping[str, Float[Tensor, "classes c"]], classes: Sequence[str], weights: str
+) -> Figure:
+    """Mean gate per channel and class over a data set, one panel a site in order of depth (SENet paper, figure 5).
+
+    Args:
+        profile: {site: (classes, channels) mean gates}, as ``score.gate_profile`` returns.
+        classes: class names; at most 8 are drawn, and the mean over all in black.
+    """
+    columns = min(len(profile), 2)
+    lines = math.ceil(len(profile) / columns)
+    figure = _figure(4.4 * columns + 0.4, 2.5 * lines + 1.0)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in panels[len(profile) :]:
+        axes.axis("off")
+    drawn = np.linspace(0, len(classes) - 1, min(len(classes), 8)).round().astype(int)
+    for axes, (site, gates) in zip(panels, profile.items(), strict=False):
+        for place, which in enumerate(drawn):
+            axes.plot(gates[which].numpy(), color=_colour(place / max(len(drawn) - 1, 1), 0.92), linewidth=0.9,
+                      label=classes[which])  # fmt: skip
+        axes.plot(gates.mean(0).numpy(), color="black", linewidth=1.4, linestyle=":", label="all classes")
+        axes.set_title(
+            f"{site}: spread between classes {gates.std(0, unbiased=False).mean():.3f}", fontsize=8
+        )
+        axes.set(xlabel="channel", ylabel="mean gate", xlim=(0, max(gates.shape[1] - 1, 1)))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(9, len(labels)), fontsize=7, frameon=False
+    )
+    figure.suptitle(f"Mean channel gate per class, by depth\nweights: {weights}", fontsize=10)
+    return figure
+
+
+def draw_grad_cam(
+    record: Record, image: UInt8[Tensor, "3 H W"], cam: Float[Tensor, "h w"], label: str
+) -> Figure:
+    """Grad-CAM at the record's site, for comparison; it explains a class score and is not attention."""
+    figure = _figure(7.2, 4.0)
+    left, right = figure.subplots(1, 2)
+    _image(left, image)
+    cam = cam.cpu()
+    _heat(right, image, on_pixels(cam, tuple(cam.shape), tuple(image.shape[1:])), _norm(cam))
+    _legend(figure, [right], _norm(cam), "evidence for the class")
+    _title(figure, f"Grad-CAM for class {label} (not attention)", record)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------- pieces
+
+
+def _relative_rows(record: Record, cells: Sequence[tuple[int, ...]], index: int) -> tuple[Tensor, str]:
+    """Rows times the number of keys, so that 1 is what uniform attention gives at any resolution."""
+    rows = record.rows(*cells)[index].cpu()
+    return rows * rows[0].numel(), "weight × keys (1 = uniform)"
+
+
+def _norm(values: Tensor) -> Normalize:
+    low, high = float(values.min()), float(values.max())
+    if low < 0:
+        return TwoSlopeNorm(0, vmin=min(low, -1e-12), vmax=max(high, 1e-12))
+    if high - low < 1e-6 * max(
+        abs(high), 1e-6
+    ):  # a constant map is drawn as one colour, not as rounding noise
+        return Normalize(0, max(2 * high, 1e-6))
+    return Normalize(low, high)
+
+
+def _colour(share: float, top: float = 1.0) -> tuple[float, float, float, float]:
+    return colormaps[SEQUENTIAL](min(max(share, 0.0), 1.0) * top)
+
+
+def _image(axes: Axes, image: Tensor, grey: bool = False) -> None:
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    if grey:
+        pixels = np.repeat((pixels @ [0.299, 0.587, 0.114])[..., None], 3, axis=2).astype(np.uint8)
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+
+
+def _heat(axes: Axes, image: Tensor, heat: Tensor, norm: Normalize) -> None:
+    _image(axes, image, grey=True)
+    axes.imshow(heat.numpy(), cmap=_colours(norm), norm=norm, alpha=HEAT_OPACITY, interpolation="nearest")
+
+
+def _legend(figure: Figure, panels: Sequence[Axes], norm: Normalize, label: str) -> None:
+    bar = figure.colorbar(ScalarMappable(norm, _colours(norm)), ax=panels, shrink=0.8, alpha=HEAT_OPACITY)
+    bar.set_label(label, fontsize=9)
+
+
+def _colours(norm: Normalize) -> str:
+    return SIGNED if isinstance(norm, TwoSlopeNorm) else SEQUENTIAL
+
+
+def _mark(axes: Axes, pixel: Sequence[int], size: int = 12) -> None:
+    y, x = pixel
+    axes.plot(x, y, marker="+", color="white", markersize=size + 3, markeredgewidth=4)
+    axes.plot(x, y, marker="+", color="red", markersize=size, markeredgewidth=1.8)
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _title(figure: Figure, what: str, record: Record) -> None:
+    """What is shown above, where it was taken from below."""
+    width = int(figure.get_figwidth() * 15)
+    figure.suptitle(textwrap.fill(what, int(width * 0.85)), fontsize=10, fontweight="bold")
+    block = f"{record.block}({record.options})" if record.options else record.block
+    lines = [f"site {record.name or '(the block itself)'}: {block}", f"weights: {record.weights}"]
+    text = "\n".join(textwrap.fill(line, width) for line in lines)
+    figure.supxlabel(text, fontsize=8, color="0.35")

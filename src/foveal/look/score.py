@@ -1,0 +1,356 @@
+"""Numbers beside the pictures, so that a map is evidence: is it selective, does it matter, is it on the object?"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from scipy import stats
+from torch import Tensor, nn
+
+from foveal.look.curves import perturbation_curves
+from foveal.look.cam import grad_cam
+from foveal.look.record import Record, on_pixels, watch
+
+MEASURES = {
+    "entropy": "entropy of a row (or mask) over log of its cells: 1 = uniform, 0 = one cell",
+    "query_dependence": "half the L1 distance between rows of two queries: 0 = one global context, 1 = disjoint",
+    "gate_mean": "mean channel gate",
+    "gate_spread": "standard deviation of the gate over channels",
+    "mask_mean": "mean spatial mask",
+    "mask_spread": "standard deviation of the mask over positions",
+    "contribution": "||block(x) - x|| / ||x||",
+    "share": "share of the map's weight on the object",
+    "share_chance": "share of the image's area the object takes: what a uniform map reaches",
+    "share_gain": "share - share_chance",
+    "pointing": "share of images where the map's highest cell is on the object",
+    "centre": "the same for a map that always points at the image's centre",
+    "pointing_gain": "pointing - share_chance, for a random pixel hits as often as the object is large",
+    "deletion": "mean probability of the predicted class while cells are removed, highest first (low is good)",
+    "deletion_vs_random": "deletion of a random order - deletion: above 0 is better than random",
+    "deletion_vs_grad_cam": "deletion of Grad-CAM at this site - deletion: above 0 is better than Grad-CAM",
+    "insertion": "mean probability while cells are put back, highest first (high is good)",
+    "insertion_vs_random": "insertion - insertion of a random order",
+    "insertion_vs_grad_cam": "insertion - insertion of Grad-CAM",
+}
+# A map is evidence only where these lie above 0: {measure: what it is called in the verdict}.
+CHANCE = {
+    "share_gain": "attention on the object",
+    "pointing_gain": "pointing game",
+    "deletion_vs_random": "deletion",
+    "insertion_vs_random": "insertion",
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean over images with its two-sided 95 % t interval; ``low`` and ``high`` are nan below 2 images."""
+
+    mean: float
+    low: float
+    high: float
+    images: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class SiteScore:
+    """Scores of one site: ``values`` by the names in ``MEASURES``, and a sentence that says what beat chance."""
+
+    site: str
+    block: str
+    values: dict[str, Interval]
+    verdict: str
+
+
+def interval(values: Sequence[float] | Tensor, level: float = 0.95) -> Interval:
+    """Mean and t interval of independent values; nan values are left out.
+
+    Example:
+        >>> str(interval([1.0, 2.0, 3.0]))
+        '2.000 [-0.484, 4.484]'
+    """
+    kept = torch.as_tensor(values, dtype=torch.float64)
+    kept = kept[~kept.isnan()]
+    n = len(kept)
+    mean = float(kept.mean()) if n else math.nan
+    half = float(stats.t.ppf(0.5 + level / 2, n - 1) * kept.std() / math.sqrt(n)) if n > 1 else math.nan
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def attention_map(record: Record, queries: int = 4) -> Float[Tensor, "b h w"]:
+    """One non-negative map per image of where a site attends, on its own grid.
+
+    The spatial mask where the block has one; else the attention that each position receives, averaged over a
+    ``queries`` x ``queries`` lattice of query positions (signed weights count by size).
+
+    Raises:
+        ValueError: if the block weighs channels only, or the site is not two-dimensional.
+    """
+    attention = record.attention(lattice(record, queries))
+    if len(record.spatial) == 2 and "spatial_mask" in attention:
+        return attention["spatial_mask"][:, 0].abs()
+    if len(record.spatial) == 2 and "rows" in attention:
+        return on_pixels(attention["rows"].abs().mean(1), record.spatial, record.spatial)
+    raise ValueError(f"attention_map: {record.name!r} ({record.block}) has no map over image positions")
+
+
+def lattice(record: Record, queries: int) -> list[tuple[int, ...]]:
+    """Query positions on an even ``queries`` x ``queries`` (x ...) lattice of the site's map, without repeats."""
+    axes = [
+        sorted({int((i + 0.5) * size / min(queries, size)) for i in range(min(queries, size))})
+        for size in record.spatial
+    ]
+    return [
+        tuple(int(v) for v in point)
+        for point in torch.cartesian_prod(*map(torch.tensor, axes)).reshape(-1, len(axes))
+    ]
+
+
+def share_on_object(
+    maps: Float[Tensor, "b h w"], objects: Bool[Tensor, "b H W"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Share of each map on the object, whether its highest cell is there, and the chance of both.
+
+    Args:
+        maps: non-negative.
+        objects: True on the object's pixels.
+
+    Returns:
+        share: weight on the object over all weight.
+        pointing: 1 where the highest cell lies on the object, 0 where not; where the object covers a part of
+            that cell, or several cells are equally high, the part.
+        chance: area of the object over area of the image: a uniform map reaches it in both.
+
+    Example:
+        >>> maps = torch.tensor([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> objects = torch.zeros(1, 4, 4, dtype=torch.bool)
+        >>> objects[:, :2, 2:] = True
+        >>> share_on_object(maps, objects)
+        (tensor([0.7500]), tensor([1.]), tensor([0.2500]))
+    """
+    pixels = on_pixels(maps, tuple(maps.shape[1:]), tuple(objects.shape[1:])).flatten(1)
+    on = objects.flatten(1).to(pixels.dtype)
+    share = (pixels * on).sum(1) / pixels.sum(1)
+    highest = (pixels == pixels.amax(1, keepdim=True)).to(pixels.dtype)
+    return share, (highest * on).sum(1) / highest.sum(1), on.mean(1)
+
+
+def score_sites(
+    net: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    sites: str | Sequence[str] = "*",
+    curve_images: int = 64,
+    queries: int = 4,
+    steps: int = 10,
+    seed: int = 0,
+) -> list[SiteScore]:
+    """Score every attention site of a classifier over a data set.
+
+    Args:
+        net: in eval mode.
+        batches: dictionaries with ``image`` (b, c, H, W), ready for the network, and, where known, the object
+            as ``mask`` (b, H, W, non-zero on it) or ``box_xyxy`` (b, 4, pixels). Consumed once.
+        sites: path patterns as in ``watch``.
+        curve_images: how many images get deletion and insertion curves (6 curves each and site); 0 for none.
+        queries: side of the lattice of query positions.
+        steps: points on a curve.
+        seed: of the random orders.
+
+    Returns:
+        One ``SiteScore`` a site, in order of depth. The verdicts hold all at once: "above chance" wants the
+        interval at level 1 - 0.05 / (number of comparisons with chance, over all sites) above 0.
+
+    Raises:
+        ValueError: if ``net`` has no attention site or there are no images.
+    """
+    gathered: dict[str, dict[str, list[Tensor]]] = {}
+    blocks: dict[str, str] = {}
+    seen_images = 0
+    for batch in batches:
+        images = batch["image"]
+        with watch(net, sites) as seen, torch.no_grad():
+            logits = net(images)
+        objects = object_mask(batch)
+        curved = images[: max(0, curve_images - seen_images)]
+        mapped = {name: attention_map(record, queries) for name, record in seen.items() if has_map(record)}
+        cams = {}
+        explained = [name for name in mapped if not seen[name].tokens]
+        if len(curved) and explained:
+            cams, _ = grad_cam(net, curved, explained)
+        for name, record in seen.items():
+            blocks[name] = record.block
+            found = _measure(record, queries)
+            if name in mapped and objects is not None:
+                share, pointing, chance = share_on_object(mapped[name], objects)
+                centre = objects[:, objects.shape[1] // 2, objects.shape[2] // 2].float()
+                found |= {"share": share, "share_chance": chance, "share_gain": share - chance}
+                found |= {"pointing": pointing, "centre": centre, "pointing_gain": pointing - chance}
+            if name in mapped and len(curved):
+                noise = torch.Generator().manual_seed(seed + seen_images)
+                maps = mapped[name][: len(curved)]
+                rivals = {"random": torch.rand(maps.shape, generator=noise).to(maps)}
+                if name in cams:
+                    rivals["grad_cam"] = cams[name]
+                found |= _curves(net, curved, maps, rivals, logits[: len(curved)].argmax(1), steps, seed)
+            for key, values in found.items():
+                gathered.setdefault(name, {}).setdefault(key, []).append(values.cpu().double())
+        seen_images += len(images)
+    if not seen_images:
+        raise ValueError("score_sites: the data set must hold at least one image, got none")
+    tests = sum(key in CHANCE for found in gathered.values() for key in found)
+    scores = []
+    for name, found in gathered.items():
+        values = {key: torch.cat(found[key]) for key in MEASURES if key in found}
+        intervals = {key: interval(value) for key, value in values.items()}
+        scores.append(SiteScore(name, blocks[name], intervals, _verdict(values, max(tests, 1))))
+    return scores
+
+
+def object_mask(batch: Mapping[str, Tensor]) -> Bool[Tensor, "b H W"] | None:
+    """The objects of a batch as masks: ``mask`` where there is one, else the inside of ``box_xyxy``, else None."""
+    if "mask" in batch:
+        return batch["mask"] != 0
+    if "box_xyxy" not in batch:
+        return None
+    height, width = batch["image"].shape[2:]
+    x1, y1, x2, y2 = batch["box_xyxy"][:, :, None, None].unbind(1)
+    y = torch.arange(height, device=x1.device)[None, :, None] + 0.5
+    x = torch.arange(width, device=x1.device)[None, None, :] + 0.5
+    return (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
+
+
+def gate_profile(
+    net: nn.Module, batches: Iterable[Mapping[str, Tensor]], classes: int
+) -> dict[str, Float[Tensor, "classes c"]]:
+    """Mean channel gate per class over a data set, for each site with channel gates, in order of depth.
+
+    Args:
+        batches: dictionaries with ``image`` and ``label`` (b,).
+        classes: number of classes; classes without an image have nan.
+
+    Source: Hu et al., "Squeeze-and-Excitation Networks", section 6.4 (figure of activations per class).
+    """
+    sums: dict[str, Tensor] = {}
+    counts = torch.zeros(classes)
+    for batch in batches:
+        with watch(net) as seen, torch.no_grad():
+            net(batch["image"])
+        one_hot = nn.functional.one_hot(batch["label"].cpu(), classes).float()
+        counts += one_hot.sum(0)
+        for name, record in seen.items():
+            gates = record.attention().get("channel_gate")
+            if gates is not None:
+                sums[name] = sums.get(name, 0) + one_hot.T @ gates.cpu().float()
+    return {name: total / counts[:, None] for name, total in sums.items()}
+
+
+def table(scores: Sequence[SiteScore]) -> str:
+    """The scores as text: a block of lines a site, each measure with its interval, and the verdict."""
+    lines = []
+    for site in scores:
+        lines.append(f"{site.site} ({site.block})")
+        lines += [f"  {key:<22}{value!s:<26}{MEASURES[key]}" for key, value in site.values.items()]
+        lines.append(f"  -> {site.verdict}")
+    return "\n".join(lines)
+
+
+def write_scores(scores: Sequence[SiteScore], folder: Path) -> list[Path]:
+    """Write ``scores.csv`` (one row a site and measure) and ``scores.json`` into ``folder``."""
+    rows = [
+        {"site": site.site, "block": site.block, "measure": key, **asdict(value), "verdict": site.verdict}
+        for site in scores
+        for key, value in site.values.items()
+    ]
+    with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(
+            file, ["site", "block", "measure", "mean", "low", "high", "images", "verdict"]
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+    document = {"measures": MEASURES, "sites": [asdict(site) for site in scores]}
+    (folder / "scores.json").write_text(json.dumps(_finite(document), indent=1), encoding="utf-8")
+    return [folder / "scores.csv", folder / "scores.json"]
+
+
+# --------------------------------------------------------------------------------------------- measures per image
+
+
+def _curves(
+    net: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    rivals: dict[str, Tensor],
+    classes: Tensor,
+    steps: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    deletion, insertion = perturbation_curves(net, images, maps, classes, steps=steps, seed=seed)
+    found = {"deletion": deletion, "insertion": insertion}
+    for name, rival in rivals.items():
+        rival_deletion, rival_insertion = perturbation_curves(
+            net, images, rival, classes, steps=steps, seed=seed
+        )
+        found[f"deletion_vs_{name}"] = rival_deletion - deletion
+        found[f"insertion_vs_{name}"] = insertion - rival_insertion
+    return found
+
+
+def has_map(record: Record) -> bool:
+    """Whether the site has a map over image positions (and not over channels or time alone)."""
+    return len(record.spatial) == 2 and bool({"spatial_mask", "rows"} & record.shows())
+
+
+def _measure(record: Record, queries: int) -> dict[str, Tensor]:
+    attention = record.attention(lattice(record, queries))
+    found: dict[str, Tensor] = {}
+    if "rows" in attention:
+        rows = attention["rows"].flatten(2)
+        if bool((rows >= 0).all()):
+            found["entropy"] = _entropy(rows).mean(1)
+        shares = rows / rows.abs().sum(-1, keepdim=True)
+        pairs = torch.cdist(shares, shares, p=1) / 2
+        count = rows.shape[1]
+        found["query_dependence"] = pairs.sum((1, 2)) / max(count * (count - 1), 1)
+    if "channel_gate" in attention:
+        gate = attention["channel_gate"]
+        found |= {"gate_mean": gate.mean(1), "gate_spread": gate.std(1, unbiased=False)}
+    if "spatial_mask" in attention:
+        mask = attention["spatial_mask"].flatten(1)
+        found |= {"mask_mean": mask.mean(1), "mask_spread": mask.std(1, unbiased=False)}
+        found["entropy"] = _entropy(mask.clamp_min(0))
+    if not record.tokens:
+        found["contribution"] = record.contribution()
+    return found
+
+
+def _entropy(weights: Tensor) -> Tensor:
+    """Entropy over the last dimension, divided by its largest value; nan for weights that sum to 0."""
+    shares = weights / weights.sum(-1, keepdim=True)
+    return -torch.special.xlogy(shares, shares).sum(-1) / math.log(max(weights.shape[-1], 2))
+
+
+def _verdict(values: Mapping[str, Tensor], tests: int) -> str:
+    """Which of the comparisons with chance hold at a level shared by all sites."""
+    said = []
+    for key, name in CHANCE.items():
+        if key in values:
+            low = interval(values[key], 1 - 0.05 / tests).low
+            said.append(f"{name}: {'above chance' if low > 0 else 'does not beat chance'}")
+    return "; ".join(said) or "no map or no known object: nothing to compare with chance"
+
+
+def _finite(value: object) -> object:
+    """JSON has no nan: write null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,175 @@
+"""Numbers: known maps get known scores, and chance is called chance."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foveal.look import score as scoring
+from foveal.look.curves import perturbation_curves
+from foveal.look.record import watch
+from foveal.nn import BLOCKS
+
+
+class Planted(nn.Module):
+    """A block whose mask is what the caller plants in the image's second channel."""
+
+    def attention(self, x: Tensor, positions: object = None) -> dict[str, Tensor]:
+        return {"spatial_mask": x[:, 1:2]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
+class Rows(nn.Module):
+    """A block whose rows are uniform, or lie on their own query."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.own = own
+
+    def attention(self, x: Tensor, positions: list[tuple[int, ...]] | None = None) -> dict[str, Tensor]:
+        rows = torch.zeros(len(x), len(positions or [0]), *x.shape[2:])
+        for i, point in enumerate(positions or [(0, 0)]):
+            if self.own:
+                rows[:, i, point[0], point[1]] = 1
+            else:
+                rows[:, i] = 1 / rows[0, 0].numel()
+        return {"rows": rows}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def classifier(block: nn.Module) -> nn.Module:
+    """Two classes: the mean of the first channel, and its negative."""
+    head = nn.Linear(3, 2, bias=False)
+    head.weight.data = torch.tensor([[40.0, 0, 0], [-40.0, 0, 0]])
+    return nn.Sequential(block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).eval()
+
+
+def planted_batches(on_object: bool, images: int = 24) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    objects = torch.zeros(images, 8, 8, dtype=torch.uint8)
+    for one in objects:
+        y, x = torch.randint(0, 6, (2,), generator=generator).tolist()
+        one[y : y + 2, x : x + 2] = 1
+    image = torch.zeros(images, 3, 8, 8)
+    image[:, 0] = objects.float() - objects.float().mean() * 0.5
+    image[:, 1] = objects.float() if on_object else torch.rand(images, 8, 8, generator=generator)
+    return [{"image": image[:10], "mask": objects[:10]}, {"image": image[10:], "mask": objects[10:]}]
+
+
+def test_a_mask_on_the_object_beats_chance_and_its_curves_beat_random() -> None:
+    (site,) = scoring.score_sites(classifier(Planted()), planted_batches(on_object=True))
+    values = site.values
+    assert values["share"].mean == pytest.approx(1)
+    assert values["share_chance"].mean == pytest.approx(4 / 64)
+    assert values["pointing"].mean == pytest.approx(1)
+    assert values["deletion_vs_random"].low > 0
+    assert "attention on the object: above chance" in site.verdict
+    assert "pointing game: above chance" in site.verdict
+    assert values["share"].images == 24
+
+
+def test_a_random_mask_is_said_not_to_beat_chance() -> None:
+    (site,) = scoring.score_sites(classifier(Planted()), planted_batches(on_object=False))
+    assert site.values["share_gain"].low < 0 < site.values["share_gain"].high
+    for name in ("attention on the object", "pointing game", "deletion", "insertion"):
+        assert f"{name}: does not beat chance" in site.verdict
+
+
+def test_uniform_rows_are_one_global_context_and_own_rows_are_not() -> None:
+    batches = planted_batches(on_object=True)
+    (uniform,) = scoring.score_sites(classifier(Rows(own=False)), batches)
+    (own,) = scoring.score_sites(classifier(Rows(own=True)), batches)
+    assert uniform.values["entropy"].mean == pytest.approx(1)
+    assert uniform.values["query_dependence"].mean == pytest.approx(0, abs=1e-6)
+    assert own.values["entropy"].mean == pytest.approx(0)
+    assert own.values["query_dependence"].mean == pytest.approx(1)
+    assert uniform.values["share_gain"].mean == pytest.approx(0, abs=1e-6)
+    assert uniform.values["pointing_gain"].mean == pytest.approx(0, abs=1e-6)
+    assert uniform.values["contribution"].mean == 0
+
+
+def test_curves_of_a_known_case() -> None:
+    """One of four cells decides: removing it first, or putting it back first, gives the extreme curves."""
+    net = classifier(nn.Identity())
+    image = torch.zeros(1, 3, 4, 4)
+    image[:, 0, :2, :2] = 4.0
+    image -= image.mean((2, 3), keepdim=True) * 0.999
+    best = torch.zeros(1, 2, 2)
+    best[0, 0, 0] = 1
+    results = [perturbation_curves(net, image, maps, torch.tensor([0]), steps=4) for maps in (best, -best)]
+    (good_deletion, good_insertion), (bad_deletion, bad_insertion) = results
+    assert good_deletion <= bad_deletion + 1e-6
+    assert good_insertion >= bad_insertion - 1e-6
+
+
+def test_a_box_is_a_mask_where_there_is_no_mask() -> None:
+    batch = {"image": torch.zeros(1, 3, 6, 8), "box_xyxy": torch.tensor([[2.0, 1.0, 5.0, 4.0]])}
+    objects = scoring.object_mask(batch)
+    assert objects is not None
+    assert objects.sum() == 9
+    assert objects[0, 1:4, 2:5].all()
+    assert scoring.object_mask({"image": batch["image"]}) is None
+
+
+def test_without_known_objects_nothing_is_claimed() -> None:
+    batches = [{"image": batch["image"]} for batch in planted_batches(on_object=True)]
+    (site,) = scoring.score_sites(classifier(Planted()), batches, curve_images=0)
+    assert "share" not in site.values
+    assert "nothing to compare with chance" in site.verdict
+
+
+def test_pointing_counts_ties_by_their_part_on_the_object() -> None:
+    objects = torch.zeros(1, 4, 4, dtype=torch.bool)
+    objects[:, :, :1] = True
+    _, pointing, chance = scoring.share_on_object(torch.ones(1, 2, 2), objects)
+    assert pointing.item() == pytest.approx(0.25)
+    assert chance.item() == pytest.approx(0.25)
+
+
+def test_the_interval_is_the_t_interval_and_skips_nan() -> None:
+    low_high = scoring.interval([1.0, 2.0, 4.0, math.nan])
+    # mean 7/3, standard error sqrt(7/9), t(0.975, 2) = 4.302653
+    assert low_high.images == 3
+    assert low_high.low == pytest.approx(7 / 3 - 4.302653 * math.sqrt(7 / 9), abs=1e-4)
+    assert math.isnan(scoring.interval([1.0]).low)
+
+
+def test_gate_profile_is_the_mean_per_class() -> None:
+    torch.manual_seed(0)
+    net = classifier(BLOCKS["se"](3, reduction=1))
+    images = torch.rand(6, 3, 5, 5)
+    labels = torch.tensor([0, 1, 0, 1, 1, 0])
+    batches = [{"image": images[:4], "label": labels[:4]}, {"image": images[4:], "label": labels[4:]}]
+    profile = scoring.gate_profile(net, batches, classes=2)["0"]
+    with watch(net) as seen:
+        net(images)
+    torch.testing.assert_close(profile[0], seen["0"].gates[labels == 0].mean(0))
+
+
+def test_scores_are_written_as_table_csv_and_json(tmp_path: Path) -> None:
+    scores = scoring.score_sites(
+        classifier(Planted()), planted_batches(on_object=True, images=11), curve_images=1
+    )
+    text = scoring.table(scores)
+    assert "share_gain" in text
+    assert "-> attention on the object: above chance" in text
+    scoring.write_scores(scores, tmp_path)
+    with (tmp_path / "scores.csv").open() as file:
+        rows = {row["measure"]: row for row in csv.DictReader(file)}
+    assert float(rows["share"]["mean"]) == pytest.approx(1)
+    document = json.loads((tmp_path / "scores.json").read_text())
+    assert document["sites"][0]["values"]["deletion"]["low"] is None
+    assert set(scoring.CHANCE) <= set(document["measures"])
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        scoring.score_sites(classifier(Planted()), [])
