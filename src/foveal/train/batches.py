@@ -1,0 +1,105 @@
+"""From a data set to batches of tensors, with augmentation that depends on (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from foveal.train.recipe import EpochBatches, seed_for
+
+Sample = dict[str, Any]
+
+
+class Augmented(Dataset):
+    """Items of ``data`` after ``transform``, addressed by (epoch, index).
+
+    torch's random numbers are seeded by (seed, epoch, index) while the transform runs and put back afterwards:
+    the same item comes out in whichever process and order it is asked for.
+    """
+
+    def __init__(self, data: Any, transform: Callable[[Sample], Sample], seed: int) -> None:
+        self.data, self.transform, self.seed = data, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample]:
+        indices = [index for _, index in keys]
+        if hasattr(self.data, "__getitems__"):
+            samples = self.data.__getitems__(indices)
+        else:
+            samples = [self.data[index] for index in indices]
+        state = torch.default_generator.get_state()
+        try:
+            return [self._transformed(key, sample) for key, sample in zip(keys, samples, strict=True)]
+        finally:
+            torch.default_generator.set_state(state)
+
+    def _transformed(self, key: tuple[int, int], sample: Sample) -> Sample:
+        torch.default_generator.manual_seed(seed_for(self.seed, "augment", *key))
+        return self.transform(sample)
+
+
+class InOrder:
+    """Batches of (0, index) from first to last, the last one incomplete; each process takes its share."""
+
+    def __init__(self, size: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        self.size, self.batch_size, self.rank, self.world = size, batch_size, rank, world
+
+    @property
+    def indices(self) -> range:
+        return range(self.rank, self.size, self.world)
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for i in range(0, len(self.indices), self.batch_size):
+            yield [(0, index) for index in self.indices[i : i + self.batch_size]]
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Stack what a task needs: ``image`` (b, c, h, w), and ``label`` (b,) or ``mask`` (b, h, w) where present."""
+    batch = {"image": torch.stack([sample["image"] for sample in samples])}
+    if "label" in samples[0]:
+        batch["label"] = torch.tensor([int(sample["label"]) for sample in samples])
+    if "mask" in samples[0]:
+        batch["mask"] = torch.stack([torch.as_tensor(sample["mask"]) for sample in samples])
+    return batch
+
+
+def worker_count(asked: int | None, image_size: int) -> int:
+    """Reading processes: as asked, else none for images up to 64 pixels, else one a core, 8 at most."""
+    if asked is not None:
+        return asked
+    return 0 if image_size <= 64 else min(os.cpu_count() or 1, 8)
+
+
+def make_loader(
+    data: Any,
+    transform: Callable[[Sample], Sample],
+    batches: EpochBatches | InOrder,
+    *,
+    seed: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """A DataLoader whose content depends on its arguments alone, not on torch's random state or ``workers``."""
+    return DataLoader(
+        Augmented(data, transform, seed),
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        # its own generator: by default a loader draws a number from the global one, and so disturbs it
+        generator=torch.Generator().manual_seed(seed),
+    )

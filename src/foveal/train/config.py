@@ -1,0 +1,132 @@
+"""The options of one training run. Importing this file imports no torch, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+
+@dataclass
+class TrainConfig:
+    """Train a network, with any attention blocks inserted, and keep all it made in one run folder.
+
+    Example:
+        >>> TrainConfig(insert=["cbam@residual:3"], epochs=1).model
+        'cifar_resnet8'
+        >>> TrainConfig(mixup=-1.0)
+        Traceback (most recent call last):
+        ValueError: TrainConfig: mixup must be at least 0, got -1.0
+    """
+
+    # what
+    task: Literal["classify"] = "classify"
+    """classify: one label an image."""
+    model: str = "cifar_resnet8"
+    """A name from `foveal list`: one of ours or any timm model."""
+    pretrained: bool = False
+    """Begin with the published weights of the model (fetched once from the network)."""
+    insert: list[str] = field(default_factory=list)
+    """A block and where it goes: name[(option=value,...)][@residual|block|stage|pattern][:stages]. Repeatable."""
+    start: Literal["identity", "paper"] = "identity"
+    """Inserted blocks begin by changing no output (identity), or initialised as in their papers (paper)."""
+    data: str = "scenes"
+    """The bundled "scenes", a folder with one folder a class, a folder of Parquet files, or torchvision:NAME."""
+    data_options: dict = field(default_factory=dict)
+    """More options of the data set, such as --data_options.train_images 2000 for scenes."""
+    image_size: int | None = None
+    """Side of the square images the network sees, in pixels. Default: that of the data up to 96, else 224."""
+    augment: bool = True
+    """Random crop and flip of the training images, where the data set allows it."""
+
+    # how long and how fast
+    epochs: int = 8
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images in a batch, on each device."""
+    accumulate: int = 1
+    """Batches whose gradients are added before one optimiser step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd has Nesterov momentum; adamw has decoupled weight decay."""
+    lr: float = 0.1
+    """Highest learning rate, reached after the warm-up."""
+    inserted_lr: float | None = None
+    """Learning rate of inserted blocks. Default: lr."""
+    momentum: float = 0.9
+    """Momentum of sgd, beta1 of adamw."""
+    weight_decay: float = 5e-4
+    """Weight decay; biases, norms and the scales and gate biases of inserted blocks have none."""
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    """What the learning rate does after the warm-up: to zero along half a cosine or as (1 - t)^0.9, or stay."""
+    warmup_epochs: float = 0.5
+    """The learning rate rises linearly over this many epochs."""
+    clip_norm: float = 0.0
+    """Largest norm of all gradients together; 0 does not clip."""
+    freeze_epochs: int = 0
+    """For this many epochs train only the inserted blocks and the classifier."""
+
+    # what the loss sees
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes, from 0 to 1."""
+    mixup: float = 0.0
+    """Mix pairs of images with a share drawn from Beta(mixup, mixup); 0 mixes none."""
+    ema: float = 0.0
+    """Decay of a running average of the weights, such as 0.999, which is then what is evaluated; 0 keeps none."""
+
+    # where
+    accelerator: str = "auto"
+    """cpu, cuda, mps or auto."""
+    devices: int = 1
+    """How many devices to train on, on each node; -1 takes all."""
+    nodes: int = 1
+    """How many machines."""
+    strategy: str = "auto"
+    """How several devices share the work: ddp, fsdp or another of Lightning's strategies."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """bfloat16 and float16 mean automatic mixed precision: weights stay float32."""
+    channels_last: bool = False
+    """Keep images and weights in channels-last order: often quicker on CPUs and GPUs."""
+    workers: int | None = None
+    """Processes that read and augment images. Default: none for small images, else one a core up to 8."""
+    seed: int = 0
+    """Fixes initial weights, data order and every random choice."""
+
+    # the run folder
+    out: str | None = None
+    """Run folder; must be new or empty. Default: the first free runs/train/MODEL[-BLOCKS][-NUMBER]."""
+    checkpoint_steps: int = 500
+    """Write checkpoint.ckpt at each epoch's end and after this many optimiser steps within one; 0: epochs only."""
+
+    def __post_init__(self) -> None:
+        at_least = {
+            **dict.fromkeys(("epochs", "batch_size", "accumulate", "nodes"), 1),
+            **dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "clip_norm", "freeze_epochs"), 0),
+            **dict.fromkeys(("label_smoothing", "mixup", "ema", "momentum", "checkpoint_steps", "seed"), 0),
+            **dict.fromkeys(("image_size", "inserted_lr", "workers"), 0),
+        }
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"TrainConfig: {name} must be at least {least}, got {value}")
+        for name in ("label_smoothing", "ema", "momentum"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"TrainConfig: {name} must be below 1, got {getattr(self, name)}")
+        if self.devices < 1 and self.devices != -1:
+            raise ValueError(f"TrainConfig: devices must be at least 1, or -1 for all, got {self.devices}")
+        if self.image_size is not None and self.image_size < 8:
+            raise ValueError(f"TrainConfig: image_size must be at least 8, got {self.image_size}")
+
+    @classmethod
+    def from_dict(cls, options: dict) -> TrainConfig:
+        """A config from a mapping of option names to values, such as a ``config.yaml`` that was read.
+
+        Raises:
+            ValueError: a name is no option, or a value is out of its range.
+        """
+        unknown = sorted(set(options) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"TrainConfig: every name must be an option of train, got {', '.join(unknown)}")
+        return cls(**options)
+
+
+# Options that say where a run computes, not what: these alone may change when it is resumed.
+MOVABLE = ("accelerator", "strategy", "workers")

@@ -1,0 +1,362 @@
+"""A whole training run: from options to a run folder, stopped and continued at will."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from foveal.checkpoint import load
+from foveal.data import eval_transform, open_dataset, train_transform
+from foveal.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from foveal.insert import insert, parse_insertion
+from foveal.models import create_model
+from foveal.train import classify, files
+from foveal.train.batches import Augmented, InOrder, collate, make_loader, worker_count
+from foveal.train.config import MOVABLE, TrainConfig
+from foveal.train.health import health
+from foveal.train.progress import Progress
+from foveal.train.recipe import EpochBatches, seed_for
+
+TASKS = {"classify": classify}
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+HEALTH_IMAGES = 128
+FOLDER_VARIABLE = "FOVEAL_RUN_FOLDER"  # tells the processes that Lightning starts where the first one writes
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM stopped a run; the message says how to continue it."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run made.
+
+    Attributes:
+        folder: the run folder.
+        config: its options.
+        metric: name of the figure that decided which weights are best, such as "val_accuracy".
+        rows: of metrics.csv, one an epoch.
+        best: the row of the best epoch.
+        health: one row for each inserted block, see `foveal.train.health.health`.
+        classes: class names in the order of the logits.
+        skipped: unreadable files of both splits, with the reason.
+    """
+
+    folder: Path
+    config: TrainConfig
+    metric: str
+    rows: list[dict[str, Any]]
+    best: dict[str, Any]
+    health: list[dict[str, Any]]
+    classes: list[str]
+    skipped: dict[str, str]
+
+    @property
+    def weights(self) -> Path:
+        """The best epoch's weights."""
+        return self.folder / "weights" / "best.safetensors"
+
+
+def fit(
+    config: TrainConfig | None = None, *, resume: str | os.PathLike[str] | None = None, quiet: bool = False
+) -> RunResult:
+    """Train a network and write its run folder; or continue a run that was stopped.
+
+    Args:
+        config: what to train. With ``resume`` it may be left out, and only its options that say where the run
+            computes (accelerator, strategy, workers) may differ from their defaults.
+        resume: folder of a run that was stopped. It continues from its last checkpoint, to the same weights as a
+            run that was never stopped (bit for bit on a CPU with the same number of threads).
+        quiet: print nothing.
+
+    Returns:
+        Where things are, and the figures of each epoch.
+
+    Raises:
+        ValueError: an option is wrong, or the loss or a weight became infinite or not a number; the weights and
+            the checkpoint before that stay.
+        OSError: the run folder cannot be written; what was written before stays whole.
+        Interrupted: Ctrl-C or SIGTERM.
+
+    Example:
+        >>> import tempfile
+        >>> result = fit(TrainConfig(epochs=1, data_options={"length": 640}, out=tempfile.mkdtemp()), quiet=True)
+        >>> result.weights.name, len(result.rows), result.best["step"]
+        ('best.safetensors', 1, 10)
+    """
+    config, folder = _settled(config, resume)
+    task = TASKS[config.task]
+    with torch.random.fork_rng(devices=[]), _quietly():
+        data = {part: open_dataset(config.data, part, **config.data_options) for part in ("train", "val")}
+        classes = _classes(config, data)
+        size = config.image_size or _natural_size(data["train"])
+        net = make_network(config, classes=len(classes), image_size=size)
+        colours = _colours(config, net)
+
+        from foveal.train import loop
+
+        trainer = _trainer(config)
+        first_process = _process_number() == 0
+        batches = EpochBatches(
+            len(data["train"]), config.batch_size, seed=config.seed, world=trainer.world_size
+        )
+        val_batches = InOrder(len(data["val"]), 2 * config.batch_size, world=trainer.world_size)
+        crop, flip = _augmentation(config, data["train"])
+        to_train, to_eval = (
+            train_transform(size, crop=crop, flip=flip, **colours),
+            eval_transform(size, **colours),
+        )
+        how = {
+            "workers": worker_count(config.workers, size),
+            "pin_memory": trainer.strategy.root_device.type == "cuda",
+        }
+        train_loader = make_loader(data["train"], to_train, batches, seed=config.seed, **how)
+        val_loader = make_loader(data["val"], to_eval, val_batches, **how)
+
+        if folder is None:
+            folder = files.new_folder(config) if first_process else _folder_of_first_process(config)
+            os.environ[FOLDER_VARIABLE] = str(folder)
+        steps = config.epochs * -(-len(batches) // config.accumulate)
+        module = loop.Training(net, task, config, classes=len(classes), steps=steps)
+        info = {"task": config.task, "classes": classes, "image_size": size, **colours}
+        info |= {"data": config.data, "data_options": config.data_options}
+        progress = Progress(config, len(batches), task.METRIC, quiet=quiet or not first_process)
+        keeper = loop.RunFolder(module, folder, config, info, batches, val_batches, progress)
+        trainer.callbacks.append(keeper)
+        _run_trainer(trainer, module, train_loader, val_loader, keeper)
+
+        table: list[dict[str, Any]] = []
+        if first_process:
+            images = Augmented(data["val"], to_eval, seed=0)
+            table = _health_of(folder / "weights" / "best.safetensors", images)
+            files.write_json(folder / "health.json", table)
+            files.write_curves(folder / "curves.png", keeper.rows, task.METRIC)
+    assert keeper.best is not None
+    skipped = {**data["train"].skipped, **data["val"].skipped}
+    return RunResult(folder, config, task.METRIC, keeper.rows, keeper.best, table, classes, skipped)
+
+
+def make_network(config: TrainConfig, *, classes: int, image_size: int) -> nn.Module:
+    """The network of a config: initial weights from its seed, blocks inserted in the order given.
+
+    Networks of one seed begin with the same weights, whatever is inserted.
+
+    Raises:
+        ValueError: unknown model or block, or a site where a block cannot go.
+    """
+    torch.manual_seed(seed_for(config.seed, "weights"))
+    net = create_model(config.model, pretrained=config.pretrained, num_classes=classes)
+    example = torch.zeros(1, 3, image_size, image_size)
+    for text in config.insert:
+        insert(net, **{"start": config.start, "example": example, **parse_insertion(text)})
+    if config.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return net
+
+
+# ------------------------------------------------------------------------------------------ before the first step
+
+
+def _settled(
+    config: TrainConfig | None, resume: str | os.PathLike[str] | None
+) -> tuple[TrainConfig, Path | None]:
+    """The config to run with (the caller's own is left alone), and its folder if it exists already."""
+    if resume is None:
+        return replace(config or TrainConfig()), None
+    folder = Path(resume)
+    kept = files.read_config(folder)
+    given, default = config or TrainConfig(), TrainConfig()
+    changed = {f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)}
+    if changed - set(MOVABLE):
+        raise ValueError(
+            f"train: a resumed run takes its options from {folder / 'config.yaml'}; only {', '.join(MOVABLE)} may "
+            f"be given, got {', '.join(sorted(changed - set(MOVABLE)))}"
+        )
+    return replace(kept, **{name: getattr(given, name) for name in changed}), folder
+
+
+def _classes(config: TrainConfig, data: dict[str, Any]) -> list[str]:
+    classes = list(data["train"].classes)
+    if len(classes) < 2:
+        raise ValueError(f"train: the data must have at least 2 classes, got {classes} in {config.data}")
+    if list(data["val"].classes) != classes:
+        differ = sorted(set(classes) ^ set(data["val"].classes))
+        raise ValueError(
+            f"train: training and validation data must have the same classes, got {', '.join(differ)} in one only"
+        )
+    for part, images in data.items():
+        if len(images) == 0:
+            raise ValueError(f"train: the data must hold at least 1 image for {part}, got 0 in {config.data}")
+    return classes
+
+
+def _natural_size(data: Any) -> int:
+    longest = max(data[0]["image"].shape[-2:])
+    return longest if longest <= 96 else 224
+
+
+def _colours(config: TrainConfig, net: nn.Module) -> dict[str, Any]:
+    """Mean and standard deviation to normalise by: those the published weights were trained with."""
+    own = getattr(net, "pretrained_cfg", None) if config.pretrained else None
+    return {"mean": (own or {}).get("mean", IMAGENET_MEAN), "std": (own or {}).get("std", IMAGENET_STD)}
+
+
+def _augmentation(config: TrainConfig, data: Any) -> tuple[str, float]:
+    if not config.augment:
+        return "none", 0.0
+    return "auto", 0.5 if getattr(data, "mirror", True) else 0.0
+
+
+def _process_number() -> int:
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def _folder_of_first_process(config: TrainConfig) -> Path:
+    folder = os.environ.get(FOLDER_VARIABLE, config.out)
+    if folder is None:
+        raise ValueError("train: several processes started from outside must share one folder, got no out")
+    return Path(folder)
+
+
+def _trainer(config: TrainConfig) -> Any:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import Trainer
+
+    from foveal.train.loop import WholeFiles
+
+    if config.precision == "float16" and not torch.cuda.is_available():
+        raise ValueError(
+            "train: precision float16 needs a CUDA GPU, got none here; bfloat16 runs on any device"
+        )
+    try:
+        return Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy=config.strategy,
+            precision=PRECISIONS[config.precision],  # pyright: ignore[reportArgumentType]
+            max_epochs=config.epochs,
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.clip_norm or None,
+            plugins=[WholeFiles()],
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        chosen = ", ".join(
+            f"{n}={getattr(config, n)}" for n in ("accelerator", "devices", "nodes", "strategy")
+        )
+        raise ValueError(f"train: Lightning must be able to run {chosen}, got: {_line(error)}") from error
+
+
+# ------------------------------------------------------------------------------------------------ the run itself
+
+
+def _run_trainer(trainer: Any, module: Any, train_loader: Any, val_loader: Any, keeper: Any) -> None:
+    from foveal.train.loop import NonFiniteLoss, Stopped
+
+    checkpoint = keeper.folder / "checkpoint.ckpt"
+    start = None
+    if checkpoint.exists():
+        _check_checkpoint(checkpoint)
+        start = str(checkpoint)
+    again = f"foveal train --resume {keeper.folder}"
+    try:
+        with _stopping_on_signals(keeper):
+            trainer.fit(module, train_loader, val_loader, ckpt_path=start, weights_only=True)
+    except (Stopped, KeyboardInterrupt, SystemExit):  # Lightning turns a second Ctrl-C into SystemExit
+        raise Interrupted(f"train: stopped; kept: {keeper.kept}; continue with: {again}") from None
+    except NonFiniteLoss as error:
+        raise NonFiniteLoss(
+            f"{error}; kept: {keeper.kept}, in {keeper.folder}; try a lower lr, a longer warm-up or clip_norm=1"
+        ) from None
+    except OSError as error:
+        reason = f"{error.strerror or _line(error)} (kept: {keeper.kept}; continue with: {again})"
+        raise OSError(error.errno, reason, error.filename) from error
+    finally:
+        keeper.progress.stop()
+
+
+def _check_checkpoint(path: Path) -> None:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        known = "foveal" in checkpoint
+    except (
+        Exception
+    ) as error:  # a foreign or damaged file fails in many ways, none of them by running its code
+        raise ValueError(
+            f"train: resume needs a checkpoint this library wrote, got {path}: {_line(error)}"
+        ) from None
+    if not known:
+        raise ValueError(f"train: resume needs a checkpoint this library wrote, got another one in {path}")
+
+
+@contextmanager
+def _stopping_on_signals(keeper: Any) -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the run after the current step; a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, _frame: Any) -> None:
+        if keeper.stop_asked:
+            raise KeyboardInterrupt
+        keeper.stop_asked = True
+        keeper.progress.say("stopping after this step (once more: at once)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Lightning's banners, tips and warnings."""
+    import lightning.pytorch  # noqa: F401  importing it sets the levels that are changed here
+
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\b")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _health_of(weights: Path, images: Augmented) -> list[dict[str, Any]]:
+    """Over images spread evenly, since folders list one class after the other."""
+    chosen = range(0, len(images), max(1, len(images) // HEALTH_IMAGES))[:HEALTH_IMAGES]
+    batches = (
+        collate(images.__getitems__([(0, i) for i in chosen[k : k + 32]]))["image"]
+        for k in range(0, len(chosen), 32)
+    )
+    return health(load(weights), batches)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
