@@ -7,7 +7,13 @@ pyarrow, scikit-learn, Pillow) are imported by the functions that need them.
 from foveal.data.decode import decode_image, decode_mask
 from foveal.data.scenes import Scenes, class_mask
 from foveal.data.sources import as_tensors, open_dataset
-from foveal.data.transforms import JointTransform, eval_transform, train_transform
+from foveal.data.transforms import (
+    JointTransform,
+    eval_transform,
+    segmentation_eval_transform,
+    segmentation_train_transform,
+    train_transform,
+)
 
 __all__ = [
     "JointTransform",
@@ -18,5 +24,7 @@ __all__ = [
     "decode_mask",
     "eval_transform",
     "open_dataset",
+    "segmentation_eval_transform",
+    "segmentation_train_transform",
     "train_transform",
 ]

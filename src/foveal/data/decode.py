@@ -83,6 +83,20 @@ def decode_mask(
     return torch.from_numpy(values.astype(np.uint8))
 
 
+def image_size(path: str | PathLike[str]) -> tuple[int, int]:
+    """(height, width) of an image file as ``decode_image`` gives it, from the header alone.
+
+    Raises:
+        ValueError: the header cannot be read.
+    """
+    with _opened(path, None, 2**62) as (image, _):
+        try:
+            sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        except Exception:  # damaged EXIF: shown as stored
+            sideways = False
+        return (image.width, image.height) if sideways else (image.height, image.width)
+
+
 @contextmanager
 def _opened(
     source: str | PathLike[str] | bytes, name: str | None, max_pixels: int

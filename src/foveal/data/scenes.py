@@ -10,7 +10,7 @@ its random numbers are a hash of ``(s, split, i)``, not the state of a generator
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -85,7 +85,7 @@ class Scenes(Dataset):
         objects: int = 1,
         distractors: int = 2,
         frames: int = 1,
-        digit_size: tuple[float, float] | None = None,
+        digit_size: Sequence[float] | None = None,
         seed: int = 0,
     ) -> None:
         if split not in SPLITS:

@@ -28,7 +28,7 @@ def train_transform(
     crop: str = "auto",
     flip: float = 0.5,
     jitter: float = 0.0,
-    scale: tuple[float, float] = (0.35, 1.0),
+    scale: Sequence[float] = (0.35, 1.0),
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Transform:
@@ -72,7 +72,7 @@ def train_transform(
 
     steps: list[Any] = []
     if crop == "resized":
-        steps.append(v2.RandomResizedCrop(size, scale=scale, antialias=True))
+        steps.append(v2.RandomResizedCrop(size, scale=(scale[0], scale[1]), antialias=True))
     else:
         steps += [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
     if crop == "pad":
@@ -179,3 +179,87 @@ class JointTransform:
 def _check_size(function: str, size: int) -> None:
     if not 1 <= size <= 8192:
         raise ValueError(f"{function}: size must be between 1 and 8192 pixels, got {size}")
+
+
+def segmentation_train_transform(
+    size: int | tuple[int, int],
+    *,
+    scale: Sequence[float] = (0.5, 2.0),
+    flip: float = 0.5,
+    jitter: float = 0.0,
+    ignore_index: int = 255,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Transform:
+    """Random scale, crop, flip and colours of image and mask together; ``image`` comes out normalised.
+
+    Where the scaled image is smaller than the crop, it is padded with the mean colour and ``ignore_index``. Masks
+    take the nearest pixel, so no class appears that was not there.
+
+    Args:
+        size: height and width of the crop in pixels, or one number for both.
+        scale: smallest and largest factor by which the image is resized, drawn log-uniformly.
+        flip, jitter, mean, std: as in ``train_transform``.
+        ignore_index: mask value of the padding; the data set's ``ignore_index``.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> sample = {"image": torch.zeros(3, 40, 90, dtype=torch.uint8), "mask": torch.zeros(40, 90).byte()}
+        >>> out = segmentation_train_transform((64, 80), scale=(1.0, 1.0))(sample)
+        >>> out["image"].shape, out["mask"].shape, out["mask"].unique().tolist()
+        (torch.Size([3, 64, 80]), torch.Size([64, 80]), [0, 255])
+    """
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
+    crop = (size, size) if isinstance(size, int) else tuple(size)
+    for side in crop:
+        _check_size("segmentation_train_transform", side)
+    if not 0 < scale[0] <= scale[1]:
+        raise ValueError(
+            f"segmentation_train_transform: scale must satisfy 0 < smallest <= largest, got {scale}"
+        )
+    for name, value in (("flip", flip), ("jitter", jitter)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"segmentation_train_transform: {name} must be between 0 and 1, got {value}")
+    fill = {tv_tensors.Image: [round(255 * m) for m in mean], tv_tensors.Mask: ignore_index, "others": 0}
+    steps: list[Any] = [RandomScale(*scale)] if tuple(scale) != (1, 1) else []
+    steps.append(v2.RandomCrop(crop, pad_if_needed=True, fill=fill))
+    if flip:
+        steps.append(v2.RandomHorizontalFlip(flip))
+    if jitter:
+        steps.append(v2.ColorJitter(brightness=0.4 * jitter, contrast=0.4 * jitter, saturation=0.4 * jitter))
+    return JointTransform(steps, mean, std)
+
+
+def segmentation_eval_transform(
+    mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> Transform:
+    """Normalise, and nothing else: the whole image, scored at its own size."""
+    return JointTransform([], mean, std)
+
+
+class RandomScale:
+    """Resize a joint sample by one factor, drawn log-uniformly between ``smallest`` and ``largest``."""
+
+    def __init__(self, smallest: float, largest: float) -> None:
+        self.smallest, self.largest = smallest, largest
+
+    def __call__(self, joint: Sample) -> Sample:
+        from torchvision import tv_tensors
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional
+
+        factor = self.smallest * (self.largest / self.smallest) ** torch.rand(()).item()
+        height, width = joint["image"].shape[-2:]
+        size = [max(1, round(height * factor)), max(1, round(width * factor))]
+        out = {}
+        for name, value in joint.items():
+            # For masks v2 would take NEAREST, which is half a pixel off against the image.
+            mask = isinstance(value, tv_tensors.Mask)
+            mode = InterpolationMode.NEAREST_EXACT if mask else InterpolationMode.BILINEAR
+            out[name] = functional.resize(value, size, interpolation=mode, antialias=True)
+        return out

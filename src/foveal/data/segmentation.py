@@ -1,0 +1,312 @@
+"""Images with a class for every pixel: scenes, folders of images and index masks, Cityscapes, VOC, ADE20K."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from foveal.data.decode import MAX_PIXELS, decode_image, decode_mask, image_size
+from foveal.data.folder import find_images
+from foveal.data.items import SPLIT_NAMES, LabelError, StoredDataset, choose_part, file_looks_whole, hold_out
+from foveal.data.scenes import Scenes, class_mask
+from foveal.data.torchvision_sets import construct
+
+IMAGE_FOLDERS = ("images", "image", "img")
+MASK_FOLDERS = ("labels", "masks", "annotations", "label", "mask")
+ADE20K_CLASSES = "objectInfo150.txt"
+# Scenes for segmentation: digits large enough that networks of stride 8 can draw their strokes.
+SCENE_DEFAULTS = {"size": 64, "objects": 2, "digit_size": (24.0, 30.0)}
+PROBED = 16  # masks decoded at opening, so that a wrong class list is refused at once
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+class SceneMasks(Dataset):
+    """``Scenes`` with class masks: 0 = background, 1 + digit. Options as ``Scenes``, other defaults.
+
+    Example:
+        >>> item = SceneMasks("train", length=4)[0]
+        >>> item["image"].shape, item["mask"].shape, item["mask"].dtype
+        (torch.Size([3, 64, 64]), torch.Size([64, 64]), torch.uint8)
+    """
+
+    mirror = False
+    ignore_index = 255  # no pixel of a scene has it; padding has
+
+    def __init__(self, split: str = "train", **options: Any) -> None:
+        self.scenes = Scenes(split, **(SCENE_DEFAULTS | options))
+        self.size, self.skipped = self.scenes.size, self.scenes.skipped
+        self.classes = ["background", *self.scenes.classes]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Tensor]]:
+        batch = _with_class_mask(self.scenes.render(indices))
+        return [{name: values[row] for name, values in batch.items()} for row in range(len(batch["image"]))]
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """The whole split: ``image`` (n, 3, h, w) and ``mask`` (n, h, w), both uint8."""
+        return _with_class_mask(self.scenes.as_tensors())
+
+
+def _with_class_mask(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"image": batch["image"], "mask": class_mask(batch)}
+
+
+class MaskedImages:
+    """Source of (image, mask) pairs of paths below ``root``.
+
+    Args:
+        class_of: uint8 (256,): the class of every stored mask value; ``UNKNOWN`` for values that have none.
+        rule: those values in words, for error messages.
+    """
+
+    UNKNOWN = 254
+
+    def __init__(
+        self, root: Path, pairs: Sequence[tuple[str, str]], class_of: np.ndarray, rule: str, max_pixels: int
+    ) -> None:
+        self.root, self.pairs, self.rule, self.max_pixels = root, pairs, rule, max_pixels
+        self.class_of = torch.from_numpy(class_of)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        return self.pairs[index][0]
+
+    def sample(self, index: int) -> dict[str, Any]:
+        image_path, mask_path = (self.root / path for path in self.pairs[index])
+        image = decode_image(image_path, max_pixels=self.max_pixels)
+        stored = decode_mask(mask_path, max_pixels=self.max_pixels)
+        if image.shape[1:] != stored.shape:
+            raise LabelError(_different_sizes(image_path, image.shape[1:], mask_path, stored.shape))
+        mask = self.class_of[stored.long()]
+        if (unknown := mask == self.UNKNOWN).any():
+            values = stored[unknown].unique().tolist()
+            raise LabelError(
+                f"open_dataset: mask values must be {self.rule}, got {values[:8]} in {mask_path}"
+            )
+        return {"image": image, "mask": mask}
+
+    def looks_whole(self, index: int) -> bool:
+        return all(file_looks_whole(os.path.join(self.root, path)) for path in self.pairs[index])
+
+    def check_size(self, index: int) -> None:
+        """Compare the sizes in the two headers."""
+        sizes = []
+        for path in self.pairs[index]:
+            try:
+                sizes.append(image_size(self.root / path))
+            except (ValueError, OSError):
+                return  # unreadable: not a contradiction
+        if sizes[0] != sizes[1]:
+            image_path, mask_path = self.pairs[index]
+            raise LabelError(_different_sizes(image_path, sizes[0], mask_path, sizes[1]))
+
+
+def _different_sizes(image: object, image_hw: Sequence[int], mask: object, mask_hw: Sequence[int]) -> str:
+    (h, w), (mask_h, mask_w) = image_hw, mask_hw
+    return f"open_dataset: image and mask must have the same size, got {w}x{h} in {image}, {mask_w}x{mask_h} in {mask}"
+
+
+def open_segmentation(
+    spec: str,
+    split: str = "train",
+    *,
+    classes: Sequence[str] | str | None = None,
+    ignore_index: int = 255,
+    zero_ignored: bool | None = None,
+    mask_suffix: str = "",
+    root: str = "data",
+    download: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    val_share: float = 0.1,
+    split_seed: int = 0,
+    max_unreadable: float = 0.05,
+    max_pixels: int = MAX_PIXELS,
+) -> StoredDataset:
+    """Stored images with index masks; ``open_dataset(..., task="segment")`` calls this and documents the items.
+
+    Args:
+        spec: a folder, ``"torchvision:VOCSegmentation"`` or ``"torchvision:Cityscapes"``.
+        split: as in ``open_dataset``.
+        classes: the names in the order of the mask values, or the file that lists them, one a line. Default for
+            a folder: its ``classes.txt``, or ``objectInfo150.txt`` of ADE20K.
+        ignore_index: mask value of pixels without a class; the data set's ``ignore_index``.
+        zero_ignored: mask value 0 has no class and value k is class k - 1, as in ADE20K (default there).
+        mask_suffix: what a mask's name has after the image's, before the extension.
+        root, download, arguments: for torchvision, as in ``open_dataset``.
+        val_share, split_seed, max_unreadable, max_pixels: as in ``open_dataset``.
+
+    Raises:
+        ValueError: an image has no mask, sizes differ, a mask holds values that are neither a class nor ignored,
+            or as in ``open_dataset``.
+    """
+    if not 0 <= ignore_index <= 255 or ignore_index == MaskedImages.UNKNOWN:
+        raise ValueError(f"open_dataset: ignore_index must be 0 to 255 but not 254, got {ignore_index}")
+    if spec.startswith("torchvision:"):
+        where, pairs, names, class_of = _torchvision_pairs(
+            spec.removeprefix("torchvision:"), split, root, download, dict(arguments or {})
+        )
+        indices: Sequence[int] = range(len(pairs))
+        rule, ignore_index = f"those of {spec}", 255
+    else:
+        where = Path(spec).expanduser()
+        if not where.is_dir():
+            raise ValueError(
+                "open_dataset: segmentation data must be 'scenes', 'torchvision:VOCSegmentation', "
+                f"'torchvision:Cityscapes' or a folder, got {spec!r}"
+            )
+        names = _class_list(where, classes)
+        parts = _find_pairs(where)
+        part, divide = choose_part(f"folder {spec}", [name for name in parts if name], split)
+        pairs = _pair(where, *parts[part or ""], mask_suffix)
+        if zero_ignored is None:
+            zero_ignored = (where / ADE20K_CLASSES).exists()
+        class_of, rule = _table(len(names), ignore_index, zero_ignored)
+        indices = range(len(pairs))
+        if divide:
+            images = [image for image, _ in pairs]
+            indices = hold_out(images, None, split, val_share=val_share, split_seed=split_seed)
+    if len(names) < 2:
+        raise ValueError(f"open_dataset: segmentation needs at least 2 classes, got {names}")
+
+    source = MaskedImages(where, pairs, class_of, rule, max_pixels)
+    for index in indices:
+        source.check_size(index)
+    dataset = StoredDataset(source, indices, names, max_unreadable=max_unreadable, ignore_index=ignore_index)
+    for place in range(0, len(dataset), max(1, len(dataset) // PROBED)):
+        dataset[place]
+    return dataset
+
+
+def _class_list(root: Path, classes: Sequence[str] | str | None) -> list[str]:
+    if classes is None:
+        if (root / ADE20K_CLASSES).exists():
+            rows = (root / ADE20K_CLASSES).read_text().splitlines()[1:]  # Idx, Ratio, Train, Val, Stuff, Name
+            return [row.split("\t")[-1].strip() for row in rows if row.strip()]
+        classes = str(root / "classes.txt")
+        if not Path(classes).exists():
+            raise ValueError(
+                f"open_dataset: segmentation needs class names, in classes.txt or classes=, got none in {root}"
+            )
+    if isinstance(classes, str):
+        lines = Path(classes).read_text().splitlines()
+        return [line.strip() for line in lines if line.strip()]
+    return list(classes)
+
+
+def _table(classes: int, ignore_index: int, zero_ignored: bool) -> tuple[np.ndarray, str]:
+    """Stored value -> class, and the rule in words."""
+    first = 1 if zero_ignored else 0
+    table = np.full(256, MaskedImages.UNKNOWN, dtype=np.uint8)
+    table[first : first + classes] = np.arange(classes)
+    table[ignore_index] = ignore_index
+    rule = f"{first} to {first + classes - 1} ({classes} classes) or {ignore_index} (ignored)"
+    if zero_ignored:
+        table[0] = ignore_index
+        rule += " or 0 (ignored)"
+    return table, rule
+
+
+def _find_pairs(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Part -> (image folder, mask folder): root/train/images, root/images/train, or root/images (part "")."""
+    found: dict[str, tuple[Path, Path]] = {}
+    for folder in _folders(root):
+        part = SPLIT_NAMES.get(folder.name.lower())
+        images, masks = _named(folder, IMAGE_FOLDERS), _named(folder, MASK_FOLDERS)
+        if part and images and masks:
+            found[part] = (images, masks)
+    images, masks = _named(root, IMAGE_FOLDERS), _named(root, MASK_FOLDERS)
+    if not found and images and masks:
+        for folder in _folders(images):
+            part = SPLIT_NAMES.get(folder.name.lower())
+            if part and (masks / folder.name).is_dir():
+                found[part] = (folder, masks / folder.name)
+        found = found or {"": (images, masks)}
+    if not found:
+        raise ValueError(
+            "open_dataset: segmentation folders must be images and labels (or masks, annotations), inside or around "
+            f"train, val and test, got {', '.join(f.name for f in _folders(root)) or 'no folders'} in {root}"
+        )
+    return found
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _named(root: Path, names: Sequence[str]) -> Path | None:
+    by_name = {folder.name.lower(): folder for folder in _folders(root)}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _pair(root: Path, images: Path, masks: Path, mask_suffix: str) -> list[tuple[str, str]]:
+    """(image, mask) paths below ``root``: same path below their folders but for suffix and extension."""
+    mask_of = {os.path.splitext(os.path.relpath(path, masks))[0]: path for path in find_images(masks)}
+    pairs, missing = [], []
+    for path in find_images(images):
+        mask = mask_of.get(os.path.splitext(os.path.relpath(path, images))[0] + mask_suffix)
+        if mask is None:
+            missing.append(os.path.relpath(path, root))
+        else:
+            pairs.append((os.path.relpath(path, root), os.path.relpath(mask, root)))
+    if missing:
+        raise ValueError(
+            f"open_dataset: every image must have a mask of the same name in {masks}, got {len(missing)} of "
+            f"{len(missing) + len(pairs)} without, the first is {missing[0]}"
+        )
+    if not pairs:
+        raise ValueError(f"open_dataset: a folder of images must hold some, got none in {images}")
+    return pairs
+
+
+def _torchvision_pairs(
+    name: str, split: str, root: str, download: bool, arguments: dict[str, Any]
+) -> tuple[Path, list[tuple[str, str]], list[str], np.ndarray]:
+    """Root, pairs of paths, class names and value table of a torchvision set."""
+    from torchvision import datasets
+
+    table = np.full(256, MaskedImages.UNKNOWN, dtype=np.uint8)
+    table[255] = 255
+    if name == "VOCSegmentation":
+        choose_part(name, ("train", "val"), split)
+        stored = construct(
+            datasets.VOCSegmentation, root, {"image_set": split, "download": download} | arguments
+        )
+        names, masks = VOC_CLASSES, stored.masks
+        table[: len(names)] = np.arange(len(names))
+    elif name == "Cityscapes":
+        choose_part(name, ("train", "val", "test"), split)
+        part = {"split": split, "mode": "fine", "target_type": "semantic"}
+        stored = construct(datasets.Cityscapes, root, part | arguments)
+        names, masks = [], [target[0] for target in stored.targets]
+        for kind in datasets.Cityscapes.classes:
+            used = 0 <= kind.train_id < 255
+            # The files hold ids of 34 kinds; 19 of them are evaluated, under their own numbers.
+            table[kind.id % 256] = kind.train_id if used else 255
+            names += [kind.name] if used else []
+    else:
+        raise ValueError(
+            f"open_dataset: torchvision sets for segmentation are VOCSegmentation and Cityscapes, got {name!r}"
+        )
+    where = Path(root).expanduser()
+    pairs = [
+        (os.path.relpath(image, where), os.path.relpath(mask, where))
+        for image, mask in zip(stored.images, masks, strict=True)
+    ]
+    return where, pairs, list(names), table

@@ -1,0 +1,187 @@
+"""Any classification data set of torchvision, by its class name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from foveal.data.decode import to_tensor
+from foveal.data.items import StoredDataset, check_classes, choose_part, hold_out
+
+# Sets of characters and signs, where a mirrored image shows something else.
+NOT_MIRRORED = frozenset(
+    ("MNIST", "EMNIST", "KMNIST", "QMNIST", "USPS", "SEMEION", "SVHN", "Omniglot", "GTSRB")
+)
+# What torchvision's sets call the parts, by preference.
+PART_NAMES = {
+    "train": ("train", "trainval", "train-standard"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+
+
+class TorchvisionImages:
+    """Source of (Pillow image, label) pairs."""
+
+    def __init__(self, stored: Any, name: str) -> None:
+        self.stored, self._name = stored, name
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def name(self, index: int) -> str:
+        return f"{self._name}[{index}]"
+
+    def sample(self, index: int) -> dict[str, Any]:
+        image, label = self.stored[index]
+        return {"image": to_tensor(image), "label": int(label)}
+
+    def looks_whole(self, index: int) -> bool:
+        return True  # torchvision checks its downloads; what it opens itself shows when it is read
+
+
+def open_torchvision(
+    name: str,
+    split: str,
+    *,
+    root: str = "data",
+    download: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    val_share: float = 0.1,
+    split_seed: int = 0,
+    max_unreadable: float = 0.05,
+) -> StoredDataset:
+    """``torchvision.datasets.NAME``; downloads only if told to. See ``open_dataset``.
+
+    Args:
+        root: folder that holds the data, as that class wants it.
+        arguments: more arguments for that class, such as ``{"split": "letters"}`` of EMNIST.
+    """
+    kind = _dataset_class(name)
+    name, accepted = kind.__name__, _parameters(kind)
+    given = dict(arguments or {})
+    base = {key: value for key, value in (("root", root), ("download", download)) if key in accepted}
+
+    parts = _parts(accepted, given, kind)
+    part, divide = choose_part(f"torchvision:{name}", parts, split)
+    stored = construct(kind, root, base | given | (parts[part] if part else {}))
+
+    if len(stored) == 0:
+        raise ValueError(f"open_dataset: torchvision:{name} holds no images in {root!r}")
+    image, target = stored[0]
+    if not hasattr(image, "convert") or not _is_label(target):
+        got = f"{type(image).__name__} with {type(target).__name__}"
+        raise ValueError(f"open_dataset: torchvision:{name} must give (image, class number), got {got}")
+    labels = _labels(stored)
+    classes = _class_names(stored, labels)
+    check_classes(classes)
+    source = TorchvisionImages(stored, name)
+    indices: Sequence[int] = range(len(stored))
+    if divide:
+        names = [str(index) for index in indices]
+        indices = hold_out(names, labels, split, val_share=val_share, split_seed=split_seed)
+    mirror = kind.__name__ not in NOT_MIRRORED
+    return StoredDataset(source, indices, classes, max_unreadable=max_unreadable, mirror=mirror)
+
+
+def construct(kind: Any, root: str, arguments: dict[str, Any]) -> Any:
+    """``kind(**arguments)`` with errors for people.
+
+    Raises:
+        ValueError: the files are not under ``root``, or the class wants other arguments.
+    """
+    where = f"torchvision:{kind.__name__}"
+    try:
+        return kind(**arguments)
+    except (RuntimeError, FileNotFoundError) as error:
+        hint = "; download=True fetches it" if arguments.get("download") is False else ""
+        raise ValueError(f"open_dataset: {where} not found in {root!r}{hint}: {_line(error)}") from None
+    except TypeError as error:
+        raise ValueError(f"open_dataset: {where} needs other arguments: {_line(error)}") from None
+
+
+def _dataset_class(name: str) -> Any:
+    from torchvision import datasets
+
+    known = {
+        key: kind
+        for key, kind in vars(datasets).items()
+        if inspect.isclass(kind)
+        and issubclass(kind, datasets.VisionDataset)
+        and kind is not datasets.VisionDataset
+    }
+    by_lower = {key.lower(): key for key in known}
+    if name.lower() in by_lower:
+        return known[by_lower[name.lower()]]
+    near = [by_lower[key] for key in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+    hint = f"; near: {', '.join(near)}" if near else ""
+    raise ValueError(f"open_dataset: torchvision has no data set of that name{hint}, got {name!r}")
+
+
+def _parameters(kind: Any) -> set[str]:
+    """Names of the arguments, with those that the class hands on to its parents as **kwargs."""
+    names: set[str] = set()
+    for parent in kind.__mro__:
+        parameters = inspect.signature(parent.__init__).parameters
+        names |= parameters.keys()
+        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            break
+    return names
+
+
+def _parts(accepted: Collection[str], given: Mapping[str, Any], kind: Any) -> dict[str, dict[str, Any]]:
+    """Split -> the argument that selects it, for the splits this class knows."""
+    if "train" in accepted:
+        return {"train": {"train": True}, "test": {"train": False}} if "train" not in given else {}
+    if "split" not in accepted or "split" in given:
+        return {}
+    # torchvision's classes refuse a wrong split before they look for files, and list the right ones.
+    try:
+        kind(root="", split="?")
+        refusal = ""
+    except Exception as error:
+        refusal = str(error)
+    parts = {}
+    for split, names in PART_NAMES.items():
+        known = [name for name in names if f"'{name}'" in refusal]
+        if known:
+            parts[split] = {"split": known[0]}
+    return parts
+
+
+def _is_label(target: Any) -> bool:
+    try:
+        return int(target) == target
+    except (TypeError, ValueError):
+        return False
+
+
+def _labels(stored: Any) -> list[int] | None:
+    """All labels where the class keeps them as a list, else None: reading them would mean to decode everything."""
+    for attribute in ("targets", "labels", "_labels", "_targets", "y"):
+        values = getattr(stored, attribute, None)
+        if values is not None and len(values) == len(stored) and _is_label(values[0]):
+            return [int(value) for value in values]
+    samples = getattr(stored, "_samples", None)
+    return [int(sample[1]) for sample in samples] if samples else None
+
+
+def _class_names(stored: Any, labels: list[int] | None) -> list[str]:
+    for attribute in ("classes", "categories", "all_categories"):
+        names = getattr(stored, attribute, None)
+        if not names:
+            continue
+        # ImageNet gives a tuple of synonyms for each class.
+        return [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
+    known = getattr(stored, "class_to_idx", None)
+    if known:
+        return [str(name) for name, _ in sorted(known.items(), key=lambda pair: pair[1])]
+    if labels is None:
+        labels = [int(stored[index][1]) for index in range(len(stored))]
+    return [str(label) for label in range(max(labels) + 1)]
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
