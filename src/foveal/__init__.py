@@ -7,19 +7,23 @@ __version__ = "0.1.0"
 from foveal.checkpoint import load, read_info, save
 from foveal.insert import (
     Insertion,
+    Plan,
     Site,
     freeze_backbone,
     insert,
     inserted,
     parameter_groups,
     parse_insertion,
+    plan,
     remove,
     sites,
 )
+from foveal.look import watch
 from foveal.models import create_model, list_models
 
 __all__ = [
     "Insertion",
+    "Plan",
     "Site",
     "create_model",
     "freeze_backbone",
@@ -29,8 +33,10 @@ __all__ = [
     "load",
     "parameter_groups",
     "parse_insertion",
+    "plan",
     "read_info",
     "remove",
     "save",
     "sites",
+    "watch",
 ]

@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 import foveal
-from foveal.insert.attach import Insertion, attach, build, inserted, resolve
+from foveal.insert.attach import Insertion, attach, inserted, remove
 from foveal.insert.find import Site
+from foveal.insert.make import build, resolve
 from foveal.models import READS_FILES, create_model
 
 FORMAT = 1
-PLAN_KEYS = ("site", "block", "options", "start", "channels", "before")
+PLAN_KEYS = ("site", "path", "block", "options", "start", "channels", "before")
 
 
 def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
@@ -124,6 +125,11 @@ def _entry(one: Insertion) -> dict[str, Any]:
     return {key: getattr(one, key) for key in PLAN_KEYS}
 
 
+def _plain(one: Insertion) -> dict[str, Any]:
+    """As it comes back from a file, where a tuple among the options has become a list."""
+    return json.loads(json.dumps(_entry(one)))
+
+
 def _state(net: nn.Module) -> dict[str, torch.Tensor]:
     state = net.state_dict()
     for name, value in state.items():
@@ -215,22 +221,29 @@ def _assemble(
     model: dict[str, Any], plan: list[dict[str, Any]], blocks: dict[str, Any], path: Any
 ) -> nn.Module:
     net = create_model(model["name"], **model["kwargs"])
+    missing = list(plan)
+    for one in inserted(net):  # blocks that are part of the named network
+        entry = _plain(one)
+        if entry in missing:
+            missing.remove(entry)
+        else:
+            remove(net, one.path)
     modules = dict(net.named_modules())
-    for entry in plan:
+    for entry in missing:
         if entry["site"] not in modules:
             raise ValueError(
                 f"load: {model['name']} must have the site {entry['site']} of the plan in {path}, got none"
             )
-        name, make = resolve(entry["block"], blocks)
+        name, make = resolve(entry["block"], blocks, asker="load")
         site = Site(entry["site"], None, "module", entry["channels"], (), None, entry["before"])
-        module = build(name, make, site, entry["start"], entry["options"])
-        attach(net, site.name, module, {k: entry[k] for k in PLAN_KEYS[1:5]}, before=site.before)
+        module = build(name, make, site, entry["start"], entry["options"], asker="load")
+        record = {key: entry[key] for key in ("block", "options", "start", "channels")}
+        attach(net, site.name, module, record, before=site.before, path=entry["path"])
     return net
 
 
 def _refuse_other_plan(net: nn.Module, plan: list[dict[str, Any]], path: Any) -> None:
-    # through JSON, so that a tuple among the options equals the list it became
-    present = [json.loads(json.dumps(_entry(one))) for one in inserted(net)]
+    present = [_plain(one) for one in inserted(net)]
     lost = [e for e in plan if e not in present]
     extra = [e for e in present if e not in plan]
     if lost or extra:

@@ -1,10 +1,8 @@
 """Put blocks at sites and take them out again; the network keeps every name and value it had."""
 
-import difflib
 import functools
-import inspect
 import keyword
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from foveal.insert.find import Site, found, match
-from foveal.insert.trace import RECORD, Call, example_input, run, undisturbed
-from foveal.nn import BLOCKS
-
-Block = str | Callable[..., nn.Module]
-"""A name in `foveal.nn.BLOCKS`, a module class that takes ``(channels, ...)``, or a factory that does."""
+from foveal.insert.make import Block, build, resolve
+from foveal.insert.trace import RECORD, Call, run, undisturbed
 
 
 @dataclass(frozen=True)
@@ -94,8 +89,9 @@ def insert(
         >>> net = foveal.remove(net)
     """
     name, make = resolve(block)
-    listed, calls = found(net, at, stages=stages, example=example, asker="insert")
+    listed, watched = found(net, at, stages=stages, example=example, asker="insert")
     targets = usable(listed, net, at)
+    calls = {call.name: call for call in watched.calls}
     built = []
     for site in targets:
         module = build(name, make, site, start, options)
@@ -105,7 +101,7 @@ def insert(
     try:
         for site, module, record in built:
             attached.append(attach(net, site.name, module, record, before=site.before))
-        _verify(net, attached, example)
+        _verify(net, attached, *watched.example)
     except BaseException:
         for one in reversed(attached):
             _detach(net, one)
@@ -169,67 +165,14 @@ def inserted(net: nn.Module, *, check: bool = True) -> list[Insertion]:
     return listed
 
 
-# ----------------------------------------------------------------------------------------------- what to insert
-
-
-def resolve(block: Block, blocks: dict[str, Any] | None = None) -> tuple[str, Callable[..., nn.Module]]:
-    """The name a block goes by, and what makes it."""
-    known = {**BLOCKS, **(blocks or {})}
-    if isinstance(block, str):
-        if block not in known:
-            close = difflib.get_close_matches(block, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"insert: block must be one of {', '.join(known)}, a class or a factory, got {block!r}{hint}"
-            )
-        return block, known[block]
-    if isinstance(block, nn.Module):
-        raise ValueError(
-            f"insert: block must be a class or factory that makes one module for each site, "
-            f"got one {type(block).__name__} instance"
-        )
-    if not callable(block):
-        raise ValueError(f"insert: block must be a name, a class or a factory, got {type(block).__name__}")
-    for name, known_class in BLOCKS.items():
-        if block is known_class:
-            return name, block
-    maker = block.func if isinstance(block, functools.partial) else block
-    name = getattr(maker, "__name__", "block").lower()
-    return (name if name.isidentifier() else "block"), block
-
-
-def build(
-    name: str, make: Callable[..., nn.Module], site: Site, start: str, options: dict[str, Any]
-) -> nn.Module:
-    """One new block for ``site``."""
-    if start not in ("identity", "paper"):
-        raise ValueError(f"insert: start must be 'identity' or 'paper', got {start!r}")
-    known = inspect.signature(make).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    for option in options:
-        if option not in known and not takes_any:
-            offered = [n for n, p in known.items() if p.kind is not p.VAR_POSITIONAL][1:]
-            raise ValueError(
-                f"insert: {name} must be given its own options ({', '.join(offered)}), got {option!r}"
-            )
-    given = {"start": start, **options} if "start" in known else options
-    try:
-        module = make(site.channels, **given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"insert: {name} at {site.name} (channels={site.channels}): {error}") from error
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"insert: {name} must make an nn.Module, got {type(module).__name__}")
-    return module
-
-
-def usable(listed: list[Site], net: nn.Module, at: str) -> list[Site]:
+def usable(listed: list[Site], net: nn.Module, at: str, asker: str = "insert") -> list[Site]:
     """The sites, once each; refused as a whole when one of them cannot take a block."""
     unusable = [site for site in listed if site.reason is not None]
     if unusable:
         shown = "; ".join(f"{site.name}: {site.reason}" for site in unusable[:3])
         more = f"; and {len(unusable) - 3} more" if len(unusable) > 3 else ""
         raise ValueError(
-            f"insert: every site of at={at!r} must be able to take a block, got {len(unusable)} of {len(listed)} "
+            f"{asker}: every site of at={at!r} must be able to take a block, got {len(unusable)} of {len(listed)} "
             f"in {type(net).__name__} that cannot: {shown}{more}"
         )
     return list({site.name: site for site in listed}.values())
@@ -244,9 +187,17 @@ def _like(module: nn.Module, site: nn.Module, call: Call) -> nn.Module:
 
 
 def attach(
-    net: nn.Module, site: str, module: nn.Module, record: dict[str, Any], *, before: bool
+    net: nn.Module,
+    site: str,
+    module: nn.Module,
+    record: dict[str, Any],
+    *,
+    before: bool,
+    path: str | None = None,
 ) -> Insertion:
     """Hang a block on a site by name, without tracing; ``record`` says what was asked for.
+
+    ``path`` is where the block went before, for one that comes back from a file.
 
     The block becomes a child of the site, and a forward hook of the site applies it. A plain ``nn.Sequential``
     runs its children itself, so there the block is simply the last one. Other containers (``ModuleDict``, a
@@ -266,7 +217,7 @@ def attach(
             )
         way.append(children[-1][0])
         holder = children[-1][1]
-    name = _free_name(holder, record["block"])
+    name = path.rpartition(".")[2] if path is not None else _free_name(holder, record["block"])
     record = {**record, "suffix": ".".join([*way, name]), "before": before, "hooked": not runs_itself}
     setattr(module, RECORD, record)
     holder.add_module(name, module)
@@ -274,7 +225,7 @@ def attach(
         host.register_forward_pre_hook(functools.partial(_apply_before, record["suffix"]))
     elif record["hooked"]:
         host.register_forward_hook(functools.partial(_apply_after, record["suffix"]))
-    path = ".".join(filter(None, [site, record["suffix"]]))
+    path = f"{site}.{record['suffix']}"
     listed = {k: record[k] for k in ("block", "options", "start", "channels", "before")}
     return Insertion(site=site, path=path, module=module, **listed)
 
@@ -317,12 +268,12 @@ def _free_name(holder: nn.Module, name: str) -> str:
     return free
 
 
-def _verify(net: nn.Module, attached: list[Insertion], example: Any) -> None:
+def _verify(net: nn.Module, attached: list[Insertion], args: tuple, kwargs: dict) -> None:
     """Run once and hold every new block to its promises."""
     seen: dict[str, list[str]] = {one.path: [] for one in attached}
 
-    def check(module: nn.Module, args: tuple, output: Any, one: Insertion) -> None:
-        (x,) = args
+    def check(module: nn.Module, given: tuple, output: Any, one: Insertion) -> None:
+        (x,) = given
         if not isinstance(output, Tensor) or output.shape != x.shape or output.dtype != x.dtype:
             got = (
                 f"{tuple(output.shape)} {output.dtype}"
@@ -345,7 +296,6 @@ def _verify(net: nn.Module, attached: list[Insertion], example: Any) -> None:
         else:
             seen[one.path].append("")
 
-    args, kwargs = example_input(net, example, asker="insert")
     with ExitStack() as stack:
         stack.enter_context(undisturbed(net))
         for one in attached:

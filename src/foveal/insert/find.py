@@ -2,22 +2,24 @@
 
 The rules, none of which names a network family:
 
-* A module is a **residual block** if its own ``forward`` adds two feature maps of one shape, one of which has
-  passed through more convolutions or linear layers: that operand is the branch, the other the shortcut.
-* ``"residual"``: the outermost module the block calls that made the branch. A module that handed on what it was
-  given (drop path, ``Identity``) made nothing; it is the site only if no module made the branch, and then the
-  block is applied to what it is given.
+* A module is a **residual block** if its own ``forward`` adds two feature maps of one shape that come from the
+  same input of the module, and one has passed through more convolutions or linear layers: that operand is the
+  branch, the other the shortcut.
+* ``"residual"``: the outermost module the block calls that made the branch (before a factor the branch may be
+  scaled by). A module that handed on what it was given (drop path, ``Identity``) made nothing; it is the site
+  only if no module made the branch, and then the block is applied to what it is given.
 * ``"block"``: the output of every residual block and of every module of the same class (EfficientNet's blocks
   without a shortcut). In a network without residual blocks: of every innermost module that concatenates feature
   maps (DenseNet's layers, Inception, Fire); failing these, of every convolution with what follows it at the same
   shape (normalisation, activation).
 * Stages: the containers that hold the blocks, in order of execution, counted from 1; where one container holds
-  them all, runs of blocks with one spatial size.
+  them all, and for convolutions, runs of one spatial size.
 * ``"stage"``: what the container returns, or where that is what its last block returned, that block.
 * Anything else is a path pattern, see `match`.
 """
 
 import difflib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -86,9 +88,11 @@ def sites(
 
 def found(
     net: nn.Module, at: str, *, stages: Iterable[int] | None, example: Any, asker: str
-) -> tuple[list[Site], dict[str, Call]]:
-    """`sites`, and by name the traced call of each usable one."""
-    if at not in KINDS:
+) -> tuple[list[Site], Trace]:
+    """`sites`, and the trace they were found in."""
+    if at in KINDS:
+        names = []
+    else:
         if stages is not None:
             raise ValueError(
                 f"{asker}: stages selects among {', '.join(KINDS)}, got stages with the pattern {at!r}"
@@ -112,8 +116,7 @@ def found(
         listed.append(Site(name, stage, kind, channels, shape, reason, before))
     if stages is not None:
         listed = _of_stages(listed, stages, asker)
-    calls = {call.name: call for call in watched.calls}
-    return listed, {site.name: calls[site.name] for site in listed if site.reason is None}
+    return listed, watched
 
 
 def _unusable(call: Call | None, times: int) -> str | None:
@@ -124,6 +127,8 @@ def _unusable(call: Call | None, times: int) -> str | None:
     if not call.is_feature_map:
         shape = "no single tensor" if call.shape is None else f"shape {tuple(call.shape)}"
         return f"its output must be one feature map (b, c, *spatial), got {shape}"
+    if call.axis not in (1, None):
+        return f"its output must be a feature map (b, c, *spatial), got {tuple(call.shape or ())} with channels last"
     return None
 
 
@@ -191,7 +196,6 @@ class _Finder:
         self.trace = watched
         self.net_name = net_name
         self.asker = asker
-        self.order = {call: i for i, call in enumerate(watched.calls)}
         self.additions = self._residual_additions()
 
     def kind(self, at: str) -> list[Candidate]:
@@ -205,10 +209,15 @@ class _Finder:
                 f"{self.asker}: at='residual' needs a network that adds feature maps, got {self.net_name} "
                 "without any such addition; use at='block', at='stage' or a path pattern"
             )
-        branches = [(merge, self._maker(merge)) for merge in self.additions]
-        stages = self._stages([merge.call for merge in self.additions])
+        blocks, containers = self._blocks()
+        stages = dict(zip(blocks, _stages(blocks, containers), strict=True))
+        makers = [self._maker(merge) for merge in self.additions]
+        if not blocks:  # all additions are in the network's own forward
+            loose = [maker for maker in makers if maker is not None]
+            stages = dict(zip(loose, _stages(loose, containers=True), strict=True))
         candidates: list[Candidate] = []
-        for (merge, maker), stage in zip(branches, stages, strict=True):
+        for merge, maker in zip(self.additions, makers, strict=True):
+            stage = stages.get(merge.call) or (stages.get(maker) if maker else None)
             if maker is None:
                 reason = "no module returns the branch as it is added: its forward computes it with functions"
                 candidates.append((merge.call.name, None, stage, reason))
@@ -217,17 +226,18 @@ class _Finder:
         return candidates
 
     def block(self) -> list[Candidate]:
-        blocks = self._blocks()
+        blocks, containers = self._blocks_or_units()
         return [
-            (call.name, call, stage, None) for call, stage in zip(blocks, self._stages(blocks), strict=True)
+            (c.name, c, stage, None) for c, stage in zip(blocks, _stages(blocks, containers), strict=True)
         ]
 
     def stage(self) -> list[Candidate]:
-        blocks = self._blocks()
-        last = dict(zip(self._stages(blocks), blocks, strict=True))
+        blocks, containers = self._blocks_or_units()
+        last = dict(zip(_stages(blocks, containers), blocks, strict=True))
+        several = containers and len({_container(call) for call in blocks}) > 1
         candidates: list[Candidate] = []
         for stage, call in last.items():
-            container = self._container_call(call)
+            container = next((c for c in self.trace.calls if several and c.name == _container(call)), None)
             if container is not None and container.is_feature_map and container.returned != call.returned:
                 call = container
             candidates.append((call.name, call, stage, None))
@@ -235,9 +245,11 @@ class _Finder:
 
     def _residual_additions(self) -> list[Merge]:
         """Additions of a longer and a shorter path, without those inside the branch of a later one."""
-        adds = [
-            m for m in self.trace.merges if m.kind == "add" and m.operands[0].depth != m.operands[1].depth
-        ]
+        adds = []
+        for merge in self.trace.merges:
+            one, two = merge.operands[:2] if merge.kind == "add" else (None, None)
+            if one and two and one.depth != two.depth and merge.call.number in one.sources & two.sources:
+                adds.append(merge)
         inner = set()
         for merge in adds:
             shortcut, branch = sorted(merge.operands, key=lambda o: o.depth)
@@ -251,34 +263,44 @@ class _Finder:
     def _maker(self, merge: Merge) -> Call | None:
         """The outermost module the block calls that made the branch, or else one that handed it on."""
         branch = max(merge.operands, key=lambda o: o.depth).mark
-        handed = [c for c in self.trace.calls if c.caller is merge.call and c.returned == branch]
-        made = [c for c in handed if not c.passes_through]
-        return (made or handed or [None])[-1 if made else 0]
+        while True:
+            handed = [c for c in self.trace.calls if c.caller is merge.call and c.returned == branch]
+            made = [c for c in handed if not c.passes_through]
+            if handed or branch not in self.trace.scaled:
+                return made[-1] if made else handed[0] if handed else None
+            branch = self.trace.scaled[branch]
 
-    def _blocks(self) -> list[Call]:
-        calls = [call for call in self.trace.calls if call is not self.trace.root and call.is_feature_map]
-        adding = {type(merge.call.module) for merge in self.additions if merge.call is not self.trace.root}
-        blocks = [call for call in calls if type(call.module) in adding]
+    def _maps(self) -> list[Call]:
+        return [call for call in self.trace.calls if call.caller is not None and call.is_feature_map]
+
+    def _blocks(self) -> tuple[list[Call], bool]:
+        adding = {type(merge.call.module) for merge in self.additions if merge.call.caller is not None}
+        return [call for call in self._maps() if type(call.module) in adding], True
+
+    def _blocks_or_units(self) -> tuple[list[Call], bool]:
+        """The blocks, and whether their containers make the stages."""
+        blocks, containers = self._blocks()
         if not blocks:
-            joining = {m.call for m in self.trace.merges if m.kind == "cat" and m.call is not self.trace.root}
+            joining = {m.call for m in self.trace.merges if m.kind == "cat" and m.call.caller is not None}
             outer = {caller for call in joining for caller in _callers(call)}
             innermost = {type(call.module) for call in joining - outer}
-            blocks = [call for call in calls if type(call.module) in innermost]
-        return blocks or self._units(calls)
+            blocks = [call for call in self._maps() if type(call.module) in innermost]
+        return (blocks, containers) if blocks else (self._units(), False)
 
-    def _units(self, calls: list[Call]) -> list[Call]:
+    def _units(self) -> list[Call]:
         """Each convolution, moved on to the last module that follows it at the same shape."""
-        convolutions = (nn.modules.conv._ConvNd,)
+        convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        leaves = [c for c in self._maps() if next(c.module.children(), None) is None and not c.passes_through]
         units = []
-        leaves = [c for c in calls if not any(True for _ in c.module.children()) and not c.passes_through]
-        for start in leaves:
-            if not isinstance(start.module, convolutions):
+        for i, call in enumerate(leaves):
+            size = call.shape[2:] if call.shape is not None else ()
+            if not isinstance(call.module, convolutions) or set(size) == {1}:  # no map: a classifier's
                 continue
-            unit = start
-            for call in leaves[leaves.index(start) + 1 :]:
-                follows = len(call.given) == 1 and call.given[0] == unit.returned and call.shape == unit.shape
-                if follows and not isinstance(call.module, convolutions):
-                    unit = call
+            unit = call
+            for later in leaves[i + 1 :]:
+                follows = later.given == (unit.returned,) and later.shape == unit.shape
+                if follows and not isinstance(later.module, convolutions):
+                    unit = later
             units.append(unit)
         if not units:
             raise ValueError(
@@ -287,26 +309,23 @@ class _Finder:
             )
         return units
 
-    def _stages(self, calls: list[Call]) -> list[int]:
-        """Stage of each block: its container, or where one container holds all, its run of one spatial size."""
-        containers = [call.name.rpartition(".")[0] for call in calls]
-        keys: list[Any] = containers
-        if len(set(containers)) == 1:
-            keys, run = [], 0
-            for i, call in enumerate(calls):
-                size = call.shape[2:] if call.shape is not None else None
-                before = calls[i - 1].shape if i else None
-                run += before is not None and before[2:] != size
-                keys.append(run)
-        numbers = {key: i + 1 for i, key in enumerate(dict.fromkeys(keys))}
-        return [numbers[key] for key in keys]
 
-    def _container_call(self, call: Call) -> Call | None:
-        path = call.name.rpartition(".")[0]
-        return next((c for c in self.trace.calls if c.name == path and c is not self.trace.root), None)
+def _container(call: Call) -> str:
+    return call.name.rpartition(".")[0]
 
 
 def _callers(call: Call) -> Iterable[Call]:
     while call.caller is not None:
         call = call.caller
         yield call
+
+
+def _stages(calls: list[Call], containers: bool) -> list[int]:
+    """Stage of each call, from 1: its container, or its run of one spatial size."""
+    keys: list[Any] = [_container(call) for call in calls]
+    if not containers or len(set(keys)) == 1:
+        sizes = [call.shape[2:] if call.shape is not None else None for call in calls]
+        changes = [0, *(before != size for before, size in itertools.pairwise(sizes))][: len(calls)]
+        keys = list(itertools.accumulate(changes))
+    numbers = {key: i + 1 for i, key in enumerate(dict.fromkeys(keys))}
+    return [numbers[key] for key in keys]

@@ -5,9 +5,10 @@ what it returned, and a ``TorchFunctionMode`` follows every tensor derived from 
 that an addition written in a module's own ``forward`` is seen, and the longer of its two operands is known.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 CONCATENATIONS = {"cat", "concat", "concatenate"}
 WEIGHTED = {f"conv{n}d" for n in (1, 2, 3)} | {f"conv_transpose{n}d" for n in (1, 2, 3)}
 WEIGHTED |= {"linear", "bilinear", "multi_head_attention_forward", "scaled_dot_product_attention"}
+SCALINGS = {"mul", "mul_", "multiply", "div", "div_", "true_divide"}
+CHANNELS_SECOND = WEIGHTED - {"linear", "bilinear"} | {"batch_norm", "group_norm", "instance_norm"}
+CHANNELS_LAST = {"linear", "bilinear", "layer_norm", "rms_norm"}
+MOVES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
+RESHAPES = {"reshape", "view", "flatten", "unflatten", "_unsafe_view"}
 
 Mark = tuple[int, int]
 """A value of a tensor: its serial number in the trace and its version, which every in-place change raises."""
@@ -36,12 +42,17 @@ class Fact:
     """Convolutions and linear layers on the longest path from the input."""
     merges: frozenset[int]
     """Merges (by index) that its value depends on."""
+    sources: frozenset[int]
+    """Calls (by number) that were given a tensor it depends on."""
+    axis: int | None
+    """The dimension that holds channels, as far as the functions on the way tell."""
 
 
 @dataclass(eq=False)
 class Call:
     """One call of one module."""
 
+    number: int
     name: str
     module: nn.Module
     caller: "Call | None"
@@ -52,6 +63,7 @@ class Call:
     """Shape of the returned tensor, with the batch."""
     dtype: torch.dtype | None = None
     device: torch.device | None = None
+    axis: int | None = None
 
     @property
     def passes_through(self) -> bool:
@@ -74,6 +86,7 @@ class Operand:
     mark: Mark
     depth: int
     merges: frozenset[int]
+    sources: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,10 @@ class Trace:
 
     calls: list[Call] = field(default_factory=list)
     merges: list[Merge] = field(default_factory=list)
-    root: Call | None = None
+    scaled: dict[Mark, Mark] = field(default_factory=dict)
+    """From a value to the one it is a multiple of, by a factor that does not depend on the input."""
+    example: tuple[tuple, dict] = ((), {})
+    """Arguments the network was run on."""
 
 
 class _Follow(TorchFunctionMode):
@@ -104,16 +120,13 @@ class _Follow(TorchFunctionMode):
         self.facts = WeakIdKeyDictionary()
         self.stack: list[Call] = []
         self.hidden = 0  # inside an inserted block nothing is recorded, only followed
-        self.serials = 0
+        self.numbers = itertools.count()
 
-    def know(self, tensor: Tensor, depth: int, merges: frozenset[int]) -> Fact:
-        fact = self.facts.get(tensor)
-        if fact is None:
-            self.serials += 1
-            fact = self.facts[tensor] = Fact(self.serials, depth, merges)
-        else:  # changed in place
-            fact.depth, fact.merges = depth, merges
-        return fact
+    def know(self, tensor: Tensor, **facts: Any) -> None:
+        if tensor in self.facts:  # changed in place
+            self.facts[tensor] = replace(self.facts[tensor], **facts)
+        else:
+            self.facts[tensor] = Fact(next(self.numbers), **facts)
 
     def mark(self, tensor: Tensor) -> Mark | None:
         fact = self.facts.get(tensor)
@@ -122,20 +135,32 @@ class _Follow(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "__get__":  # an attribute: .shape, .T, .grad_fn
-            return self._derive(func(*args, **kwargs), list(_tensors((args, kwargs))), name)
         inputs = list(_tensors((args, kwargs)))
-        merge = self._merge(name, inputs)  # before the call, which may change an operand in place
-        return self._derive(func(*args, **kwargs), inputs, name, merge)
-
-    def _derive(self, out: Any, inputs: list[Tensor], name: str, merge: frozenset[int] = frozenset()) -> Any:
-        facts = [fact for t in inputs if (fact := self.facts.get(t)) is not None]
-        if facts:
-            depth = max(fact.depth for fact in facts) + (name in WEIGHTED)
-            merges = merge.union(*(fact.merges for fact in facts))
-            for tensor in _tensors(out):
-                self.know(tensor, depth, merges)
+        # before the call, which may change an operand in place
+        merge = self._merge(name, inputs)
+        marks = [mark for t in inputs if (mark := self.mark(t)) is not None]
+        shapes = [tuple(t.shape) for t in inputs if t in self.facts]
+        out = func(*args, **kwargs)
+        self._derive(out, inputs, name, merge, args)
+        if name in SCALINGS and len(marks) == 1 and isinstance(out, Tensor) and tuple(out.shape) == shapes[0]:
+            scaled = self.mark(out)
+            assert scaled is not None
+            self.trace.scaled[scaled] = marks[0]
         return out
+
+    def _derive(
+        self, out: Any, inputs: list[Tensor], name: str, merge: frozenset[int] = frozenset(), args: tuple = ()
+    ) -> None:
+        known = [(t, self.facts[t]) for t in inputs if t in self.facts]
+        if not known:
+            return
+        facts = [fact for _, fact in known]
+        depth = max(fact.depth for fact in facts) + (name in WEIGHTED)
+        merges = merge.union(*(fact.merges for fact in facts))
+        sources = frozenset().union(*(fact.sources for fact in facts))
+        for tensor in _tensors(out):
+            axis = _channel_axis(name, tensor, known, args)
+            self.know(tensor, depth=depth, merges=merges, sources=sources, axis=axis)
 
     def _merge(self, name: str, inputs: list[Tensor]) -> frozenset[int]:
         """Record an addition or a concatenation of feature maps; its index, or nothing."""
@@ -149,7 +174,7 @@ class _Follow(TorchFunctionMode):
         operands = []
         for tensor in inputs:
             fact = self.facts[tensor]
-            operands.append(Operand((fact.serial, tensor._version), fact.depth, fact.merges))
+            operands.append(Operand((fact.serial, tensor._version), fact.depth, fact.merges, fact.sources))
         merge = Merge(len(self.trace.merges), kind, self.stack[-1], tuple(operands))
         self.trace.merges.append(merge)
         return frozenset({merge.index})
@@ -159,8 +184,12 @@ class _Follow(TorchFunctionMode):
             self.hidden += 1
         if self.hidden:
             return
-        marks = tuple(m for t in _tensors(given) if (m := self.mark(t)) is not None)
-        self.stack.append(Call(name, module, self.stack[-1] if self.stack else None, marks))
+        number = next(self.numbers)
+        tensors = [t for t in _tensors(given) if t in self.facts]
+        for tensor in tensors:
+            self.facts[tensor] = replace(self.facts[tensor], sources=self.facts[tensor].sources | {number})
+        marks = tuple((self.facts[t].serial, t._version) for t in tensors)
+        self.stack.append(Call(number, name, module, self.stack[-1] if self.stack else None, marks))
 
     def leave(self, module: nn.Module, given: Any, output: Any) -> None:
         if hasattr(module, RECORD):
@@ -173,13 +202,35 @@ class _Follow(TorchFunctionMode):
             if (
                 output not in self.facts
             ):  # made where functions cannot be followed, such as a scripted function
-                self._derive(output, list(_tensors(given)), "linear")
+                self._derive(output, list(_tensors(given)), "scripted")
             call.returned = self.mark(output)
             if call.returned is not None:
                 call.shape, call.dtype, call.device = output.shape, output.dtype, output.device
+                call.axis = self.facts[output].axis
         self.trace.calls.append(call)
-        if call.caller is None:
-            self.trace.root = call
+
+
+def _channel_axis(name: str, out: Tensor, known: list[tuple[Tensor, Fact]], args: tuple) -> int | None:
+    """The dimension of ``out`` that holds channels, or None where that cannot be told."""
+    if name in CHANNELS_SECOND or "pool" in name:
+        return 1
+    if name in CHANNELS_LAST:
+        return out.ndim - 1
+    # an operand of the result's own shape tells more than a gate that is spread over it
+    told = [(t, fact.axis) for t, fact in known if fact.axis is not None]
+    told.sort(key=lambda pair: pair[0].shape != out.shape)
+    if not told:
+        return None
+    tensor, axis = told[0]
+    if name in MOVES:  # done again on a shape whose entries are the dimensions' numbers
+        moved = torch.empty(tuple(range(1, tensor.ndim + 1)), device="meta")
+        return list(getattr(moved, name)(*args[1:]).shape).index(axis + 1)
+    if name in RESHAPES:
+        channels = tensor.shape[axis]
+        if axis == tensor.ndim - 1 and out.ndim and out.shape[-1] == channels:
+            return out.ndim - 1
+        return 1 if axis == 1 and out.ndim > 1 and out.shape[1] == channels else None
+    return axis if out.ndim == tensor.ndim else None
 
 
 def trace(net: nn.Module, example: Any = None, *, asker: str = "trace") -> Trace:
@@ -190,9 +241,19 @@ def trace(net: nn.Module, example: Any = None, *, asker: str = "trace") -> Trace
     Raises:
         ValueError: if the forward pass fails, or no example is given and none can be derived.
     """
-    watched = Trace()
+    tried = example_inputs(net, example, asker=asker)
+    for i, (args, kwargs) in enumerate(tried):
+        try:
+            return _trace(net, args, kwargs, asker)
+        except ValueError:
+            if i == len(tried) - 1:
+                raise
+    raise AssertionError
+
+
+def _trace(net: nn.Module, args: tuple, kwargs: dict, asker: str) -> Trace:
+    watched = Trace(example=(args, kwargs))
     follow = _Follow(watched)
-    args, kwargs = example_input(net, example, asker=asker)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(net))
         for name, module in net.named_modules():
@@ -211,7 +272,7 @@ def trace(net: nn.Module, example: Any = None, *, asker: str = "trace") -> Trace
                 stack.callback(handle.remove)
         stack.enter_context(follow)
         for tensor in _tensors((args, kwargs)):
-            follow.know(tensor, 0, frozenset())
+            follow.know(tensor, depth=0, merges=frozenset(), sources=frozenset(), axis=1)
         run(net, args, kwargs, asker=asker)
     return watched
 
@@ -229,19 +290,19 @@ def run(net: nn.Module, args: tuple, kwargs: dict, *, asker: str) -> None:
         ) from error
 
 
-def example_input(net: nn.Module, example: Any = None, *, asker: str) -> tuple[tuple, dict]:
-    """Positional and keyword arguments of one forward pass.
+def example_inputs(net: nn.Module, example: Any = None, *, asker: str) -> list[tuple[tuple, dict]]:
+    """Positional and keyword arguments of one forward pass; several where more than one guess may be needed.
 
     ``example`` is a tensor, a tuple of arguments, or a dictionary of keyword arguments. Without it: the input
-    size of ``net.default_cfg`` or ``pretrained_cfg`` (timm), otherwise 224 x 224, for as many channels as the
-    first convolution takes.
+    size of ``net.default_cfg`` or ``pretrained_cfg`` (timm's, and ours), otherwise 224 x 224, for as many
+    channels as the first convolution takes (or, where pixels are rearranged before it, as configured).
     """
     if isinstance(example, Mapping):
-        return (), dict(example)
+        return [((), dict(example))]
     if isinstance(example, (tuple, list)):
-        return tuple(example), {}
+        return [(tuple(example), {})]
     if isinstance(example, Tensor):
-        return (example,), {}
+        return [((example,), {})]
     if example is not None:
         raise ValueError(
             f"{asker}: example must be a tensor, a tuple or a dictionary, got {type(example).__name__}"
@@ -249,17 +310,22 @@ def example_input(net: nn.Module, example: Any = None, *, asker: str) -> tuple[t
     first = next((m for m in net.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     config = getattr(net, "default_cfg", None) or getattr(net, "pretrained_cfg", None) or {}
     size = config.get("input_size") if isinstance(config, Mapping) else getattr(config, "input_size", None)
-    if first is None or not isinstance(first, nn.Conv2d):
+    if first is not None and size and len(size) == first.weight.ndim - 1:
+        configured, *spatial = size
+    elif isinstance(first, nn.Conv2d):
+        configured, *spatial = first.in_channels, 224, 224
+    else:
         found = "none" if first is None else type(first).__name__
         raise ValueError(
-            f"{asker}: without example= the first convolution must be an nn.Conv2d, got {found}; "
-            "pass example=a tensor the network takes"
+            f"{asker}: without example= or an input size in net.default_cfg the first convolution must be an "
+            f"nn.Conv2d, got {found}; pass example=a tensor the network takes"
         )
-    spatial = tuple(size)[-2:] if size else (224, 224)
-    weight = first.weight
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn((1, first.in_channels, *spatial), generator=generator)
-    return (image.to(weight.device, weight.dtype),), {}
+    images = [
+        torch.randn((1, channels, *spatial), generator=generator, device="cpu")
+        for channels in dict.fromkeys((first.in_channels, configured))
+    ]
+    return [((image.to(first.weight.device, first.weight.dtype),), {}) for image in images]
 
 
 @contextmanager

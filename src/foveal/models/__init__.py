@@ -1,4 +1,4 @@
-"""Whole networks by name: every timm model, and small ones of our own."""
+"""Whole networks by name: every timm model, and our own."""
 
 import difflib
 import fnmatch
@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from foveal.models.cifar_resnet import CifarResNet
+from foveal.models.named import NAMED
 
 OWN: dict[str, Callable[..., nn.Module]] = {
-    f"cifar_resnet{depth}": functools.partial(CifarResNet, depth) for depth in (8, 20, 32, 56, 110)
+    **{f"cifar_resnet{depth}": functools.partial(CifarResNet, depth) for depth in (8, 20, 32, 56, 110)},
+    **NAMED,
 }
 
 READS_FILES = ("pretrained", "checkpoint_path", "cache_dir")
@@ -24,12 +26,12 @@ def create_model(
     """Build a network by name.
 
     Args:
-        name: one of `list_models`: ``cifar_resnet8/20/32/56/110`` or any timm model, such as ``"resnet50"`` or
-            ``"resnet50.a1_in1k"``.
-        pretrained: load timm's published weights (needs a network connection or timm's cache).
+        name: one of `list_models`: ours, such as ``"cifar_resnet20"`` or ``"se_resnet50"``, or any timm model,
+            such as ``"resnet50"`` or ``"resnet50.a1_in1k"``.
+        pretrained: load published weights of the backbone (needs a network connection or a cache).
         num_classes: outputs.
         in_chans: channels of the image.
-        **kwargs: passed on to timm, such as ``drop_path_rate=0.1``.
+        **kwargs: passed on, such as ``drop_path_rate=0.1`` for a timm model.
 
     Returns:
         The network, with ``net.foveal_model = {"name", "kwargs"}`` from which `foveal.load` rebuilds it.
@@ -45,14 +47,11 @@ def create_model(
         {'name': 'cifar_resnet20', 'kwargs': {'num_classes': 10, 'in_chans': 3}}
     """
     kept = {"num_classes": num_classes, "in_chans": in_chans, **kwargs}
-    if name in OWN:
-        if pretrained:
-            raise ValueError(f"create_model: pretrained weights exist for timm models only, got {name!r}")
-        if kwargs:
-            raise ValueError(f"create_model: {name} takes num_classes and in_chans, got {', '.join(kwargs)}")
-        net = OWN[name](num_classes=num_classes, in_chans=in_chans)
-    else:
-        net = _from_timm(name, pretrained, kept)
+    try:
+        net = _own(name, pretrained, kept) if name in OWN else _from_timm(name, pretrained, kept)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"create_model: {name!r} could not be built: {reason}") from error
     kept = {key: value for key, value in kept.items() if not key.startswith(READS_FILES)}
     net.foveal_model = {"name": name, "kwargs": kept}  # type: ignore[assignment]
     return net
@@ -71,6 +70,11 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in [*OWN, *timm.list_models()] if fnmatch.fnmatchcase(name, pattern)]
 
 
+def _own(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    # not every one has weights to offer, and those without refuse the argument
+    return OWN[name](**kwargs, **({"pretrained": True} if pretrained else {}))
+
+
 def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     import timm
 
@@ -82,8 +86,4 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module
         raise ValueError(
             f"create_model: name must be one of the {len(names)} of list_models(), got {name!r}{hint}"
         )
-    try:
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"create_model: timm could not build {name!r}: {reason}") from error
+    return timm.create_model(name, pretrained=pretrained, **kwargs)

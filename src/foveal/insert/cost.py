@@ -1,0 +1,188 @@
+"""What an insertion would cost, site by site, worked out without changing the network or computing anything."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.insert.attach import usable
+from foveal.insert.find import Site, found
+from foveal.insert.make import Block, build, resolve
+from foveal.insert.trace import undisturbed
+from foveal.measure import count_macs, count_parameters
+
+
+@dataclass(frozen=True)
+class Row:
+    """One site: its feature map and what the block there would add, for one image."""
+
+    name: str
+    stage: int | None
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows and totals of an insertion; ``str(plan)`` is a table.
+
+    Attributes:
+        network: class name of the network.
+        block: name of the block.
+        at: where, as given to `insert`.
+        rows: one a site, in order of execution.
+        network_parameters: parameters the network has already.
+        network_macs: multiply-accumulates of the network for one image, or None where the example is not one
+            tensor.
+    """
+
+    network: str
+    block: str
+    at: str
+    rows: tuple[Row, ...]
+    network_parameters: int
+    network_macs: int | None
+
+    @property
+    def parameters(self) -> int:
+        """Parameters added, all sites together."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates added for one image, all sites together."""
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes added blocks keep for the backward pass of one image, all sites together."""
+        return sum(row.activation_bytes for row in self.rows)
+
+    def __str__(self) -> str:
+        head = ("site", "stage", "shape", "parameters", "MACs", "activations")
+        body = [
+            (
+                row.name,
+                "-" if row.stage is None else str(row.stage),
+                " x ".join(map(str, row.shape)),
+                f"{row.parameters:,}",
+                _scaled(row.macs),
+                _scaled(row.activation_bytes, "B"),
+            )
+            for row in self.rows
+        ]
+        total = (
+            "total",
+            "",
+            "",
+            f"{self.parameters:,}",
+            _scaled(self.macs),
+            _scaled(self.activation_bytes, "B"),
+        )
+        own = ("network", "", "", f"{self.network_parameters:,}", "-", "")
+        more = ("added", "", "", _share(self.parameters, self.network_parameters), "-", "")
+        if self.network_macs is not None:
+            own = (*own[:4], _scaled(self.network_macs), "")
+            more = (*more[:4], _share(self.macs, self.network_macs), "")
+        table = [head, *body, total, own, more]
+        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+
+        def spelled(line: tuple[str, ...]) -> str:
+            left = [cell.ljust(width) for cell, width in zip(line[:3], widths[:3], strict=True)]
+            right = [cell.rjust(width) for cell, width in zip(line[3:], widths[3:], strict=True)]
+            return "  ".join([*left, *right]).rstrip()
+
+        title = f"{self.block} in {self.network} at {self.at}: {len(self.rows)} sites, for one image"
+        return "\n".join([title, spelled(head), rule, *map(spelled, body), rule, *map(spelled, table[-3:])])
+
+
+def plan(
+    net: nn.Module,
+    block: Block,
+    *,
+    at: str = "residual",
+    stages: Iterable[int] | None = None,
+    start: str = "identity",
+    example: Any = None,
+    **options: Any,
+) -> Plan:
+    """What ``insert`` with the same arguments would add, without changing anything.
+
+    Figures are for one image. Blocks are built and run without memory (on the meta device), so nothing is drawn
+    from the random state. Multiply-accumulates are those of `foveal.measure.count_macs`: convolutions and matrix
+    products as counted by ``torch.utils.flop_counter``, and one for each value of every elementwise product, which
+    that counter leaves out; additions, pooling, normalisation and activations are not counted. Activation bytes
+    are what the block keeps for the backward pass in training, its input included, each storage once, parameters
+    left out, on the path PyTorch's own operators take; measured with two images and halved.
+
+    Args:
+        net: the network, left unchanged.
+        block, at, stages, start, example, **options: as in `insert`.
+
+    Returns:
+        A `Plan`; print it.
+
+    Raises:
+        ValueError: as `insert`.
+
+    Example:
+        >>> import foveal
+        >>> net = foveal.create_model("cifar_resnet8", num_classes=10)
+        >>> plan = foveal.plan(net, "se", stages=(3,), reduction=4)
+        >>> plan.rows[0].name, plan.rows[0].shape, plan.parameters
+        ('layer3.0.bn2', (64, 8, 8), 2128)
+        >>> print(plan)  # doctest: +ELLIPSIS
+        se in CifarResNet at residual: 1 sites, for one image
+        site          stage  shape       parameters     MACs  activations
+        ...
+    """
+    name, make = resolve(block, asker="plan")
+    listed, watched = found(net, at, stages=stages, example=example, asker="plan")
+    dtypes = {call.name: call.dtype for call in watched.calls}
+    rows = []
+    for site in usable(listed, net, at, asker="plan"):
+        with torch.device("meta"):
+            module = build(name, make, site, start, options, asker="plan").to(dtypes[site.name])
+        rows.append(_row(site, module, dtypes[site.name]))
+    args, kwargs = watched.example
+    network_macs = None
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+        with undisturbed(net):
+            network_macs = count_macs(net, args[0]) // len(args[0])
+    return Plan(type(net).__name__, name, at, tuple(rows), count_parameters(net), network_macs)
+
+
+def _row(site: Site, module: nn.Module, dtype: torch.dtype | None) -> Row:
+    images = 2  # batch normalisation of a 1 x 1 map refuses to train on one
+    x = torch.empty(images, *site.shape, dtype=dtype, device="meta")
+    own = {p.untyped_storage()._cdata for p in module.parameters()}
+    kept: dict[int, Tensor] = {}  # the tensors stay alive, so that no storage's number is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage()._cdata
+        if key not in own:
+            kept[key] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = module.train()(x.requires_grad_())
+    activation_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // images
+    del result
+    macs = count_macs(module, x.detach()) // images
+    return Row(site.name, site.stage, site.shape, count_parameters(module), macs, activation_bytes)
+
+
+def _scaled(value: int, unit: str = "") -> str:
+    for prefix, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= size:
+            return f"{value / size:.2f} {prefix}{unit}"
+    return f"{value} {unit}".rstrip()
+
+
+def _share(part: int, whole: int) -> str:
+    return f"+{100 * part / whole:.2f} %" if whole else "-"

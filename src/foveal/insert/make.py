@@ -1,0 +1,72 @@
+"""From what the user names to a new block: a name, a class or a factory, with its options."""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from foveal.insert.find import Site
+from foveal.nn import BLOCKS
+
+Block = str | Callable[..., nn.Module]
+"""A name in `foveal.nn.BLOCKS`, a module class that takes ``(channels, ...)``, or a factory that does."""
+
+
+def resolve(
+    block: Block, blocks: Mapping[str, Any] | None = None, asker: str = "insert"
+) -> tuple[str, Callable[..., nn.Module]]:
+    """The name a block goes by, and what makes it."""
+    known = {**BLOCKS, **(blocks or {})}
+    if isinstance(block, str):
+        if block not in known:
+            close = difflib.get_close_matches(block, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"{asker}: block must be one of {', '.join(known)}, a class or a factory, got {block!r}{hint}"
+            )
+        return block, known[block]
+    if isinstance(block, nn.Module):
+        raise ValueError(
+            f"{asker}: block must be a class or factory that makes one module for each site, "
+            f"got one {type(block).__name__} instance"
+        )
+    if not callable(block):
+        raise ValueError(f"{asker}: block must be a name, a class or a factory, got {type(block).__name__}")
+    for name, known_class in BLOCKS.items():
+        if block is known_class:
+            return name, block
+    maker = block.func if isinstance(block, functools.partial) else block
+    name = getattr(maker, "__name__", "block").lower()
+    return (name if name.isidentifier() else "block"), block
+
+
+def build(
+    name: str,
+    make: Callable[..., nn.Module],
+    site: Site,
+    start: str,
+    options: dict[str, Any],
+    asker: str = "insert",
+) -> nn.Module:
+    """One new block for ``site``."""
+    if start not in ("identity", "paper"):
+        raise ValueError(f"{asker}: start must be 'identity' or 'paper', got {start!r}")
+    known = inspect.signature(make).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    for option in options:
+        if option not in known and not takes_any:
+            offered = [n for n, p in known.items() if p.kind is not p.VAR_POSITIONAL][1:]
+            raise ValueError(
+                f"{asker}: {name} must be given its own options ({', '.join(offered)}), got {option!r}"
+            )
+    given = {"start": start, **options} if "start" in known else options
+    try:
+        module = make(site.channels, **given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{asker}: {name} at {site.name} (channels={site.channels}): {error}") from error
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{asker}: {name} must make an nn.Module, got {type(module).__name__}")
+    return module
