@@ -1,7 +1,7 @@
 """Softmax attention in tiles of queries and keys: any widths, any dtype, peak memory independent of n x m.
 
-One running maximum and sum per query (Milakov and Gimelshein's online softmax); backward recomputes the weights
-of a tile from the saved log-sum-exp, ``w_ij = exp(s_ij - lse_i)``. Sums run in float32 (float64 for float64).
+Forward sums ``exp(s_ij - shift_i) v_j`` tile by tile; backward recomputes the weights of a tile from the saved
+log-sum-exp, ``w_ij = exp(s_ij - lse_i)``. Sums run in float32 (float64 for float64).
 Written for CPUs: a tile of scores stays in the cache of the cores that wrote it. It runs on any device.
 
 Custom operators, so that ``torch.compile`` keeps each as one node; first derivatives only.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from foveal.ops.pairwise import empty_like_value, full_precision, sum_dtype
 
+ROOM_ABOVE, ROOM_BELOW = 40, 50  # exp(40) = 2e17 and exp(-50) = 2e-22: far from the ends of float32, 3e38 and 1e-38
 TILE_ELEMENTS = 512 * 1024  # scores in flight: 2 MiB in float32, the second-level cache of a server core
 
 
@@ -48,35 +49,59 @@ def _part(mask: Tensor, *at: slice) -> Tensor:
 
 
 def _softmax_forward(
-    scores: Callable[[slice, slice, slice], Tensor], value: Tensor, n: int, tile: tuple[int, int, int], y: Tensor
+    scores: Callable[[slice, slice, slice, Tensor | None], Tensor],
+    bound: Tensor,
+    value: Tensor,
+    tile: tuple[int, int, int],
+    y: Tensor,
 ) -> Tensor:
-    """Write ``softmax(scores) value`` to ``y`` (b, n, e) and return the log-sum-exp (b, n)."""
-    batch, m, e = value.shape
+    """Write ``softmax(scores) value`` to ``y`` (b, n, e) and return the log-sum-exp (b, n).
+
+    ``scores(bs, qs, ks, shift)`` is a tile of scores less ``shift``, ``bound`` (b, n, 1) at least their magnitude.
+    Softmax needs no exact maximum, only a shift with which nothing overflows and nothing that matters underflows:
+    the largest of each row must come to between -ROOM_BELOW and ROOM_ABOVE. Often the bound says as much, or the
+    first keys do; else the scores are computed once more to find the maximum.
+    """
+    batch, n, e = y.shape
+    m = value.shape[1]
     lse = value.new_empty(batch, n)
-    lowest = torch.finfo(value.dtype).min
     sums = _Buffer(value, tile[0] * tile[1] * e)
     for bs in _slices(batch, tile[0]):
         for qs in _slices(n, tile[1]):
-            shape = bs.stop - bs.start, qs.stop - qs.start
-            total = value.new_zeros(*shape, 1)
-            peak = value.new_full((*shape, 1), lowest)
-            part = sums(*shape, e).zero_()
+            highest = bound[bs, qs]
+            peak = -highest  # at most the largest score of the row
             for ks in _slices(m, tile[2]):
-                s = scores(bs, qs, ks)
-                new_peak = torch.maximum(peak, s.amax(-1, keepdim=True))
-                weights = s.sub_(new_peak).exp_()
-                if ks.start:
-                    shrink = (peak - new_peak).exp_()
-                    total.mul_(shrink)
-                    part.mul_(shrink)
-                total.add_(weights.sum(-1, keepdim=True))
-                part.baddbmm_(weights, value[bs, ks])
-                peak = new_peak
-            # a query without a key: an empty sum here, zero weights there
-            torch.div(part, total.clamp_min(torch.finfo(value.dtype).tiny), out=part)
-            y[bs, qs] = part
-            lse[bs, qs] = total.log().add_(peak).masked_fill_(total == 0, float("inf")).squeeze(-1)
+                if bool((highest - peak <= ROOM_ABOVE + ROOM_BELOW).all()):
+                    break
+                peak = torch.maximum(peak, scores(bs, qs, ks, None).amax(-1, keepdim=True))
+            shift = torch.clamp(highest - ROOM_ABOVE, peak, peak + ROOM_BELOW)
+            total = torch.zeros_like(shift)
+            part = sums(*shift.shape[:2], e)
+            for ks in _slices(m, tile[2]):
+                weights = scores(bs, qs, ks, shift).exp_()
+                total += weights.sum(-1, keepdim=True)
+                torch.baddbmm(part, weights, value[bs, ks], beta=int(ks.start > 0), out=part)
+            # a query without a key: an empty sum here, zero weights in backward
+            y[bs, qs] = part.div_(total.clamp_min(torch.finfo(value.dtype).tiny))
+            lse[bs, qs] = (total.log() + shift).masked_fill_(total == 0, float("inf")).squeeze(-1)
     return lse
+
+
+class _DotScores:
+    """Tiles of ``scale * q_i . k_j - shift_i``; the subtraction is one more column of the product."""
+
+    def __init__(self, q: Tensor, k: Tensor, mask: Tensor | None, scale: float, tile: tuple[int, int, int]):
+        self.q = torch.cat([q * scale, torch.zeros_like(q[..., :1])], -1)
+        self.k = torch.cat([k, torch.ones_like(k[..., :1])], -1)
+        self.hidden = None if mask is None else ~mask
+        self.buffer = _Buffer(q, tile[0] * tile[1] * tile[2])
+
+    def __call__(self, bs: slice, qs: slice, ks: slice, shift: Tensor | None) -> Tensor:
+        q, k = self.q[bs, qs], self.k[bs, ks]
+        if ks.start == 0:
+            q[..., -1:] = 0 if shift is None else -shift
+        s = torch.bmm(q, k.mT, out=self.buffer(*q.shape[:2], k.shape[1]))
+        return s if self.hidden is None else s.masked_fill_(_part(self.hidden, bs, qs, ks), float("-inf"))
 
 
 @torch.library.custom_op("foveal::softmax_attention", mutates_args=())
@@ -85,29 +110,15 @@ def softmax_attention(
 ) -> tuple[Tensor, Tensor]:
     """Output (b, n, e) and log-sum-exp (b, n)."""
     batch, n, _ = query.shape
-    m = key.shape[1]
     y = empty_like_value(value, n)
     with full_precision(value.device):
         dtype = sum_dtype(value)
-        q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
-        hidden = None if mask is None else ~mask
-        tile = _tiles(batch, n, m)
-        buffer = _Buffer(q, tile[0] * tile[1] * tile[2])
-
-        def scores(bs: slice, qs: slice, ks: slice) -> Tensor:
-            return _dot_scores(q, k, scale, hidden, (bs, qs, ks), buffer)
-
-        lse = _softmax_forward(scores, v, n, tile, y)
+        q, k = query.to(dtype), key.to(dtype)
+        tile = _tiles(batch, n, key.shape[1])
+        longest = torch.linalg.vector_norm(k, dim=-1).amax(1)[:, None, None]
+        bound = abs(scale) * torch.linalg.vector_norm(q, dim=-1, keepdim=True) * longest
+        lse = _softmax_forward(_DotScores(q, k, mask, scale, tile), bound, value.to(dtype), tile, y)
     return y, lse
-
-
-def _dot_scores(
-    q: Tensor, k: Tensor, scale: float, hidden: Tensor | None, at: tuple[slice, slice, slice], buffer: _Buffer
-) -> Tensor:
-    bs, qs, ks = at
-    s = buffer(*(x.stop - x.start for x in at))
-    torch.baddbmm(s, q[bs, qs], k[bs, ks].mT, beta=0, alpha=scale, out=s)
-    return s if hidden is None else s.masked_fill_(_part(hidden, *at), float("-inf"))
 
 
 @softmax_attention.register_fake
@@ -125,20 +136,19 @@ def _softmax_attention_backward(
     with full_precision(value.device):
         dtype = sum_dtype(value)
         q, k, v, u = query.to(dtype), key.to(dtype), value.to(dtype), grad_y.to(dtype)
-        delta = torch.linalg.vecdot(u, y.to(dtype)).neg_().unsqueeze(-1)
-        shift = lse.neg().unsqueeze(-1)
-        hidden = None if mask is None else ~mask
         grad_q, grad_k, grad_v = (empty_like_value(x, x.shape[1]).zero_() for x in (q, k, v))
         tile = _tiles(batch, n, m)
-        first, second = (_Buffer(q, tile[0] * tile[1] * tile[2]) for _ in range(2))
+        scores = _DotScores(q, k, mask, scale, tile)
+        # u_i . v_j - u_i . y_i, the subtraction again as one more column
+        u_less = torch.cat([u, -torch.linalg.vecdot(u, y.to(dtype)).unsqueeze(-1)], -1)
+        v_one = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+        buffer = _Buffer(q, tile[0] * tile[1] * tile[2])
         for bs in _slices(batch, tile[0]):
             for qs in _slices(n, tile[1]):
                 for ks in _slices(m, tile[2]):
-                    weights = _dot_scores(q, k, scale, hidden, (bs, qs, ks), first)
-                    weights.add_(shift[bs, qs]).exp_()
+                    weights = scores(bs, qs, ks, lse[bs, qs].unsqueeze(-1)).exp_()
                     grad_v[bs, ks].baddbmm_(weights.mT, u[bs, qs])
-                    grad_s = torch.bmm(u[bs, qs], v[bs, ks].mT, out=second(*weights.shape))
-                    grad_s.add_(delta[bs, qs]).mul_(weights)
+                    grad_s = torch.bmm(u_less[bs, qs], v_one[bs, ks].mT, out=buffer(*weights.shape)).mul_(weights)
                     grad_q[bs, qs].baddbmm_(grad_s, k[bs, ks], alpha=scale)
                     grad_k[bs, ks].baddbmm_(grad_s.mT, q[bs, qs], alpha=scale)
         return grad_q.to(query.dtype), grad_k.to(key.dtype), grad_v.to(value.dtype)
@@ -179,10 +189,12 @@ def perceptron_attention(query: Tensor, key: Tensor, weight: Tensor, value: Tens
         tile = _tiles(batch, n, m, d)
         buffer = _Buffer(q, tile[0] * tile[1] * tile[2] * d)
 
-        def scores(bs: slice, qs: slice, ks: slice) -> Tensor:
-            return _tanh_sums(q[bs, qs], k[bs, ks], buffer) @ w
+        def scores(bs: slice, qs: slice, ks: slice, shift: Tensor | None) -> Tensor:
+            s = _tanh_sums(q[bs, qs], k[bs, ks], buffer) @ w
+            return s if shift is None else s.sub_(shift)
 
-        lse = _softmax_forward(scores, v, n, tile, y)
+        bound = w.abs().sum().expand(batch, n, 1)  # tanh lies in [-1, 1]
+        lse = _softmax_forward(scores, bound, v, tile, y)
     return y, lse
 
 

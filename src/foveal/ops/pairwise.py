@@ -179,26 +179,23 @@ _concatenation.register_autograd(
 def _hinge_sums(a: Tensor, b: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """``sum_j ReLU(a_i + b_j) g_j`` and ``sum_{j: a_i + b_j > 0} g_j``, both (b, n, e)."""
     a = a.masked_fill(b.isnan().any(1, keepdim=True), float("nan"))  # as in a sum over every key
-    order, b_sorted, last, none = _thresholds(a, b)
-    running = _take(g, order).cumsum_(1)
-    seen = _take(running, last)
-    # Y_{k+1} = Y_k + (b_k - b_{k+1}) G_k, from Y_1 = 0
-    step = running[:, :-1].mul_((b_sorted[:, :-1] - b_sorted[:, 1:]).unsqueeze(-1))
-    step.cumsum_(1)
-    y = _take(running, (last - 1).clamp_min_(0))
-    y.masked_fill_((last == 0).unsqueeze(-1), 0.0)
+    order, b_sorted, count = _thresholds(a, b)
+    running = _running_sum(_take_after_zero(g, order))
+    seen = _take(running, count)
+    # Y_{k+1} = Y_k + (b_k - b_{k+1}) G_k, Y_0 = Y_1 = 0; b_0 stands for b_1
+    running[:, :-1].mul_((b_sorted[:, :-1] - b_sorted[:, 1:]).unsqueeze(-1))
+    y = _take(_running_sum(running), (count - 1).clamp_min_(0))
     # a query that sees no key has a_i + b_1 <= 0
-    y.addcmul_(seen, (a + b_sorted.gather(1, last)).relu_().unsqueeze(-1))
-    return y, seen.masked_fill_(none.unsqueeze(-1), 0.0)
+    return y.addcmul_(seen, (a + b_sorted.gather(1, count)).relu_().unsqueeze(-1)), seen
 
 
-def _thresholds(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Keys in falling order of b: their indices, their b, for each query the place of the last key it sees (0 if
-    none), and whether it sees none."""
+def _thresholds(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys in falling order of b and their b, both with the first key twice; how many of them each query sees."""
     negative, order = torch.sort(-b, dim=1)
     # a_i + b_j > 0 exactly when -b_j < a_i: rounding a sum keeps its sign
-    seen = torch.searchsorted(negative, a.contiguous())
-    return order, -negative, (seen - 1).clamp_min_(0), seen == 0
+    count = torch.searchsorted(negative, a.contiguous())
+    order, falling = (torch.cat([x[:, :1], x], 1) for x in (order, -negative))
+    return order, falling, count
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -207,6 +204,33 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     if batch > 1:
         index = index + torch.arange(0, batch * m, m, device=index.device).unsqueeze(1)
     return x.reshape(batch * m, width).index_select(0, index.flatten()).view(batch, -1, width)
+
+
+def _take_after_zero(x: Tensor, order: Tensor) -> Tensor:
+    """Rows of ``x`` in ``order``, whose first entry stands for a row of zeros."""
+    taken = _take(x, order)
+    taken[:, 0] = 0
+    return taken
+
+
+def _running_sum(x: Tensor) -> Tensor:
+    """Inclusive sums along dimension 1, in place.
+
+    PyTorch's scan over rows runs down one column after the other on a CPU; here whole rows are added, in runs of
+    32, and only the runs' totals are scanned (which PyTorch does in float64). Rounding errors grow with 32 + a
+    float32 rounding of the total, not with the number of rows.
+    """
+    run = 32
+    rows = x.shape[1] // run * run
+    if x.is_cuda or rows == 0:
+        return x.cumsum_(1)
+    runs = x[:, :rows].unflatten(1, (-1, run))
+    for i in range(1, run):
+        runs[:, :, i] += runs[:, :, i - 1]
+    totals = runs[:, :, -1].cumsum(1)
+    runs[:, 1:] += totals[:, :-1].unsqueeze(2)
+    x[:, rows:].cumsum_(1).add_(totals[:, -1:])
+    return x
 
 
 def _like_value(y: Tensor, value: Tensor) -> Tensor:
@@ -341,9 +365,9 @@ class _Running:
     """Sums over the keys that a query sees (``a_i + b_j > 0``) and over those that it does not."""
 
     def __init__(self, a: Tensor, b: Tensor):
-        self.order, _, self.last, self.none = _thresholds(a, b)
+        self.order, _, self.count = _thresholds(a, b)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        running = _take(x, self.order).cumsum_(1)
-        seen = _take(running, self.last).masked_fill_(self.none.unsqueeze(-1), 0.0)
+        running = _running_sum(_take_after_zero(x, self.order))
+        seen = _take(running, self.count)
         return seen, running[:, -1:] - seen
