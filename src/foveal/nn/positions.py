@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from foveal.ops.pairwise import exporting
 
 Points = Sequence[Sequence[int]]
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def pointwise(dims: int, in_channels: int, out_channels: int, bias: bool = True) -> nn.Module:
@@ -31,8 +35,11 @@ def max_pool(x: Float[Tensor, "b c *spatial"], window: Sequence[int]) -> Float[T
     Unlike ``nn.MaxPool3d`` its backward is deterministic on CUDA, and a side shorter than its window is left
     as it is, so that any size from 1x1 passes. Gradients of equal maxima are shared between them.
     """
+    window = [size if x.shape[dim] >= size else 1 for dim, size in enumerate(window, start=2)]
+    if exporting():  # other runtimes know the operator, and its shape formula holds for every size
+        return MAX_POOL[len(window)](x, window)
     for dim, size in enumerate(window, start=2):
-        if size > 1 and x.shape[dim] >= size:
+        if size > 1:
             whole = x.shape[dim] // size
             x = x.narrow(dim, 0, whole * size).unflatten(dim, (whole, size)).amax(dim + 1)
     return x
