@@ -187,10 +187,10 @@ def test_first_step_has_a_gradient_and_then_everything_trains(variant, start):
         block.pair_weight.data.abs_()  # with negative scores alone its ReLU would let no gradient through
     first = copy.deepcopy(block.state_dict())
     x, target = torch.randn(2, 4, CHANNELS, *[4] * dims, dtype=torch.float64)
-    optimiser = torch.optim.SGD(block.parameters(), lr=1e-3)
+    optimiser = torch.optim.Adam(block.parameters(), lr=0.01)
     for step in range(4):
         optimiser.zero_grad()
-        (block(x) - target).square().sum().backward()
+        (block(x) - target).square().mean().backward()
         gradients = [parameter.grad for parameter in block.parameters()]
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
         if step == 0:
@@ -198,7 +198,7 @@ def test_first_step_has_a_gradient_and_then_everything_trains(variant, start):
         optimiser.step()
     idle = {id(p) for module in block.modules() for p in cancelled(module)}
     for name, parameter in block.named_parameters():
-        assert id(parameter) in idle or (parameter - first[name]).abs().max() > 1e-9, name
+        assert id(parameter) in idle or (parameter - first[name]).abs().max() > 1e-5, name
 
 
 @every_variant
