@@ -1,0 +1,221 @@
+"""The report's figures: two drawings as SVG text, and pictures of attention as inline PNG."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from foveal.checkpoint import load
+from foveal.compare.images import to_bytes
+from foveal.compare.summary import Row
+from foveal.compare.variants import Variant, build
+from foveal.compare.worker import Job, preparation
+from foveal.look.record import on_pixels, watch
+from foveal.look.score import attention_map, has_map, object_mask
+
+PICTURES = 6
+SIDE = 168
+"""Pixels of a picture in the report."""
+RANGE = 4.0
+"""Pictures show attention from a quarter of uniform to four times uniform."""
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers between ``low`` and ``high``.
+
+    Example:
+        >>> ticks(0.0, 1.0)
+        [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    rough = (high - low) / max(most - 1, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def differences_svg(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> str:
+    """Each variant's difference to the network without attention: a dot a seed, the mean and its interval."""
+    baseline = {
+        run["seed"]: run["accuracy"] for run in runs if run["variant"] == rows[0].name and "accuracy" in run
+    }
+    shown = [row for row in rows[1:] if row.to_none is not None]
+    dots = {
+        row.name: [
+            run["accuracy"] - baseline[run["seed"]]
+            for run in runs
+            if run["variant"] == row.name and "accuracy" in run and run["seed"] in baseline
+        ]
+        for row in shown
+    }
+    ends = [d.low for row in shown if (d := row.to_none)] + [d.high for row in shown if (d := row.to_none)]
+    values = [
+        100 * v for v in [0.0, *ends, *(v for found in dots.values() for v in found)] if not math.isnan(v)
+    ]
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 1.0
+    low, high = low - margin, high + margin
+    left, right, line = 96, 504, 34
+    height = 30 + line * len(shown) + 44
+
+    def x(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
+
+    parts = [
+        f'<svg viewBox="0 0 520 {height}" role="img" aria-label="difference to no attention, in points">'
+    ]
+    bottom = 24 + line * len(shown)
+    for tick in ticks(low, high):
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="12" y2="{bottom}"/>')
+        parts.append(_text(x(tick), bottom + 16, f"{tick:+g}".replace("-", "−") if tick else "0", "middle"))
+    parts.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="12" y2="{bottom}"/>')
+    for i, row in enumerate(shown):
+        d, y = row.to_none, 24 + line * i + line / 2 - 6
+        assert d is not None
+        parts.append(_text(left - 10, y + 4, row.name, "end", "name"))
+        for value in dots[row.name]:
+            parts.append(f'<circle class="seed" cx="{x(100 * value):.1f}" cy="{y:.1f}" r="3.5"/>')
+        if not math.isnan(d.low):
+            ends_x = f'x1="{x(100 * d.low):.1f}" x2="{x(100 * d.high):.1f}"'
+            parts.append(f'<line class="interval {row.kind}" {ends_x} y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<circle class="mean {row.kind}" cx="{x(100 * d.mean):.1f}" cy="{y:.1f}" r="5"/>')
+    parts.append(
+        _text((left + right) / 2, bottom + 36, "points of accuracy more than without attention", "middle")
+    )
+    return "".join([*parts, "</svg>"])
+
+
+def latency_svg(rows: Sequence[Row]) -> str:
+    """Accuracy with its interval against the time of one image."""
+    shown = [row for row in rows if not math.isnan(row.accuracy.mean)]
+    accuracy = {row.name: row.accuracy for row in shown}
+    low = min(100 * (e.mean if math.isnan(e.low) else e.low) for e in accuracy.values())
+    high = max(100 * (e.mean if math.isnan(e.high) else e.high) for e in accuracy.values())
+    margin = 0.08 * (high - low) or 1.0
+    low, high = low - margin, min(high + margin, 101)
+    slowest = 1.12 * max(row.costs.time_ms for row in shown)
+    left, right, top, bottom = 52, 436, 14, 292
+
+    def x(value: float) -> float:
+        return left + value / slowest * (right - left)
+
+    def y(value: float) -> float:
+        return bottom - (value - low) / (high - low) * (bottom - top)
+
+    parts = ['<svg viewBox="0 0 520 340" role="img" aria-label="accuracy against time of one image">']
+    for tick in ticks(low, high):
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(_text(left - 8, y(tick) + 4, f"{tick:g}", "end"))
+    for tick in ticks(0, slowest):
+        parts.append(_text(x(tick), bottom + 18, f"{tick:g}", "middle"))
+    parts.append(f'<line class="zero" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    places = _apart([y(100 * row.accuracy.mean) for row in shown], 15, top + 4, bottom - 4)
+    for row, place in zip(shown, places, strict=True):
+        e, px, py = row.accuracy, x(row.costs.time_ms), y(100 * row.accuracy.mean)
+        if not math.isnan(e.low):
+            ends = f'y1="{y(100 * e.low):.1f}" y2="{y(100 * e.high):.1f}"'
+            parts.append(f'<line class="interval {row.kind}" x1="{px:.1f}" x2="{px:.1f}" {ends}/>')
+        parts.append(f'<line class="leader" x1="{px:.1f}" x2="{right + 6}" y1="{py:.1f}" y2="{place:.1f}"/>')
+        parts.append(f'<circle class="mean {row.kind}" cx="{px:.1f}" cy="{py:.1f}" r="5"/>')
+        parts.append(_text(right + 9, place + 4, row.name, "start", "name"))
+    parts.append(_text((left + right) / 2, bottom + 38, "milliseconds for one image", "middle"))
+    parts.append(_text(left - 8, top - 2, "%", "end"))
+    return "".join([*parts, "</svg>"])
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Heights for labels near ``places``, ``gap`` apart, in the same order from top to bottom."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = list(places)
+    for before, i in zip([None, *order], order, strict=False):
+        moved[i] = max(places[i], low if before is None else moved[before] + gap)
+    limit = high
+    for i in reversed(order):
+        moved[i] = min(moved[i], limit)
+        limit = moved[i] - gap
+    return moved
+
+
+# ---------------------------------------------------------------------------------------------- attention pictures
+
+
+def attention_pictures(
+    variants: Mapping[Variant, Path], job: Job, images: Any
+) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """The same images, evenly spread over the validation split, as each variant with a map attends to them.
+
+    A map is the mean over the variant's sites of the attention each position gets (from 16 query positions where
+    positions attend to positions), relative to uniform attention.
+
+    Returns:
+        Class names of the images; the images; variant name -> its maps over them, as data URLs.
+    """
+    chosen = torch.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().long().tolist()
+    samples = [to_bytes(job.image_size)(images[i]) for i in chosen]
+    pixels = torch.stack([sample["image"] for sample in samples])
+    known = {name: torch.stack([torch.as_tensor(s[name]) for s in samples]) for name in ("mask", "box_xyxy")
+             if name in samples[0]}  # fmt: skip
+    objects = object_mask({"image": pixels, **known})
+    batch = preparation(job, augment=False)(pixels.to(job.device), torch.Generator())
+
+    maps: dict[str, list[str]] = {}
+    for variant, weights in variants.items():
+        net = (
+            load(weights, build(variant, job.config, len(job.classes), job.image_size)).to(job.device).eval()
+        )
+        with torch.no_grad(), watch(net) as seen:
+            net(batch)
+        size = (job.image_size, job.image_size)
+        found = [on_pixels(attention_map(r), r.spatial, size) for r in seen.values() if has_map(r)]
+        if found:
+            relative = torch.stack([m / m.mean((1, 2), keepdim=True) for m in found]).mean(0).cpu()
+            maps[variant.name] = [_picture(p, objects, i, relative[i]) for i, p in enumerate(pixels)]
+    labels = [job.classes[int(sample["label"])] for sample in samples]
+    return labels, [_picture(p, objects, i, None) for i, p in enumerate(pixels)], maps
+
+
+def _picture(
+    image: UInt8[Tensor, "3 h w"], objects: Tensor | None, index: int, relative: Float[Tensor, "h w"] | None
+) -> str:
+    from PIL import Image
+
+    rgb = image.permute(1, 2, 0).numpy().astype(np.float32) / 255
+    if relative is not None:
+        grey = (rgb @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+        heat = _colours(relative)
+        rgb = 0.45 * grey + 0.55 * heat
+    factor = max(1, round(SIDE / rgb.shape[0]))
+    rgb = rgb.repeat(factor, axis=0).repeat(factor, axis=1)
+    if objects is not None:
+        edge = _outline(objects[index].numpy().repeat(factor, axis=0).repeat(factor, axis=1))
+        rgb[edge] = (0.0, 0.0, 0.0) if relative is not None else (1.0, 0.85, 0.2)
+    file = io.BytesIO()
+    Image.fromarray((rgb * 255 + 0.5).clip(0, 255).astype(np.uint8)).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _colours(relative: Float[Tensor, "h w"]) -> np.ndarray:
+    """Blue below uniform, white at it, red above, on a logarithmic scale."""
+    from matplotlib import colormaps
+
+    share = relative.clamp(1 / RANGE, RANGE).log() / math.log(RANGE) / 2 + 0.5
+    return np.asarray(colormaps["RdBu_r"](share.numpy()))[..., :3].astype(np.float32)
+
+
+def _outline(inside: np.ndarray) -> np.ndarray:
+    """True on the pixels just inside the edge of a region."""
+    padded = np.pad(inside, 1)
+    kept = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inside & ~kept

@@ -1,0 +1,119 @@
+"""From finished runs to one row a variant and a verdict."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foveal.compare.statistics import Difference, Estimate, differences_to, estimate, verdict
+from foveal.compare.variants import Variant
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one variant costs, on the machine that compared.
+
+    Attributes:
+        parameters: number of them.
+        macs: multiply-accumulates for one image.
+        time_ms, time_low_ms, time_high_ms: one image forward, median and quartiles.
+        batch_ms: one training batch forward, in evaluation.
+        peak_bytes: most memory a training step holds beyond the network and its gradients.
+    """
+
+    parameters: int
+    macs: int
+    time_ms: float
+    time_low_ms: float
+    time_high_ms: float
+    batch_ms: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant.
+
+    Attributes:
+        name, insert: what it is; ``insert`` as written, None for the network as it is.
+        kind: "none", "control" or "attention".
+        accuracy: over seeds, on the validation images after the last epoch.
+        to_none, to_control: paired differences; None for the baseline itself.
+        costs: on this machine.
+        share: attention on the object, over seeds; None without a map or without known objects.
+        chance: what a uniform map would have.
+        seeds: finished runs.
+        failed: seed -> reason of runs whose loss became infinite.
+    """
+
+    name: str
+    insert: str | None
+    kind: str
+    accuracy: Estimate
+    to_none: Difference | None
+    to_control: Difference | None
+    costs: Costs
+    share: Estimate | None
+    chance: float | None
+    seeds: int
+    failed: dict[int, str]
+
+
+def summarise(
+    variants: Sequence[Variant], runs: Sequence[Mapping[str, Any]], costs: Mapping[str, Costs], *, data: str
+) -> tuple[list[Row], str]:
+    """Rows in the order of the variants, and the verdict.
+
+    Args:
+        variants: the first is the network without attention.
+        runs: results of `foveal.compare.worker.run`.
+        costs: by variant name.
+        data: what the data is called.
+    """
+    accuracy: dict[str, dict[int, float]] = {v.name: {} for v in variants}
+    shares: dict[str, list[float]] = {v.name: [] for v in variants}
+    chances: dict[str, list[float]] = {v.name: [] for v in variants}
+    failed: dict[str, dict[int, str]] = {v.name: {} for v in variants}
+    for run in runs:
+        name, seed = run["variant"], run["seed"]
+        if "failed" in run:
+            failed[name][seed] = run["failed"]
+            continue
+        accuracy[name][seed] = run["accuracy"]
+        if run.get("share"):
+            sites = run["share"].values()
+            shares[name].append(sum(share for share, _ in sites) / len(sites))
+            chances[name].append(sum(chance for _, chance in sites) / len(sites))
+
+    baseline = variants[0].name
+    control = next((v.name for v in variants if v.control), None)
+    attention = [v.name for v in variants if v.attends]
+    to_none = differences_to(accuracy[baseline], {v.name: accuracy[v.name] for v in variants[1:]})
+    to_control: dict[str, Difference] = {}
+    if control is not None:
+        to_control = differences_to(accuracy[control], {name: accuracy[name] for name in attention})
+    rows = [
+        Row(
+            name=v.name,
+            insert=v.insert,
+            kind="control" if v.control else "attention" if v.attends else "none",
+            accuracy=estimate(list(accuracy[v.name].values())),
+            to_none=to_none.get(v.name),
+            to_control=to_control.get(v.name),
+            costs=costs[v.name],
+            share=estimate(shares[v.name]) if shares[v.name] else None,
+            chance=sum(chances[v.name]) / len(chances[v.name]) if chances[v.name] else None,
+            seeds=len(accuracy[v.name]),
+            failed=failed[v.name],
+        )
+        for v in variants
+    ]
+    sentence = verdict(to_none, to_control, attention=attention, data=data)
+    broken = [
+        f"{row.name} ({len(row.failed)} of {len(row.failed) + row.seeds} seeds)" for row in rows if row.failed
+    ]
+    if broken:
+        runs_lost = ", ".join(broken)
+        sentence += (
+            f" Do not trust this: the loss became infinite with {runs_lost}, and those runs are left out."
+        )
+    return rows, sentence

@@ -1,0 +1,128 @@
+"""What is compared: the network as it is, with one attention block each, and with a control of equal cost."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from foveal.insert import insert, inserted, parse_insertion
+from foveal.measure import count_parameters
+from foveal.nn import BLOCKS
+from foveal.train.config import TrainConfig
+from foveal.train.run import make_network
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One column of the experiment.
+
+    Attributes:
+        name: short, unique.
+        insert: the insertion as a user writes it; None for the network as it is. For the control, that of the
+            attention variant whose sites and number of parameters it takes.
+        control: whether a plain convolution block takes the attention's place.
+    """
+
+    name: str
+    insert: str | None = None
+    control: bool = False
+
+    @property
+    def attends(self) -> bool:
+        return self.insert is not None and not self.control
+
+
+NONE = Variant("none")
+
+
+class PlainConvolution(nn.Module):
+    """``x + restore(relu(norm(mix(x))))``: a 3x3 convolution to fewer channels and a 1x1 convolution back.
+
+    The control of a comparison: no attention, the same place, as many parameters as ``like`` or a few more.
+    ``restore`` starts at zero, so the block starts as the identity and learns from the first step.
+
+    Args:
+        channels: of the feature map.
+        like: name of the block whose number of parameters to take.
+        like_options: its options.
+
+    Example:
+        >>> block = PlainConvolution(64, like="nonlocal")
+        >>> x = torch.randn(2, 64, 8, 8)
+        >>> torch.equal(block(x), x), count_parameters(block), count_parameters(BLOCKS["nonlocal"](64))
+        (True, 8988, 8416)
+    """
+
+    def __init__(self, channels: int, *, like: str, like_options: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        wanted = count_parameters(BLOCKS[like](channels, **(like_options or {})))
+        a_hidden_channel = 9 * channels + 2 + channels  # 3x3 kernel, norm, 1x1 kernel
+        hidden = max(1, math.ceil(wanted / a_hidden_channel))
+        self.mix = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(hidden)
+        self.restore = nn.Conv2d(hidden, channels, 1, bias=False)
+        nn.init.kaiming_normal_(self.mix.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.restore.weight)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return x + self.restore(nn.functional.relu(self.norm(self.mix(x))))
+
+
+def parse_variants(insertions: Sequence[str]) -> list[Variant]:
+    """One attention variant for each insertion, named by its block, or in full where a block comes twice.
+
+    Raises:
+        ValueError: an insertion cannot be read, is given twice, or there is none.
+
+    Example:
+        >>> [v.name for v in parse_variants(["se@residual:3", "cbam@residual:3", "cbam@stage:3"])]
+        ['se', 'cbam@residual:3', 'cbam@stage:3']
+    """
+    if not insertions:
+        raise ValueError("compare: insert must name at least one block, got none")
+    blocks = [parse_insertion(text)["block"] for text in insertions]
+    names = [
+        block if Counter(blocks)[block] == 1 else text for block, text in zip(blocks, insertions, strict=True)
+    ]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"compare: every insertion must differ from the others, got {twice[0]!r} twice")
+    return [Variant(name, text) for name, text in zip(names, insertions, strict=True)]
+
+
+def control_of(variants: Sequence[Variant], config: TrainConfig, *, classes: int, image_size: int) -> Variant:
+    """The control of the attention variant with the most parameters, so that none has more than its control.
+
+    Building them all also finds every insertion that cannot be made, before any time is spent on training.
+    """
+    added = {
+        v: sum(count_parameters(one.module) for one in inserted(build(v, config, classes, image_size)))
+        for v in variants
+    }
+    costliest = max(variants, key=lambda v: added[v])
+    return Variant("control", costliest.insert, control=True)
+
+
+def build(variant: Variant, config: TrainConfig, classes: int, image_size: int) -> nn.Module:
+    """The initial network of a variant; one ``config.seed`` gives the same backbone to all of them.
+
+    Raises:
+        ValueError: the model or the block is unknown, or the block cannot go where it was asked for.
+    """
+    chosen = [variant.insert] if variant.insert is not None and not variant.control else []
+    net = make_network(replace(config, insert=chosen), classes=classes, image_size=image_size)
+    if variant.control:
+        assert variant.insert is not None
+        asked = parse_insertion(variant.insert)
+        place = {name: asked.pop(name) for name in ("at", "stages") if name in asked}
+        like = asked.pop("block")
+        example = torch.zeros(1, 3, image_size, image_size)
+        insert(net, PlainConvolution, **place, example=example, like=like, like_options=asked)
+        if config.channels_last:
+            net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return net

@@ -1,0 +1,196 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from foveal.compare.statistics import (
+    Difference,
+    differences_to,
+    estimate,
+    holm,
+    points,
+    seeds_needed,
+    sign_flip_p,
+    verdict,
+)
+
+
+def paired(differences, base=0.8):
+    none = dict.fromkeys(range(len(differences)), base)
+    return none, {seed: base + d for seed, d in enumerate(differences)}
+
+
+def test_the_interval_is_students():
+    values = [0.81, 0.84, 0.79, 0.90, 0.85]
+    low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
+    e = estimate(values)
+    assert (e.mean, e.low, e.high) == pytest.approx((np.mean(values), low, high))
+
+
+def test_one_value_has_no_interval():
+    e = estimate([0.5])
+    assert e.mean == 0.5
+    assert math.isnan(e.low)
+    assert math.isnan(e.high)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_exact_test_is_scipys_permutation_test(seed):
+    d = np.random.default_rng(seed).normal(0.3, 1, size=9)
+    expected = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=10_000).pvalue
+    assert sign_flip_p(d) == pytest.approx(expected)
+
+
+def test_the_exact_test_by_hand():
+    # of 8 patterns of 1, 2, 4 those with |sum| >= 5: +-(1+2+4), +-(-1+2+4)
+    assert sign_flip_p([-1.0, 2.0, 4.0]) == 4 / 8
+    assert sign_flip_p([0.0, 0.0, 0.0]) == 1.0
+
+
+def test_equal_sums_in_another_order_count_as_equal():
+    # 0.1 + 0.2 - 0.3 is not 0 in floating point, and is as extreme as any other pattern with sum 0
+    assert sign_flip_p([0.1, 0.2, -0.3]) == 1.0
+
+
+def test_many_pairs_are_drawn_and_never_give_zero():
+    assert 0 < sign_flip_p([1.0] * 40) < 1e-4
+    assert sign_flip_p([1.0, -1.0] * 20) == 1.0
+
+
+def test_holm_against_the_definition():
+    p = [0.001, 0.02, 0.3, 0.04, 0.011]
+    assert holm(p) == pytest.approx([0.005, 0.06, 0.3, 0.08, 0.044])
+    assert holm([0.8, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_fewer_than_six_seeds_find_nothing_however_large_the_difference():
+    none, better = paired([0.2, 0.21, 0.22, 0.23, 0.24])
+    d = differences_to(none, {"se": better})["se"]
+    assert d.finding == "too few seeds"
+    none, better = paired([0.2, 0.21, 0.22, 0.23, 0.24, 0.25])
+    assert differences_to(none, {"se": better})["se"].finding == "better"
+
+
+def test_six_seeds_are_too_few_for_five_variants_and_eight_are_enough():
+    for seeds, finding in ((6, "no evidence"), (8, "better")):
+        none, better = paired([0.1 + i / 100 for i in range(seeds)])
+        found = differences_to(none, {f"block{i}": better for i in range(5)})
+        assert {d.finding for d in found.values()} == {finding}
+    assert seeds_needed(5) == 8
+
+
+def test_a_lower_accuracy_is_worse():
+    none, worse = paired([-0.1 - i / 100 for i in range(8)])
+    assert differences_to(none, {"se": worse})["se"].finding == "worse"
+
+
+def test_only_common_seeds_are_compared():
+    found = differences_to({0: 0.5, 1: 0.6, 5: 0.9}, {"se": {0: 0.6, 1: 0.7, 2: 0.1}, "cbam": {7: 0.5}})
+    assert found["se"].mean == pytest.approx(0.1)
+    assert found["se"].seeds == 2
+    assert "cbam" not in found
+
+
+def test_the_rate_of_false_findings_stays_below_the_level():
+    """No variant differs: in how many of 600 experiments is any called better or worse?"""
+    rng = np.random.default_rng(0)
+    false = 0
+    for _ in range(600):
+        base = rng.normal(0.8, 0.02, size=8)
+        none = dict(enumerate(base))
+        variants = {str(i): dict(enumerate(base + rng.normal(0, 0.01, size=8))) for i in range(6)}
+        false += any(d.finding in ("better", "worse") for d in differences_to(none, variants).values())
+    assert false / 600 < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 600)
+
+
+def test_a_large_true_difference_is_found():
+    rng = np.random.default_rng(1)
+    found = 0
+    for _ in range(100):
+        base = rng.normal(0.8, 0.02, size=8)
+        variants = {str(i): dict(enumerate(base + rng.normal(0, 0.01, size=8))) for i in range(4)}
+        variants["good"] = dict(enumerate(base + rng.normal(0.04, 0.01, size=8)))
+        found += differences_to(dict(enumerate(base)), variants)["good"].finding == "better"
+    assert found > 90
+
+
+def test_the_interval_covers_the_truth():
+    rng = np.random.default_rng(2)
+    covered = 0
+    for _ in range(1000):
+        e = estimate(rng.normal(0.5, 0.1, size=8))
+        covered += e.low <= 0.5 <= e.high
+    assert 0.93 < covered / 1000 < 0.97
+
+
+def test_points_have_a_true_minus_sign():
+    assert points(-0.0049) == "−0.5"
+    assert points(float("nan")) == "–"
+
+
+# ------------------------------------------------------------------------------------------------------ the verdict
+
+
+def difference(mean, finding, seeds=8, p=0.01):
+    return Difference(mean, mean - 0.01, mean + 0.01, p, p, seeds, finding)
+
+
+NAMES = ["se", "cbam"]
+
+
+def test_verdict_without_evidence():
+    to_none = {"se": difference(0.01, "no evidence", p=0.4), "cbam": difference(0.002, "no evidence", p=0.8)}
+    text = verdict(to_none, {}, attention=NAMES, data="scenes")
+    assert text.startswith("No evidence that attention helps on scenes: none of the 2 blocks is better")
+    assert "largest difference: se +1.0 points, 95 % interval +0.0 to +2.0, corrected p = 0.40" in text
+
+
+def test_verdict_says_when_the_seeds_could_not_have_shown_it():
+    to_none = {name: difference(0.1, "no evidence", seeds=6, p=0.0625) for name in NAMES}
+    assert "6 seeds cannot show it for 2 variants at once" in verdict(
+        to_none, {}, attention=NAMES, data="scenes"
+    )
+
+
+def test_verdict_with_few_seeds_claims_nothing():
+    to_none = {name: difference(0.1, "too few seeds", seeds=3) for name in NAMES}
+    text = verdict(to_none, {}, attention=NAMES, data="scenes")
+    assert text.startswith(
+        "Too few seeds to say whether attention helps on scenes: 3 where at least 6 are needed"
+    )
+    assert "p =" not in text
+
+
+def test_verdict_wants_the_control_beaten_too():
+    to_none = {"se": difference(0.03, "better"), "cbam": difference(0.0, "no evidence")}
+    no_better = {"se": difference(0.0, "no evidence"), "cbam": difference(-0.03, "no evidence")}
+    text = verdict(to_none, no_better, attention=NAMES, data="scenes")
+    assert text.startswith("On scenes, se is better than the same network without attention")
+    assert "no evidence of an advantage over a plain convolution block" in text
+    better = {"se": difference(0.02, "better"), "cbam": difference(-0.03, "no evidence")}
+    text = verdict(to_none, better, attention=NAMES, data="scenes")
+    assert text.startswith(
+        "Attention helps on scenes: se is better than the same network without it and better than"
+    )
+
+
+def test_verdict_without_a_control_says_what_is_unknown():
+    text = verdict({"se": difference(0.03, "better")}, {}, attention=["se"], data="scenes")
+    assert "without a control this may be the added capacity alone" in text
+
+
+def test_verdict_names_what_hurts_and_a_control_that_helps():
+    to_none = {
+        "control": difference(0.04, "better"),
+        "se": difference(0.01, "no evidence"),
+        "cbam": difference(-0.05, "worse"),
+    }
+    text = verdict(to_none, {}, attention=NAMES, data="scenes")
+    assert "Worse than no attention: cbam (cbam −5.0 points" in text
+    assert "The control is itself better than none (+4.0 points" in text
+
+
+def test_verdict_when_nothing_finished():
+    assert verdict({}, {}, attention=NAMES, data="scenes").startswith("Nothing can be said about scenes")
