@@ -15,7 +15,9 @@ CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def pointwise(dims: int, in_channels: int, out_channels: int, bias: bool = True) -> nn.Module:
+def pointwise(
+    dims: int, in_channels: int, out_channels: int, bias: bool = True
+) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
     """A 1x1 convolution for ``dims`` spatial sizes."""
     return CONV[dims](in_channels, out_channels, 1, bias=bias)
 
