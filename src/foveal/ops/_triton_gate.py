@@ -60,17 +60,18 @@ def _largest(peak, place, AXIS: tl.constexpr):
 
 @triton.jit
 def _squeeze_kernel(
-    X, SUM, PEAK, PLACE, c, n, per_split, x_b, x_c, x_n, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr
+    X, MEAN, PEAK, PLACE, c, n, per_split, factor, x_b, x_c, x_n, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     batch = tl.program_id(2).to(tl.int64)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     split = tl.program_id(1)
+    end = min((split + 1) * per_split, n)
     total = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
     peak = tl.full([BLOCK_C, BLOCK_N], float("-inf"), tl.float32)
     place = tl.zeros([BLOCK_C, BLOCK_N], tl.int32)
-    for start in range(split * per_split, min((split + 1) * per_split, n), BLOCK_N):
+    for start in range(split * per_split, end, BLOCK_N):
         positions = start + tl.arange(0, BLOCK_N)
-        inside = (channels[:, None] < c) & (positions[None, :] < min((split + 1) * per_split, n))
+        inside = (channels[:, None] < c) & (positions[None, :] < end)
         at = X + batch * x_b + channels[:, None] * x_c + positions[None, :] * x_n
         x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         total += x
@@ -80,7 +81,25 @@ def _squeeze_kernel(
         place = tl.where(larger, positions[None, :], place)
     peak, place = _largest(peak, place, 1)
     at = (batch * tl.num_programs(1) + split) * c + channels
-    tl.store(SUM + at, tl.sum(total, 1), mask=channels < c)
+    tl.store(MEAN + at, tl.sum(total, 1) * factor, mask=channels < c)
+    tl.store(PEAK + at, peak, mask=channels < c)
+    tl.store(PLACE + at, place, mask=channels < c)
+
+
+@triton.jit
+def _merge_kernel(
+    TOTALS, PEAKS, PLACES, MEAN, PEAK, PLACE, c, n, splits, BLOCK_C: tl.constexpr, SPLITS: tl.constexpr
+):
+    batch = tl.program_id(1).to(tl.int64)
+    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    parts = tl.arange(0, SPLITS)
+    inside = (parts[:, None] < splits) & (channels[None, :] < c)
+    at = (batch * splits + parts[:, None]) * c + channels[None, :]
+    total = tl.sum(tl.load(TOTALS + at, mask=inside, other=0.0), 0)
+    peak = tl.load(PEAKS + at, mask=inside, other=float("-inf"))
+    peak, place = _largest(peak, tl.load(PLACES + at, mask=inside, other=0), 0)
+    at = batch * c + channels
+    tl.store(MEAN + at, total / n, mask=channels < c)
     tl.store(PEAK + at, peak, mask=channels < c)
     tl.store(PLACE + at, place, mask=channels < c)
 
@@ -167,16 +186,21 @@ def _squeeze(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     splits = max(1, min(tiles, triton.cdiv(528, programs)))
     per_split = triton.cdiv(tiles, splits) * block_n
     splits = triton.cdiv(n, per_split)
-    total, peak = (torch.empty((b, splits, c), dtype=torch.float32, device=x.device) for _ in range(2))
-    place = torch.empty((b, splits, c), dtype=torch.int32, device=x.device)
+    mean, peak = (torch.empty((b, c), dtype=x.dtype, device=x.device) for _ in range(2))
+    place = torch.empty((b, c), dtype=torch.int64, device=x.device)
+    first = mean, peak, place
+    if splits > 1:
+        totals, peaks = (torch.empty((b, splits, c), dtype=torch.float32, device=x.device) for _ in range(2))
+        first = totals, peaks, torch.empty((b, splits, c), dtype=torch.int32, device=x.device)
     _squeeze_kernel[triton.cdiv(c, block_c), splits, b](
-        x, total, peak, place, c, n, per_split, *strides, BLOCK_C=block_c, BLOCK_N=block_n
+        x, *first, c, n, per_split, 1 / n if splits == 1 else 1.0, *strides, BLOCK_C=block_c, BLOCK_N=block_n
     )
     if splits > 1:
-        peak, best = peak.max(1, keepdim=True)
-        place = place.gather(1, best)
-    mean = total.sum(1) / n
-    return mean.to(x.dtype), peak.reshape(b, c).to(x.dtype), place.reshape(b, c).long()
+        block_c = min(32, triton.next_power_of_2(c))
+        _merge_kernel[triton.cdiv(c, block_c), b](
+            *first, mean, peak, place, c, n, splits, BLOCK_C=block_c, SPLITS=triton.next_power_of_2(splits)
+        )
+    return mean, peak, place
 
 
 @_squeeze.register_fake
@@ -211,7 +235,7 @@ def _spatial_statistics(x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]
     x, strides = _flat(x)
     b, c, n = *x.shape[:2], x[0, 0].numel()
     out = torch.empty((b, 2, *x.shape[2:]), dtype=x.dtype, device=x.device)
-    place = torch.empty((b, *x.shape[2:]), dtype=torch.int32, device=x.device)
+    place = torch.empty((b, *x.shape[2:]), dtype=torch.int64, device=x.device)
     if strides[1] == 1:
         block_c, block_n = min(256, triton.next_power_of_2(c)), 8
     else:
@@ -221,7 +245,7 @@ def _spatial_statistics(x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]
         x, gate if gate is not None else x, out, place, c, n, *strides,
         HAS_GATE=gate is not None, BLOCK_C=block_c, BLOCK_N=block_n,
     )  # fmt: skip
-    return out, place.long()
+    return out, place
 
 
 @_spatial_statistics.register_fake
@@ -244,7 +268,7 @@ def _spatial_backward(ctx, d_out: Tensor, _):
     spread = spread.scatter_add(1, place[:, None], d_out[:, 1:])
     if gate is None:
         return spread, None
-    d_gate = torch.linalg.vecdot(spread.flatten(2), x.flatten(2)) if ctx.needs_input_grad[1] else None
+    d_gate = (spread * x).flatten(2).sum(2) if ctx.needs_input_grad[1] else None
     return spread * gate.reshape(*gate.shape, *[1] * (x.ndim - 2)), d_gate
 
 
