@@ -1,26 +1,55 @@
 """See what a network attends to: record it, draw it, score it, show it in a page.
 
-``watch`` is here at once; what draws, scores and serves is imported on first use, for it brings matplotlib, scipy
-or a web server with it.
+Everything is imported on first use: the verbs are read for ``--help`` without torch, and drawing, scoring and
+serving bring matplotlib, scipy and a web server with them.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from foveal.look.record import Record, Seen, on_pixels, watch
+if TYPE_CHECKING:
+    from foveal.look.cam import grad_cam
+    from foveal.look.draw import (
+        draw_atlas,
+        draw_channels,
+        draw_clip_rows,
+        draw_gate_profile,
+        draw_gates,
+        draw_grad_cam,
+        draw_mask,
+        draw_rows,
+    )
+    from foveal.look.record import Record, Seen, on_pixels, watch
+    from foveal.look.score import attention_map, gate_profile, score_sites, share_on_object
+    from foveal.look.verbs import look
 
-_LATER = {
-    "draw": ("draw_atlas", "draw_channels", "draw_clip_rows", "draw_gate_profile", "draw_gates", "draw_grad_cam",
-             "draw_mask", "draw_rows"),
-    "cam": ("grad_cam",),
-    "score": ("attention_map", "gate_profile", "score_sites", "share_on_object"),
-}  # fmt: skip
-_MODULE = {name: module for module, names in _LATER.items() for name in names}
+__all__ = [
+    "Record",
+    "Seen",
+    "attention_map",
+    "draw_atlas",
+    "draw_channels",
+    "draw_clip_rows",
+    "draw_gate_profile",
+    "draw_gates",
+    "draw_grad_cam",
+    "draw_mask",
+    "draw_rows",
+    "gate_profile",
+    "grad_cam",
+    "look",
+    "on_pixels",
+    "score_sites",
+    "share_on_object",
+    "watch",
+]
 
-__all__ = ["Record", "Seen", "on_pixels", "watch", *sorted(_MODULE)]  # pyright: ignore[reportUnsupportedDunderAll]
+_OTHERS = {"grad_cam": "cam", "look": "verbs"}
+_OTHERS |= dict.fromkeys(("Record", "Seen", "on_pixels", "watch"), "record")
+_OTHERS |= dict.fromkeys(("attention_map", "gate_profile", "score_sites", "share_on_object"), "score")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
+    if name not in __all__:
         raise AttributeError(f"module 'foveal.look' has no attribute {name!r}")
-    return getattr(import_module(f"foveal.look.{_MODULE[name]}"), name)
+    return getattr(import_module(f"foveal.look.{_OTHERS.get(name, 'draw')}"), name)

@@ -66,13 +66,13 @@ def draw_mask(record: Record, image: UInt8[Tensor, "3 H W"], index: int = 0) -> 
 
 
 def draw_rows(
-    record: Record, image: UInt8[Tensor, "3 H W"], pixels: Sequence[tuple[int, int]], index: int = 0
+    record: Record, image: UInt8[Tensor, "3 H W"], pixels: Sequence[tuple[int, ...]], index: int = 0
 ) -> Figure:
     """Where the asked query pixels look: one panel a query, marked with a cross, on one colour scale."""
     rows, relative = _relative_rows(record, [record.cell(p, tuple(image.shape[1:])) for p in pixels], index)
     figure = _figure(3.5 * len(pixels) + 0.9, 4.2)
     panels = figure.subplots(1, len(pixels), squeeze=False)[0]
-    norm = _norm(rows)
+    norm = _from_zero(rows)
     for axes, row, pixel in zip(panels, rows, pixels, strict=True):
         _heat(axes, image, on_pixels(row, record.spatial, tuple(image.shape[1:])), norm)
         _mark(axes, pixel)
@@ -97,7 +97,7 @@ def draw_atlas(record: Record, image: UInt8[Tensor, "3 H W"], grid: int = 4, ind
     rows, relative = _relative_rows(record, [record.cell(p, (height, width)) for p in pixels], index)
     figure = _figure(8.2, 7.6)
     panels = figure.subplots(grid, grid, squeeze=False)
-    norm = _norm(rows)
+    norm = _from_zero(rows)
     for axes, row, pixel in zip(panels.flat, rows, pixels, strict=True):
         _heat(axes, image, on_pixels(row, record.spatial, (height, width)), norm)
         _mark(axes, pixel, size=7)
@@ -112,7 +112,7 @@ def draw_channels(record: Record, index: int = 0) -> Figure:
     figure = _figure(5.6, 5.2)
     axes = figure.subplots()
     scaled = matrix * matrix.shape[-1]
-    drawn = axes.imshow(scaled.numpy(), cmap=SEQUENTIAL, norm=_norm(scaled), interpolation="nearest")
+    drawn = axes.imshow(scaled.numpy(), cmap=SEQUENTIAL, norm=_from_zero(scaled), interpolation="nearest")
     axes.set(xlabel="channel read from", ylabel="channel written to")
     figure.colorbar(drawn, ax=axes, label="weight × channels (1 = uniform)", shrink=0.8)
     _title(figure, "Channel attention", record)
@@ -129,7 +129,7 @@ def draw_clip_rows(
     lines = math.ceil(count / columns)
     figure = _figure(max(1.7 * columns + 0.8, 6.0), 1.9 * lines + 1.0)
     panels = figure.subplots(lines, columns, squeeze=False)
-    norm = _norm(row)
+    norm = _from_zero(row)
     share = row.flatten(1).sum(1) / row.sum().clamp_min(1e-12)
     for axes in panels.flat[count:]:
         axes.axis("off")
@@ -211,6 +211,11 @@ def _norm(values: Tensor) -> Normalize:
     ):  # a constant map is drawn as one colour, not as rounding noise
         return Normalize(0, max(2 * high, 1e-6))
     return Normalize(low, high)
+
+
+def _from_zero(weights: Tensor) -> Normalize:
+    """For weights in units of uniform attention: an even row is to look even, so colours begin at 0 and reach 2."""
+    return _norm(weights) if float(weights.min()) < 0 else Normalize(0, max(2.0, float(weights.max())))
 
 
 def _colour(share: float, top: float = 1.0) -> tuple[float, float, float, float]:

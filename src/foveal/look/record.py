@@ -139,6 +139,13 @@ class Record:
             raise ValueError(f"cell: a pixel must lie inside the image, {tuple(size)}, got {pixel}")
         return tuple(p * cells // s for p, cells, s in zip(pixel, self.spatial, size, strict=True))
 
+    def pixel(self, cell: tuple[int, ...]) -> tuple[int, ...]:
+        """The image pixel in the middle of a position of the site's map."""
+        size = self.image_size[-len(self.spatial) :]
+        return tuple(
+            (2 * c + 1) * s // (2 * cells) for c, s, cells in zip(cell, size, self.spatial, strict=True)
+        )
+
     def _exact_input(self) -> Tensor:
         return self.input.to(torch.promote_types(self.input.dtype, torch.float32))
 

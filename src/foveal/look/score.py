@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor, nn
 
-from foveal.look.curves import perturbation_curves
 from foveal.look.cam import grad_cam
+from foveal.look.curves import perturbation_curves
 from foveal.look.record import Record, on_pixels, watch
 
 MEASURES = {
@@ -111,6 +111,14 @@ def lattice(record: Record, queries: int) -> list[tuple[int, ...]]:
         tuple(int(v) for v in point)
         for point in torch.cartesian_prod(*map(torch.tensor, axes)).reshape(-1, len(axes))
     ]
+
+
+def automatic_query(record: Record, index: int = 0, queries: int = 8) -> tuple[int, ...]:
+    """The query whose row differs most from the mean row, over a lattice: the one with most of its own to show."""
+    points = lattice(record, queries)
+    rows = record.rows(*points)[index].flatten(1)
+    shares = rows / rows.abs().sum(-1, keepdim=True).clamp_min(1e-30)
+    return points[int((shares - shares.mean(0)).abs().sum(-1).argmax())]
 
 
 def share_on_object(

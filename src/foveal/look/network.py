@@ -1,0 +1,144 @@
+"""A trained network as the page and the pictures need it: how it takes an image, and what its answers are called."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from foveal.look.record import Seen, watch
+
+DEFAULT_WEIGHTS = "default.safetensors"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image.
+
+    Attributes:
+        labels: (class, probability) of at most five classes, likeliest first; for segmentation the classes that
+            occur, with their share of the image.
+        class_map: (H, W) class of each pixel, for segmentation; else None.
+    """
+
+    labels: list[tuple[str, float]]
+    class_map: UInt8[Tensor, "H W"] | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in eval mode with the facts that training stored beside its weights.
+
+    Attributes:
+        weights: name of the file, shown in every picture.
+    """
+
+    net: nn.Module
+    weights: str
+    classes: list[str]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @cached_property
+    def _resize(self) -> Any:
+        from foveal.data import JointTransform, eval_transform
+
+        whole: Any = eval_transform(self.image_size)
+        return JointTransform(whole.steps, normalise=False)
+
+    @cached_property
+    def _normalise(self) -> Any:
+        from foveal.data import JointTransform
+
+        return JointTransform([], self.mean, self.std)
+
+    def view(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The part of an image that the network sees, at its size and still uint8; masks and boxes with it."""
+        return self._resize(sample)
+
+    def point(self, image_size: tuple[int, int], pixel: tuple[int, int]) -> tuple[int, int]:
+        """Where a pixel (y, x) of an image of (height, width) comes to lie in the view.
+
+        Raises:
+            ValueError: if the pixel is outside the image, or cut off by the view.
+        """
+        (height, width), (y, x) = image_size, pixel
+        if not (0 <= y < height and 0 <= x < width):
+            raise ValueError(f"query: must lie inside the image of {height}x{width}, got {y},{x}")
+        box = torch.tensor([x, y, x + 1.0, y + 1.0])
+        image = torch.empty(3, height, width, dtype=torch.uint8)
+        x1, y1, x2, y2 = self.view({"image": image, "box_xyxy": box})["box_xyxy"].tolist()
+        if x2 <= x1 or y2 <= y1:
+            raise ValueError(f"query: must lie in the central square that the network sees, got {y},{x}")
+        edge = self.image_size - 1
+        return min(int((y1 + y2) / 2), edge), min(int((x1 + x2) / 2), edge)
+
+    def prepare(self, view: UInt8[Tensor, "3 s s"]) -> Float[Tensor, "3 s s"]:
+        """A view, normalised as in training."""
+        return self._normalise({"image": view})["image"]
+
+    def look(self, view: UInt8[Tensor, "3 s s"], max_bytes: int = 2**28) -> tuple[Prediction, Seen]:
+        """Run the network on one view, recording every attention site.
+
+        Raises:
+            ValueError: if the network has no attention site.
+        """
+        with watch(self.net, weights=self.weights, max_bytes=max_bytes) as seen, torch.no_grad():
+            output = self.net(self.prepare(view)[None])
+        return self._read(output), seen
+
+    def _read(self, output: Tensor | dict[str, Tensor]) -> Prediction:
+        if isinstance(output, dict):
+            output = output["fused"]
+        if output.ndim == 4:
+            class_map = output[0].argmax(0)
+            shares = torch.bincount(class_map.flatten(), minlength=output.shape[1]) / class_map.numel()
+            occurring = [int(c) for c in shares.argsort(descending=True) if shares[c] > 0]
+            return Prediction(
+                [(self._name(c), float(shares[c])) for c in occurring], class_map.to(torch.uint8)
+            )
+        probabilities = output[0].float().softmax(0)
+        best = probabilities.topk(min(5, len(probabilities)))
+        return Prediction(
+            [(self._name(c), p) for p, c in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        )
+
+    def _name(self, index: int) -> str:
+        return self.classes[index] if index < len(self.classes) else f"class {index}"
+
+
+def open_network(weights: str | Path | None = None) -> Network:
+    """Load a weights file of ``foveal train``; without one, the small network that comes with the package.
+
+    Raises:
+        ValueError: not one of our files, or one without the facts that training stores.
+        FileNotFoundError: no such file.
+    """
+    from foveal.checkpoint import load
+
+    if weights is None:
+        with resources.as_file(resources.files("foveal.look") / DEFAULT_WEIGHTS) as path:
+            net, name = load(path), f"{DEFAULT_WEIGHTS} (bundled, trained on scenes)"
+    else:
+        net, name = load(weights), _short_name(Path(weights))
+    info: dict[str, Any] = net.foveal_info  # pyright: ignore[reportAssignmentType]
+    missing = [key for key in ("classes", "image_size", "mean", "std") if key not in info]
+    if missing:
+        raise ValueError(
+            f"look: weights must hold {', '.join(missing)}, as those of foveal train do, got {weights}"
+        )
+    net.eval().requires_grad_(False)
+    return Network(
+        net, name, list(info["classes"]), info["image_size"], tuple(info["mean"]), tuple(info["std"])
+    )
+
+
+def _short_name(path: Path) -> str:
+    """Enough of the path to tell two runs apart: ``run-1/weights/best.safetensors`` is shown from the run on."""
+    parts = path.parts[-3:] if path.parent.name == "weights" else path.parts[-1:]
+    return "/".join(parts)

@@ -1,0 +1,123 @@
+"""A recording as plain JSON values: what the page draws, whether a server sends it or a file carries it."""
+
+import base64
+import io
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveal.look.network import Network, Prediction
+from foveal.look.record import Record, Seen
+from foveal.look.score import automatic_query, lattice
+
+LARGEST_MATRIX = 256
+"""Channel matrices above this many channels are averaged in blocks, which the page says."""
+LARGEST_ROWS = 700_000
+"""Weights of one site in a file; larger maps get a coarser lattice of queries, never coarser rows."""
+
+
+def image_payload(
+    network: Network, name: str, view: Tensor, prediction: Prediction, seen: Seen, *, rows: bool
+) -> dict[str, Any]:
+    """One image seen by one network.
+
+    Args:
+        view: uint8 (3, H, W), as the network saw it.
+        rows: embed the attention rows (for a file); without, the page asks the server for each.
+    """
+    classes = None
+    if prediction.class_map is not None:
+        classes = {"map": _packed(prediction.class_map), "names": network.classes}
+    return {
+        "name": name,
+        "weights": network.weights,
+        "image": png(view),
+        "size": list(view.shape[1:]),
+        "prediction": [[label, round(share, 4)] for label, share in prediction.labels],
+        "segmentation": classes,
+        "sites": [site_payload(record, rows=rows) for record in seen.values() if len(record.spatial) == 2],
+    }
+
+
+def site_payload(record: Record, *, rows: bool) -> dict[str, Any]:
+    """One site of one image: everything but the rows of single queries, unless ``rows`` asks for those too."""
+    attention = record.attention()
+    found: dict[str, Any] = {
+        "name": record.name,
+        "block": record.block,
+        "options": record.options,
+        "spatial": list(record.spatial),
+        "contribution": None if record.tokens else _finite(float(record.contribution()[0])),
+    }
+    if "channel_gate" in attention:
+        found["gates"] = [round(float(gate), 5) for gate in attention["channel_gate"][0]]
+    if "spatial_mask" in attention:
+        found["mask"] = _packed(attention["spatial_mask"][0, 0])
+    if "channel_matrix" in attention:
+        matrix = attention["channel_matrix"][0] * attention["channel_matrix"].shape[-1]
+        step = math.ceil(len(matrix) / LARGEST_MATRIX)
+        if step > 1:
+            matrix = torch.nn.functional.avg_pool2d(
+                matrix[None], step, ceil_mode=True, count_include_pad=False
+            )[0]
+        found["channels"] = _packed(matrix) | {"step": step}
+    if "rows" in attention:
+        found["query"] = list(automatic_query(record))
+        found["keys"] = list(attention["rows"].shape[2:])
+        if rows:
+            found["rows"] = rows_payload(record)
+    return found
+
+
+def row_payload(record: Record, cell: tuple[int, int]) -> dict[str, Any]:
+    """The row of one query as float32, times the number of keys (1 = uniform)."""
+    row = record.rows(cell)[0, 0].float()
+    return {"shape": list(row.shape), "float32": _base64((row * row.numel()).cpu().numpy())}
+
+
+def rows_payload(record: Record) -> dict[str, Any]:
+    """The rows of a lattice of queries, each rounded to 255 steps between its lowest and highest weight."""
+    keys = math.prod(record.attention()["rows"].shape[2:])
+    queries = max(1, math.isqrt(LARGEST_ROWS // keys))
+    points = lattice(record, queries)
+    rows = torch.cat(
+        [record.rows(*points[i : i + 64])[0].float().cpu() * keys for i in range(0, len(points), 64)]
+    )
+    return _packed(rows, lead=1) | {"queries": [len({y for y, _ in points}), len({x for _, x in points})]}
+
+
+def png(view: Tensor) -> str:
+    """A uint8 image (3, H, W) as a data URI."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(view.permute(1, 2, 0).cpu().numpy()).save(file, "png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _packed(values: Tensor, lead: int = 0) -> dict[str, Any]:
+    """Integers as they are; numbers as bytes between the lowest and highest (of each of the leading slices)."""
+    if not values.is_floating_point():
+        return {"shape": list(values.shape), "uint8": _base64(values.to(torch.uint8).cpu().numpy()), "low": [0.0],
+                "high": [255.0]}  # fmt: skip
+    array = values.float().cpu().numpy()
+    flat = array.reshape(*array.shape[:lead], -1)
+    low, high = flat.min(-1, keepdims=True), flat.max(-1, keepdims=True)
+    steps = np.rint((flat - low) / np.maximum(high - low, 1e-30) * 255).astype(np.uint8)
+    return {
+        "shape": list(array.shape),
+        "uint8": _base64(steps),
+        "low": [float(f"{v:.6g}") for v in low.ravel()],
+        "high": [float(f"{v:.6g}") for v in high.ravel()],
+    }
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 5) if math.isfinite(value) else None

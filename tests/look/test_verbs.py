@@ -1,0 +1,97 @@
+"""``foveal look``: pictures, one page or numbers, and clear refusals."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from foveal.look.verbs import look
+
+
+def test_a_photograph_gives_a_picture_of_every_site_and_a_page(
+    photo: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert look(str(photo), str(weights), out=str(tmp_path / "out"), grad_cam=True) == 0
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    block1, block2, block3 = "layer1.0.bn2.cbam", "layer2.0.nonlocal_", "layer3.0.dual"
+    assert names == sorted(
+        [
+            "index.html",
+            *(f"photo--{block1}--{kind}.png" for kind in ("gates", "mask", "grad-cam")),
+            *(f"photo--{block2}--{kind}.png" for kind in ("row", "atlas", "grad-cam")),
+            *(f"photo--{block3}--{kind}.png" for kind in ("row", "atlas", "channels", "grad-cam")),
+        ]
+    )
+    assert "photo.jpg: 10 pictures" in capsys.readouterr().out
+
+
+def test_a_folder_is_looked_through_and_bad_files_are_named(
+    photo: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "b.jpg").write_bytes(photo.read_bytes())
+    (folder / "a.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
+    look(str(folder), str(weights), out=str(tmp_path / "out"), sites="layer2.*", query="100,150")
+    assert (tmp_path / "out" / "b--layer2.0.nonlocal_--row.png").exists()
+    assert not list((tmp_path / "out").glob("*layer1*"))
+    assert "skipped: " in (text := capsys.readouterr().out)
+    assert "a.png" in text
+
+
+def test_html_writes_that_file_alone(photo: Path, weights: Path, tmp_path: Path) -> None:
+    look(str(photo), str(weights), html=str(tmp_path / "new" / "page.html"))
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["page.html"]
+
+
+def test_scores_of_scenes_are_written_with_the_picture_by_class(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    look("scenes", str(weights), score=True, images=40, out=str(tmp_path / "out"))
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["site"] for row in rows} == {"layer1.0.bn2.cbam", "layer2.0.nonlocal_", "layer3.0.dual"}
+    assert {"share_gain", "query_dependence", "deletion_vs_grad_cam"} <= {row["measure"] for row in rows}
+    assert (tmp_path / "out" / "gates-by-class.png").exists()
+    assert "chance" in capsys.readouterr().out
+
+
+def test_the_default_folder_is_the_first_free(
+    photo: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    look(str(photo), str(weights), sites="layer1.*")
+    look(str(photo), str(weights), sites="layer1.*")
+    assert sorted(p.name for p in (tmp_path / "runs" / "look").iterdir()) == ["photo", "photo-2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "nowhere"}, "must be an image, a folder or a data set, got 'nowhere'"),
+        ({"query": "12"}, "query must be y,x in pixels"),
+        ({"query": "1000,3"}, "inside the image of 200x300, got 1000,3"),
+        ({"sites": "layer9.*"}, "sites must match one of layer1.0.bn2.cbam"),
+        ({"images": 0}, "images must be at least 1, got 0"),
+        ({"score": True, "query": "1,2"}, "score must be given without html, query and grad_cam"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(
+    photo: Path, weights: Path, tmp_path: Path, options: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        look(**{"source": str(photo), "weights": str(weights), "out": str(tmp_path / "out"), **options})
+
+
+def test_a_folder_that_is_not_empty_is_not_written_to(photo: Path, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="out must be a new or empty folder"):
+        look(str(photo), str(weights), out=str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_empty_folder_is_refused(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="must hold an image that can be read"):
+        look(str(tmp_path / "empty"), str(weights), out=str(tmp_path / "out"))
