@@ -1,25 +1,29 @@
 """Attention for convolutional networks, from paper to product."""
 
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-# Functions are bound here at once, not on first use: `insert` and its package have one name, and importing the
-# package later would put the module in the function's place.
-from foveal.checkpoint import load, read_info, save
-from foveal.insert import (
-    Insertion,
-    Plan,
-    Site,
-    freeze_backbone,
-    insert,
-    inserted,
-    parameter_groups,
-    parse_insertion,
-    plan,
-    remove,
-    sites,
-)
-from foveal.look import watch
-from foveal.models import create_model, list_models
+if TYPE_CHECKING:
+    from foveal.checkpoint import load, read_info, save
+    from foveal.insert import (
+        Insertion,
+        Plan,
+        Site,
+        freeze_backbone,
+        insert,
+        inserted,
+        parameter_groups,
+        parse_insertion,
+        plan,
+        remove,
+        sites,
+    )
+    from foveal.look import watch
+    from foveal.models import create_model, list_models
 
 __all__ = [
     "Insertion",
@@ -40,3 +44,32 @@ __all__ = [
     "sites",
     "watch",
 ]
+
+_HOME = {
+    **dict.fromkeys(("load", "read_info", "save"), "foveal.checkpoint"),
+    **dict.fromkeys(("create_model", "list_models"), "foveal.models"),
+    "watch": "foveal.look",
+}
+
+
+class _Package(ModuleType):
+    """Imports a public name when it is first asked for, so that `foveal --help` need not wait for torch."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_HOME.get(name, "foveal.insert")), name)
+        setattr(self, name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing the package `foveal.insert` sets this attribute to it: people mean the function of that name.
+        super().__setattr__(
+            name, value.insert if name == "insert" and isinstance(value, ModuleType) else value
+        )
+
+    def __dir__(self) -> list[str]:
+        return sorted({*vars(self), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package
