@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from foveal.ops.pairwise import empty_like_value, full_precision, sum_dtype
+from foveal.ops.pairwise import empty_like_value, full_precision, is_transposed, sum_dtype
 
-ROOM_ABOVE, ROOM_BELOW = 40, 50  # exp(40) = 2e17 and exp(-50) = 2e-22: far from the ends of float32, 3e38 and 1e-38
+ROOM_ABOVE, ROOM_BELOW = (
+    40,
+    50,
+)  # exp(40) = 2e17 and exp(-50) = 2e-22: far from the ends of float32, 3e38 and 1e-38
 TILE_ELEMENTS = 512 * 1024  # scores in flight: 2 MiB in float32, the second-level cache of a server core
 
 
@@ -25,9 +28,15 @@ def _slices(size: int, tile: int) -> Iterator[slice]:
 def _tiles(batch: int, n: int, m: int, width: int = 1) -> tuple[int, int, int]:
     """Tile of (batch, queries, keys) with about TILE_ELEMENTS / width scores, at most that many."""
     budget = max(TILE_ELEMENTS // width, 1)
-    keys = min(m, max(1024 if width == 1 else 128, budget // n))
-    queries = min(n, max(budget // keys, 1))
-    return max(min(batch, budget // (queries * keys)), 1), queries, keys
+    keys = _even(m, max(1024 if width == 1 else 128, budget // n))
+    queries = _even(n, max(budget // keys, 1))
+    return _even(batch, max(budget // (queries * keys), 1)), queries, keys
+
+
+def _even(size: int, most: int) -> int:
+    """The tile, at most ``most``, that cuts ``size`` into the fewest and then most equal parts."""
+    parts = -(-size // most)
+    return -(-size // max(parts, 1))
 
 
 class _Buffer:
@@ -66,6 +75,7 @@ def _softmax_forward(
     m = value.shape[1]
     lse = value.new_empty(batch, n)
     sums = _Buffer(value, tile[0] * tile[1] * e)
+    transposed = is_transposed(value)
     for bs in _slices(batch, tile[0]):
         for qs in _slices(n, tile[1]):
             highest = bound[bs, qs]
@@ -76,7 +86,8 @@ def _softmax_forward(
                 peak = torch.maximum(peak, scores(bs, qs, ks, None).amax(-1, keepdim=True))
             shift = torch.clamp(highest - ROOM_ABOVE, peak, peak + ROOM_BELOW)
             total = torch.zeros_like(shift)
-            part = sums(*shift.shape[:2], e)
+            b_, n_ = shift.shape[:2]
+            part = sums(b_, e, n_).mT if transposed else sums(b_, n_, e)
             for ks in _slices(m, tile[2]):
                 weights = scores(bs, qs, ks, shift).exp_()
                 total += weights.sum(-1, keepdim=True)
@@ -87,12 +98,21 @@ def _softmax_forward(
     return lse
 
 
+def _with_column(x: Tensor, column: Tensor | int) -> Tensor:
+    """``x`` (b, n, d) and one more column, in the memory order of ``x``."""
+    batch, n, d = x.shape
+    wider = x.new_empty(batch, d + 1, n).mT if is_transposed(x) else x.new_empty(batch, n, d + 1)
+    wider[..., :d] = x
+    wider[..., d:] = column
+    return wider
+
+
 class _DotScores:
     """Tiles of ``scale * q_i . k_j - shift_i``; the subtraction is one more column of the product."""
 
     def __init__(self, q: Tensor, k: Tensor, mask: Tensor | None, scale: float, tile: tuple[int, int, int]):
-        self.q = torch.cat([q * scale, torch.zeros_like(q[..., :1])], -1)
-        self.k = torch.cat([k, torch.ones_like(k[..., :1])], -1)
+        self.q = _with_column(q * scale, 0)
+        self.k = _with_column(k, 1)
         self.hidden = None if mask is None else ~mask
         self.buffer = _Buffer(q, tile[0] * tile[1] * tile[2])
 
@@ -129,7 +149,14 @@ def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: flo
 
 @torch.library.custom_op("foveal::softmax_attention_backward", mutates_args=())
 def _softmax_attention_backward(
-    grad_y: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, lse: Tensor, scale: float
+    grad_y: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, n, _ = query.shape
     m = key.shape[1]
@@ -140,15 +167,17 @@ def _softmax_attention_backward(
         tile = _tiles(batch, n, m)
         scores = _DotScores(q, k, mask, scale, tile)
         # u_i . v_j - u_i . y_i, the subtraction again as one more column
-        u_less = torch.cat([u, -torch.linalg.vecdot(u, y.to(dtype)).unsqueeze(-1)], -1)
-        v_one = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+        u_less = _with_column(u, -torch.linalg.vecdot(u, y.to(dtype)).unsqueeze(-1))
+        v_one = _with_column(v, 1)
         buffer = _Buffer(q, tile[0] * tile[1] * tile[2])
         for bs in _slices(batch, tile[0]):
             for qs in _slices(n, tile[1]):
                 for ks in _slices(m, tile[2]):
                     weights = scores(bs, qs, ks, lse[bs, qs].unsqueeze(-1)).exp_()
                     grad_v[bs, ks].baddbmm_(weights.mT, u[bs, qs])
-                    grad_s = torch.bmm(u_less[bs, qs], v_one[bs, ks].mT, out=buffer(*weights.shape)).mul_(weights)
+                    grad_s = torch.bmm(u_less[bs, qs], v_one[bs, ks].mT, out=buffer(*weights.shape)).mul_(
+                        weights
+                    )
                     grad_q[bs, qs].baddbmm_(grad_s, k[bs, ks], alpha=scale)
                     grad_k[bs, ks].baddbmm_(grad_s.mT, q[bs, qs], alpha=scale)
         return grad_q.to(query.dtype), grad_k.to(key.dtype), grad_v.to(value.dtype)
@@ -156,7 +185,14 @@ def _softmax_attention_backward(
 
 @_softmax_attention_backward.register_fake
 def _(
-    grad_y: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, lse: Tensor, scale: float
+    grad_y: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_q, grad_k, grad_v = (empty_like_value(x, x.shape[1]) for x in (query, key, value))
     return grad_q, grad_k, grad_v
@@ -236,7 +272,9 @@ def _perceptron_attention_backward(
                     slope = t.square_().neg_().add_(1).mul_(grad_s.unsqueeze(-1))
                     grad_q[bs, qs] += slope.sum(2)
                     grad_k[bs, ks] += slope.sum(1)
-        grads = zip((grad_q.mul_(w), grad_k.mul_(w), grad_w, grad_v), (query, key, weight, value), strict=True)
+        grads = zip(
+            (grad_q.mul_(w), grad_k.mul_(w), grad_w, grad_v), (query, key, weight, value), strict=True
+        )
         grad_q, grad_k, grad_w, grad_v = (grad.to(x.dtype) for grad, x in grads)
         return grad_q, grad_k, grad_w, grad_v
 

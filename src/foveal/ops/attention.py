@@ -36,7 +36,9 @@ class Choice:
     others: dict[str, str]
 
     def __str__(self) -> str:
-        return f"{self.backend}: {self.why}" + "".join(f"\nnot {name}: {why}" for name, why in self.others.items())
+        return f"{self.backend}: {self.why}" + "".join(
+            f"\nnot {name}: {why}" for name, why in self.others.items()
+        )
 
 
 def explain(
@@ -145,12 +147,12 @@ def softmax_attention(
     Milakov and Gimelshein, Online normalizer calculation for softmax; no approximation.
     """
     _check("softmax_attention", query, key, value, mask)
-    return _run(_resolve("softmax_attention", backend, query, key, value, mask), query, key, value, scale, mask)
+    return _run(
+        _resolve("softmax_attention", backend, query, key, value, mask), query, key, value, scale, mask
+    )
 
 
-def _resolve(
-    name: str, backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-) -> str:
+def _resolve(name: str, backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> str:
     if backend == "auto":
         return _choose(query, key, value, mask)[0]
     if backend not in BACKENDS:
@@ -252,7 +254,7 @@ def perceptron_attention(
     _check("perceptron_attention", query, key, value, None)
     if weight.shape != query.shape[-1:]:
         raise ValueError(
-            f"perceptron_attention: weight must have the width of the keys, {query.shape[-1]}, got {tuple(weight.shape)}"
+            f"perceptron_attention: weight must be as wide as the keys, {query.shape[-1]}, got {tuple(weight.shape)}"
         )
     if not exporting():
         return _streamed.perceptron_attention(query, key, weight, value)[0]

@@ -30,7 +30,7 @@ def sum_dtype(x: Tensor) -> torch.dtype:
 
 def full_precision(device: torch.device) -> AbstractContextManager:
     """Autocast off: the caller has chosen its dtypes."""
-    if torch.is_autocast_enabled(device.type):
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):  # meta has no autocast to ask about
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
@@ -38,10 +38,11 @@ def full_precision(device: torch.device) -> AbstractContextManager:
 def empty_like_value(value: Float[Tensor, "b m e"], n: int) -> Float[Tensor, "b n e"]:
     """Uninitialised (b, n, e), in memory (b, e, n) where ``value`` is the view of a feature map stored so."""
     batch, _, e = value.shape
-    return value.new_empty(batch, e, n).mT if _transposed(value) else value.new_empty(batch, n, e)
+    return value.new_empty(batch, e, n).mT if is_transposed(value) else value.new_empty(batch, n, e)
 
 
-def _transposed(x: Tensor) -> bool:
+def is_transposed(x: Tensor) -> bool:
+    """True for (b, m, e) seen from a feature map stored (b, e, m)."""
     return x.stride(-1) != 1 and x.stride(-2) == 1
 
 
@@ -50,7 +51,11 @@ def _transposed(x: Tensor) -> bool:
 
 @torch.fx.wrap
 def dot_product(
-    theta: Float[Tensor, "b n d"], phi: Float[Tensor, "b m d"], g: Float[Tensor, "b m e"], *, scale: float = 1.0
+    theta: Float[Tensor, "b n d"],
+    phi: Float[Tensor, "b m d"],
+    g: Float[Tensor, "b m e"],
+    *,
+    scale: float = 1.0,
 ) -> Float[Tensor, "b n e"]:
     """``y_i = 1/m sum_j scale (theta_i . phi_j) g_j``, multiplied in the cheaper order.
 
@@ -84,7 +89,7 @@ def dot_product(
         else:
             # written transposed where g is, so that the caller's feature map needs no copy
             summary = (value.mT @ phi) * (scale / m)
-            y = (summary @ theta.mT).mT if _transposed(g) else theta @ summary.mT
+            y = (summary @ theta.mT).mT if is_transposed(g) else theta @ summary.mT
         return y.to(g.dtype)
 
 
@@ -137,8 +142,8 @@ def concatenation(
 def _concatenation(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
     with full_precision(a.device):
         dtype = sum_dtype(g)
-        y, _ = _hinge_sums(a.to(dtype), b.to(dtype), g.to(dtype))
-        return _like_value(y.mul_(1 / b.shape[1]).to(g.dtype), g)
+        y, _ = _hinge_sums(a.to(dtype), b.to(dtype), _rows(g))
+        return _like_value(y.div_(b.shape[1]), g)
 
 
 @_concatenation.register_fake
@@ -147,19 +152,17 @@ def _(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("foveal::concatenation_backward", mutates_args=())
-def _concatenation_backward(
-    grad_y: Tensor, a: Tensor, b: Tensor, g: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _concatenation_backward(grad_y: Tensor, a: Tensor, b: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with full_precision(a.device):
         dtype = sum_dtype(g)
-        a_, b_, g_, u = a.to(dtype), b.to(dtype), g.to(dtype), grad_y.to(dtype) / b.shape[1]
+        a_, b_, g_, u = a.to(dtype), b.to(dtype), _rows(g), _rows(grad_y) / b.shape[1]
         # grad_g_j = sum_i ReLU(a_i + b_j) u_i is the same sum with queries and keys swapped, and
         # grad_b_j = g_j . sum_{i: a_i > -b_j} u_i, grad_a_i = u_i . sum_{j: b_j > -a_i} g_j
         grad_g, seen_u = _hinge_sums(b_, a_, u)
         grad_b = torch.linalg.vecdot(g_, seen_u)
         del seen_u
         grad_a = torch.linalg.vecdot(u, _Running(a_, b_)(g_)[0])
-        return grad_a.to(a.dtype), grad_b.to(b.dtype), _like_value(grad_g.to(g.dtype), g)
+        return grad_a.to(a.dtype), grad_b.to(b.dtype), _like_value(grad_g, g)
 
 
 @_concatenation_backward.register_fake
@@ -234,8 +237,25 @@ def _running_sum(x: Tensor) -> Tensor:
 
 
 def _like_value(y: Tensor, value: Tensor) -> Tensor:
-    """``y`` in the memory order of ``value``."""
-    return y.mT.contiguous().mT if _transposed(value) else y.contiguous()
+    """Contiguous ``y`` in the dtype and memory order of ``value``."""
+    if not is_transposed(value):
+        return y.to(value.dtype)
+    stored = y.new_empty(y.shape[0], y.shape[2], y.shape[1], dtype=value.dtype)
+    for target, source in zip(
+        stored, y, strict=True
+    ):  # PyTorch copies a transposed matrix in blocks, a batch not
+        target.copy_(source.T)
+    return stored.mT
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``x`` (b, m, e) contiguous and in the dtype of its sums."""
+    if is_transposed(x):
+        rows = x.new_empty(x.shape)
+        for target, source in zip(rows, x, strict=True):
+            target.copy_(source)
+        x = rows
+    return x.to(sum_dtype(x)).contiguous()
 
 
 # ---------------------------------------------------------------------------- concatenation under softmax (SAGAN)
@@ -243,7 +263,11 @@ def _like_value(y: Tensor, value: Tensor) -> Tensor:
 
 @torch.fx.wrap
 def concatenation_attention(
-    a: Float[Tensor, "b n"], b: Float[Tensor, "b m"], value: Float[Tensor, "b m e"], *, negative_slope: float = 1.0
+    a: Float[Tensor, "b n"],
+    b: Float[Tensor, "b m"],
+    value: Float[Tensor, "b m e"],
+    *,
+    negative_slope: float = 1.0,
 ) -> Float[Tensor, "b n e"]:
     """``y_i = sum_j softmax_j(leaky_relu(a_i + b_j)) v_j`` in O(n log m + (n + m) e) time, O((n + m) e) memory.
 
@@ -289,11 +313,11 @@ def concatenation_attention(
 def _concatenation_attention(a: Tensor, b: Tensor, value: Tensor, slope: float) -> Tensor:
     with full_precision(a.device):
         dtype = sum_dtype(value)
-        sides, v = _Sides(a.to(dtype), b.to(dtype), slope), value.to(dtype)
+        sides, v = _Sides(a.to(dtype), b.to(dtype), slope), _rows(value)
         seen, _ = sides.over_keys(v * sides.steep.unsqueeze(-1))
         y = seen.mul_(sides.above.unsqueeze(-1))
         _, unseen = sides.over_keys(v * sides.flat.unsqueeze(-1))
-        return _like_value(y.addcmul_(unseen, sides.below.unsqueeze(-1)).to(value.dtype), value)
+        return _like_value(y.addcmul_(unseen, sides.below.unsqueeze(-1)), value)
 
 
 @_concatenation_attention.register_fake
@@ -307,9 +331,9 @@ def _concatenation_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     with full_precision(a.device):
         dtype = sum_dtype(value)
-        a_, b_, v, u = a.to(dtype), b.to(dtype), value.to(dtype), grad_y.to(dtype)
+        a_, b_, v, u = a.to(dtype), b.to(dtype), _rows(value), _rows(grad_y)
         sides = _Sides(a_, b_, slope)
-        delta = torch.linalg.vecdot(u, y.to(dtype))
+        delta = torch.linalg.vecdot(u, _rows(y))
         # softmax: d loss / d score_ij = w_ij (u_i . v_j - delta_i), which sums to 0 over j, so that the part of
         # grad_a below the threshold is -slope times the part above
         seen, _ = sides.over_keys(v * sides.steep.unsqueeze(-1))
@@ -324,7 +348,7 @@ def _concatenation_attention_backward(
         _, far_delta = queries((delta * sides.below).unsqueeze(-1))
         grad_b = torch.linalg.vecdot(v, near) + slope * torch.linalg.vecdot(v, far)
         grad_b -= sides.steep * near_delta.squeeze(-1) + slope * sides.flat * far_delta.squeeze(-1)
-        return grad_a.to(a.dtype), grad_b.to(b.dtype), _like_value(near.add_(far).to(value.dtype), value)
+        return grad_a.to(a.dtype), grad_b.to(b.dtype), _like_value(near.add_(far), value)
 
 
 @_concatenation_attention_backward.register_fake
