@@ -202,7 +202,7 @@ def _class_list(root: Path, classes: Sequence[str] | str | None) -> list[str]:
         classes = str(root / "classes.txt")
         if not Path(classes).exists():
             raise ValueError(
-                f"open_dataset: segmentation needs class names, in classes.txt or classes=, got none in {root}"
+                f"open_dataset: segmentation needs classes.txt or option classes, got neither in {root}"
             )
     if isinstance(classes, str):
         lines = Path(classes).read_text().splitlines()
@@ -286,13 +286,15 @@ def _torchvision_pairs(
     if name == "VOCSegmentation":
         choose_part(name, ("train", "val"), split)
         stored = construct(
-            datasets.VOCSegmentation, root, {"image_set": split, "download": download} | arguments
+            datasets.VOCSegmentation,
+            root,
+            {"root": root, "image_set": split, "download": download} | arguments,
         )
         names, masks = VOC_CLASSES, stored.masks
         table[: len(names)] = np.arange(len(names))
     elif name == "Cityscapes":
         choose_part(name, ("train", "val", "test"), split)
-        part = {"split": split, "mode": "fine", "target_type": "semantic"}
+        part = {"root": root, "split": split, "mode": "fine", "target_type": "semantic"}
         stored = construct(datasets.Cityscapes, root, part | arguments)
         names, masks = [], [target[0] for target in stored.targets]
         for kind in datasets.Cityscapes.classes:

@@ -153,7 +153,7 @@ def _parts(accepted: Collection[str], given: Mapping[str, Any], kind: Any) -> di
 
 def _is_label(target: Any) -> bool:
     try:
-        return int(target) == target
+        return bool(int(target) == target)
     except (TypeError, ValueError):
         return False
 

@@ -1,0 +1,199 @@
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from foveal.data import decode_image, decode_mask
+from foveal.data.decode import image_size
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png(pixels: np.ndarray, colour_type: int) -> bytes:
+    """A PNG of big-endian 16-bit samples (h, w, c), which Pillow cannot write for colour."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    h, w = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", w, h, 16, colour_type, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def colour(image: torch.Tensor) -> list[int]:
+    """The colour of an image that has one only."""
+    assert (image == image[:, :1, :1]).all()
+    return image[:, 0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "kind", "rgb"),
+    [
+        ("L", 77, "png", [77, 77, 77]),
+        ("1", 1, "png", [255, 255, 255]),
+        ("LA", (10, 255), "png", [10, 10, 10]),
+        ("LA", (10, 0), "png", [255, 255, 255]),
+        ("RGBA", (10, 20, 30, 255), "png", [10, 20, 30]),
+        ("RGBA", (10, 20, 30, 0), "webp", [255, 255, 255]),
+        ("RGBA", (0, 0, 0, 51), "png", [204, 204, 204]),
+        ("CMYK", (0, 255, 255, 0), "jpeg", [255, 0, 0]),
+        ("CMYK", (0, 0, 0, 128), "tiff", [127, 127, 127]),
+        ("YCbCr", (128, 128, 128), "jpeg", [128, 128, 128]),
+        ("RGB", (1, 2, 3), "bmp", [1, 2, 3]),
+    ],
+)
+def test_every_mode_becomes_rgb(mode: str, value: Any, kind: str, rgb: list[int]) -> None:
+    image = decode_image(encoded(Image.new(mode, (5, 4), value), kind))
+    assert image.shape == (3, 4, 5)
+    assert image.dtype == torch.uint8
+    assert image.is_contiguous()
+    assert (torch.tensor(colour(image)) - torch.tensor(rgb)).abs().max() <= 2  # JPEG
+
+
+def test_palette_colours_and_their_transparency() -> None:
+    image = Image.new("P", (4, 3), 1)
+    image.putpalette([9, 9, 9, 200, 100, 50, *range(6)])
+    assert colour(decode_image(encoded(image, "png"))) == [200, 100, 50]
+    assert colour(decode_image(encoded(image, "png", transparency=1))) == [255, 255, 255]
+    assert colour(decode_image(encoded(image, "gif"))) == [200, 100, 50]
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_16_bit_grey_is_scaled_by_the_type_and_not_clipped(kind: str) -> None:
+    """Pillow's own conversion turns everything above 255 into white."""
+    values = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
+    image = decode_image(encoded(Image.fromarray(values), kind))
+    assert image[0].tolist() == [[0, 1, 128, 255]]
+    assert torch.equal(image[0], image[1])
+
+
+def test_16_bit_colour_with_and_without_alpha() -> None:
+    pixels = np.full((2, 3, 3), (65535, 32768, 256), dtype=np.uint16)
+    assert colour(decode_image(png(pixels, 2))) == [255, 128, 1]
+    alpha = np.concatenate([pixels, np.zeros((2, 3, 1), dtype=np.uint16)], axis=2)
+    assert colour(decode_image(png(alpha, 6))) == [255, 255, 255]
+
+
+def test_floating_point_must_lie_between_0_and_1() -> None:
+    half = Image.fromarray(np.full((2, 2), 0.5, dtype=np.float32))
+    assert colour(decode_image(encoded(half, "tiff"))) == [128, 128, 128]
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.1, got 7 to 7"):
+        decode_image(encoded(Image.fromarray(np.full((2, 2), 7, dtype=np.float32)), "tiff"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
+    upright = np.zeros((16, 32), dtype=np.uint8)
+    upright[:8, :8] = 255  # light top left corner
+    undo = {
+        1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud,
+        5: np.transpose, 6: lambda x: np.rot90(x, 1), 7: lambda x: np.rot90(x, 2).T, 8: lambda x: np.rot90(x, -1),
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(stored, "jpeg", exif=exif, quality=95))
+    image = decode_image(path)
+    assert image.shape == (3, 16, 32) == (3, *image_size(path))
+    assert (image[0].int() - torch.from_numpy(upright).int()).abs().max() < 30
+
+
+def test_damaged_exif_leaves_the_image_as_stored() -> None:
+    content = encoded(Image.new("RGB", (4, 3)), "jpeg", exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert decode_image(content).shape == (3, 3, 4)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "bmp", "tiff"])
+def test_a_truncated_file_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    content = encoded(Image.fromarray(noise), kind)
+    path = tmp_path / f"cut.{kind}"
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"^decode_image: .*cut\.") as error:
+        decode_image(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_is_refused_by_name(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^decode_image: .*cat\.jpg"):
+        decode_image(content, name="cat.jpg")
+
+
+def test_the_size_limit_is_judged_by_the_header_before_decoding() -> None:
+    bomb = png(np.zeros((1, 1, 1), dtype=np.uint16), 0)
+    header = bytearray(bomb)
+    header[16:24] = struct.pack(">II", 12_000, 10_000)
+    header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
+    with pytest.raises(ValueError, match=r"at most 89000000 pixels, got 12000x10000 in bomb\.png"):
+        decode_image(bytes(header), name="bomb.png")
+    with pytest.raises(ValueError, match=r"at most 19 pixels, got 5x4 in \d+ bytes"):
+        decode_image(encoded(Image.new("L", (5, 4)), "png"), max_pixels=19)
+    header[16:24] = struct.pack(">II", 60_000, 60_000)  # Pillow itself refuses this
+    header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
+    with pytest.raises(ValueError, match=r"bomb\.png"):
+        decode_image(bytes(header), name="bomb.png")
+
+
+def test_a_missing_file_is_reported_as_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        decode_image(tmp_path / "none.jpg")
+
+
+@given(
+    kind=st.sampled_from(["jpeg", "png", "webp", "gif", "tiff", "bmp"]),
+    place=st.floats(0, 1, exclude_max=True),
+    junk=st.binary(min_size=1, max_size=8),
+)
+@settings(max_examples=150, deadline=None)
+def test_damage_anywhere_gives_an_image_or_a_value_error(kind: str, place: float, junk: bytes) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+    content = bytearray(encoded(Image.fromarray(noise), kind))
+    start = int(place * len(content))
+    content[start : start + len(junk)] = junk
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            assert decode_image(bytes(content)).shape[0] == 3
+        except ValueError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_mask_keeps_its_indices() -> None:
+    indices = np.array([[0, 3, 255]], dtype=np.uint8)
+    image = Image.fromarray(indices)
+    assert decode_mask(encoded(image, "png")).tolist() == [[0, 3, 255]]
+    image.putpalette(list(range(255, -1, -1)) * 3)
+    assert decode_mask(encoded(image, "png")).tolist() == [[0, 3, 255]]
+    assert decode_mask(encoded(Image.fromarray(indices.astype(np.uint16)), "png")).tolist() == [[0, 3, 255]]
+
+
+def test_a_mask_of_colours_or_large_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"one channel of class indices, got mode RGB in m\.png"):
+        decode_mask(encoded(Image.new("RGB", (2, 2)), "png"), name="m.png")
+    with pytest.raises(ValueError, match=r"0 to 255, got 0 to 300 in m\.png"):
+        decode_mask(encoded(Image.fromarray(np.array([[0, 300]], dtype=np.uint16)), "png"), name="m.png")

@@ -1,0 +1,159 @@
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from foveal.data import as_tensors, open_dataset
+
+
+def picture(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((6, 8), value, dtype=np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+def write(path: Path, labels: list[Any], *, names: list[str] | None = None, **columns: list[Any]) -> Path:
+    """A file as ``datasets`` writes it: an image of grey value 10 * row, a label, with ``names`` the metadata."""
+    images = [{"bytes": picture(10 * row), "path": f"{row}.png"} for row in range(len(labels))]
+    table = pa.table({"image": images, "label": labels} | columns)
+    if names:
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=2)
+    return path
+
+
+def test_class_names_boxes_and_splits_come_from_the_files(tmp_path: Path) -> None:
+    boxes = [[0, 1, 2, 3]] * 3
+    write(tmp_path / "data/train-00000-of-00002.parquet", [0, 1, 0], names=["cat", "dog"], box_xyxy=boxes)
+    write(tmp_path / "data/train-00001-of-00002.parquet", [1, 1], names=["cat", "dog"], box_xyxy=boxes[:2])
+    write(tmp_path / "data/validation-00000-of-00001.parquet", [1], names=["cat", "dog"], box_xyxy=boxes[:1])
+    train, val = (open_dataset(str(tmp_path), split) for split in ("train", "val"))
+    assert train.classes == val.classes == ["cat", "dog"]
+    assert [item["label"] for item in train] == [0, 1, 0, 1, 1]
+    assert [int(item["image"][0, 0, 0]) for item in train] == [0, 10, 20, 0, 10]
+    assert train[0]["box_xyxy"].tolist() == [0, 1, 2, 3]
+    assert len(val) == 1
+    assert train.names[3] == "train-00001-of-00002.parquet[0] 0.png"
+
+
+def test_folders_may_name_the_splits(tmp_path: Path) -> None:
+    write(tmp_path / "default/train/0000.parquet", [0, 1], names=["a", "b"])
+    write(tmp_path / "default/test/0000.parquet", [1], names=["a", "b"])
+    write(tmp_path / "default/unsupervised/0000.parquet", [-1, -1], names=["a", "b"])
+    assert len(open_dataset(str(tmp_path), "test")) == 1
+
+
+def test_one_file_is_divided_by_a_seed(tmp_path: Path) -> None:
+    path = write(tmp_path / "train-00000-of-00001.parquet", [0, 1] * 10, names=["a", "b"])
+    for spec in (path, tmp_path):
+        train, val = (open_dataset(str(spec), split) for split in ("train", "val"))
+        assert (len(train), len(val)) == (18, 2)
+        assert sorted(item["label"] for item in val) == [0, 1]
+        assert not set(train.names) & set(val.names)
+
+
+def test_without_metadata_names_are_the_values(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", ["dog", "cat", "dog"])
+    write(tmp_path / "val.parquet", ["dog"])
+    val = open_dataset(str(tmp_path), "val")
+    assert (val.classes, val[0]["label"]) == (["cat", "dog"], 1)
+    numbers = write(tmp_path / "numbers" / "val.parquet", [2, 0])
+    assert open_dataset(str(numbers), "train").classes == ["0", "1", "2"]
+
+
+def test_images_may_be_plain_bytes_under_a_usual_name(tmp_path: Path) -> None:
+    table = pa.table({"img": [picture(0), picture(90)], "labels": [0, 1]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    pq.write_table(table, tmp_path / "val.parquet")
+    assert int(open_dataset(str(tmp_path), "val")[1]["image"].max()) == 90
+
+
+def test_several_label_columns_need_an_option(tmp_path: Path) -> None:
+    features = {name: {"_type": "ClassLabel", "names": ["a", "b"]} for name in ("fine", "coarse")}
+    table = pa.table({"image": [{"bytes": picture(0)}] * 2, "fine": [0, 1], "coarse": [1, 1]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    for name in ("train", "val"):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"val\.parquet needs label_column, one of fine, coarse, got none"):
+        open_dataset(str(tmp_path), "val")
+    data = open_dataset(str(tmp_path), "val", label_column="coarse")
+    assert [item["label"] for item in data] == [1, 1]
+    with pytest.raises(ValueError, match=r"columns of .* are image, fine, coarse, got 'medium'"):
+        open_dataset(str(tmp_path), "val", label_column="medium")
+
+
+def test_missing_and_damaged_images_are_skipped_by_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.parquet", [0, 1] * 10, names=["a", "b"])
+    write(tmp_path / "val.parquet", [0, 1], names=["a", "b"])
+    table = pq.read_table(path)
+    images = table.column("image").to_pylist()
+    images[4]["bytes"] = images[4]["bytes"][:30]
+    images[5] = None
+    pq.write_table(table.set_column(0, "image", pa.array(images)), path)
+    with pytest.raises(ValueError, match=r"got 2 of 20, the first is train\.parquet\[4\] 4\.png"):
+        open_dataset(str(tmp_path), "train")
+    data = open_dataset(str(tmp_path), "train", max_unreadable=0.1)
+    assert len(data) == 18
+    assert list(data.skipped) == ["train.parquet[4] 4.png", "train.parquet[5]"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ([0, 2], ["a", "b"], "labels must be 0 to 1 or a class name, got 2 in row 1"),
+        ([0, -1], ["a", "b"], "got -1 in row 1"),
+        ([0, None], ["a", "b"], "got None in row 1"),
+        ([0, 0], ["a"], r"at least 2 classes, got \['a'\]"),
+    ],
+)
+def test_labels_outside_the_classes_are_refused(
+    tmp_path: Path, labels: list, names: list, message: str
+) -> None:
+    for part in ("train", "val"):
+        write(tmp_path / f"{part}.parquet", labels, names=names)
+    with pytest.raises(ValueError, match=message):
+        open_dataset(str(tmp_path), "train")
+
+
+def test_what_is_no_parquet_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"not a readable Parquet file, got .*train\.parquet") as error:
+        open_dataset(str(tmp_path), "train")
+    assert "\n" not in str(error.value)
+
+
+def test_tiny_imagenet_with_boxes(shared: Callable[[str], Path]) -> None:
+    val = open_dataset(str(shared("tiny-imagenet-50")), "val")
+    assert (len(val), len(val.classes), val.classes[0]) == (2500, 50, "goldfish")
+    for item in (val[0], val[-1]):
+        x1, y1, x2, y2 = item["box_xyxy"].tolist()
+        assert 0 <= x1 < x2 <= 64
+        assert 0 <= y1 < y2 <= 64
+        assert item["image"].shape == (3, 64, 64)
+    assert val.skipped == {}
+
+
+def test_cifar10_keeps_its_test_part_and_divides_train(shared: Callable[[str], Path]) -> None:
+    spec = str(shared("cifar10-jpeg"))
+    sizes = [len(open_dataset(spec, split)) for split in ("train", "val", "test")]
+    assert sizes == [45000, 5000, 10000]
+    val = open_dataset(spec, "val")
+    assert val.classes[:2] == ["airplane", "automobile"]
+    labels = [val.source.labels[i] for i in val._indices]
+    assert [labels.count(label) for label in range(10)] == [500] * 10
+
+
+def test_as_tensors_holds_parquet_in_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", [0, 1] * 5, names=["a", "b"])
+    batch = as_tensors(open_dataset(str(path), "train"))
+    assert batch["image"].shape == (8, 3, 6, 8)
+    assert sorted(batch["label"].tolist()) == [0, 0, 0, 0, 1, 1, 1, 1]

@@ -1,0 +1,218 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foveal.data import as_tensors, open_dataset
+from foveal.data.segmentation import VOC_CLASSES
+
+Draw = Callable[..., Path]
+
+
+def pair(draw: Draw, image: Path, mask: Path, value: int = 1, size: tuple[int, int] = (12, 10)) -> None:
+    draw(image, size=size)
+    draw(mask, value, size=size)
+
+
+def segment(where: Path | str, split: str = "train", **options: Any) -> Any:
+    return open_dataset(str(where), split, task="segment", **options)
+
+
+def refused(where: Path | str, split: str = "train", **options: Any) -> str:
+    with pytest.raises(ValueError, match=r"^open_dataset: ") as error:
+        segment(where, split, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, draw: Draw) -> Path:
+    """Three classes, four pairs in train and one in val."""
+    (tmp_path / "classes.txt").write_text("road\nsky\n\ncar\n")
+    for part, count in (("train", 4), ("val", 1)):
+        for i in range(count):
+            pair(
+                draw, tmp_path / part / "images" / f"{i}.jpg", tmp_path / part / "labels" / f"{i}.png", i % 3
+            )
+    return tmp_path
+
+
+def test_images_and_masks_are_paired_by_name(folder: Path) -> None:
+    train, val = segment(folder), segment(folder, "val")
+    assert train.classes == ["road", "sky", "car"]
+    assert train.ignore_index == 255
+    assert (len(train), len(val)) == (4, 1)
+    for i, item in enumerate(train):
+        assert set(item) == {"image", "mask"}
+        assert item["image"].shape == (3, 10, 12)
+        assert item["mask"].dtype == torch.uint8
+        assert item["mask"].unique().tolist() == [i % 3]
+
+
+def test_parts_may_lie_inside_the_image_and_mask_folders(tmp_path: Path, draw: Draw) -> None:
+    for part in ("training", "validation"):
+        pair(draw, tmp_path / "images" / part / "x.jpg", tmp_path / "annotations" / part / "x.png")
+    assert len(segment(tmp_path, "val", classes=["a", "b"])) == 1
+
+
+def test_without_parts_the_pairs_are_divided_by_a_seed(tmp_path: Path, draw: Draw) -> None:
+    for i in range(10):
+        pair(draw, tmp_path / "images" / f"{i}.png", tmp_path / "masks" / f"{i}_mask.png")
+    train, val = (
+        segment(tmp_path, split, classes=["a", "b"], mask_suffix="_mask") for split in ("train", "val")
+    )
+    assert (len(train), len(val)) == (9, 1)
+    assert not set(train.names) & set(val.names)
+
+
+def test_ade20k_counts_from_one_and_ignores_zero(tmp_path: Path, draw: Draw) -> None:
+    rows = "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1\t5\t2\t1\twall\n2\t0.1\t5\t2\t1\tsky, air\n"
+    (tmp_path / "objectInfo150.txt").write_text(rows)
+    for i in range(3):
+        pair(
+            draw, tmp_path / "images/training" / f"{i}.jpg", tmp_path / "annotations/training" / f"{i}.png", i
+        )
+        pair(
+            draw,
+            tmp_path / "images/validation" / f"{i}.jpg",
+            tmp_path / "annotations/validation" / f"{i}.png",
+            i,
+        )
+    data = segment(tmp_path)
+    assert data.classes == ["wall", "sky, air"]
+    assert [item["mask"].unique().item() for item in data] == [255, 0, 1]
+
+
+def test_voc_through_torchvision_keeps_palette_indices(tmp_path: Path, draw: Draw) -> None:
+    base = tmp_path / "VOCdevkit" / "VOC2012"
+    draw(base / "JPEGImages" / "one.jpg")
+    mask = Image.fromarray(np.array([[0, 20] * 6] * 9 + [[255] * 12], dtype=np.uint8))
+    mask.putpalette([7 * i % 256 for i in range(768)])
+    (base / "SegmentationClass").mkdir()
+    mask.save(base / "SegmentationClass" / "one.png")
+    (base / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (base / "ImageSets" / "Segmentation" / "val.txt").write_text("one\n")
+    data = segment("torchvision:VOCSegmentation", "val", root=str(tmp_path))
+    assert (data.classes, data.ignore_index) == (list(VOC_CLASSES), 255)
+    assert data[0]["mask"].unique().tolist() == [0, 20, 255]
+    assert "download=True" in refused("torchvision:VOCSegmentation", "train", root=str(tmp_path))
+    assert "no part for split 'test'" in refused("torchvision:VOCSegmentation", "test", root=str(tmp_path))
+
+
+def test_cityscapes_through_torchvision_has_its_19_classes(tmp_path: Path, draw: Draw) -> None:
+    name = "aachen_000000_000019"
+    draw(tmp_path / "leftImg8bit/val/aachen" / f"{name}_leftImg8bit.png", size=(34, 2))
+    ids = np.tile(np.arange(34, dtype=np.uint8), (2, 1))
+    target = tmp_path / "gtFine/val/aachen" / f"{name}_gtFine_labelIds.png"
+    target.parent.mkdir(parents=True)
+    Image.fromarray(ids).save(target)
+    target.with_name(f"{name}_gtFine_polygons.json").write_text(json.dumps({}))
+    data = segment("torchvision:Cityscapes", "val", root=str(tmp_path))
+    assert (len(data.classes), data.classes[0], data.classes[-1]) == (19, "road", "bicycle")
+    row = data[0]["mask"][0].tolist()
+    assert [row[i] for i in (0, 6, 7, 8, 11, 26, 33)] == [255, 255, 0, 1, 2, 13, 18]
+    assert sorted(set(row)) == [*range(19), 255]
+
+
+def test_scenes_are_the_bundled_default() -> None:
+    data = segment("scenes", "val", length=12)
+    assert data.classes == ["background", *"0123456789"]
+    item = data[3]
+    assert set(item) == {"image", "mask"}
+    assert item["image"].shape[1:] == item["mask"].shape == (64, 64)
+    assert len(item["mask"].unique()) in (2, 3)  # two digits, maybe the same one
+    batch = as_tensors(data)
+    assert torch.equal(batch["mask"][3], item["mask"])
+
+
+def test_grey_images_and_mixed_sizes_are_read_as_they_are(tmp_path: Path, draw: Draw) -> None:
+    for i in range(3):
+        draw(tmp_path / "train/images" / f"{i}.png", 40, size=(10 + i, 9))
+        draw(tmp_path / "train/masks" / f"{i}.png", 1, size=(10 + i, 9))
+    data = segment(tmp_path, "train", classes=["a", "b"], val_share=0.3)
+    assert all(item["image"].shape == (3, *item["mask"].shape) for item in data)
+
+
+def test_wholly_ignored_masks_are_read(tmp_path: Path, draw: Draw) -> None:
+    for i in range(2):
+        pair(draw, tmp_path / "images" / f"{i}.png", tmp_path / "masks" / f"{i}.png", 255)
+    assert (segment(tmp_path, classes=["a", "b"])[0]["mask"] == 255).all()
+
+
+def test_a_missing_mask_is_refused_by_name(folder: Path) -> None:
+    (folder / "train/labels/2.png").unlink()
+    assert "got 1 of 4 without, the first is train/images/2.jpg" in refused(folder)
+
+
+def test_a_mask_of_another_size_is_refused_by_name(folder: Path, draw: Draw) -> None:
+    draw(folder / "train/labels/3.png", 1, size=(12, 11))
+    assert "same size, got 12x10 in train/images/3.jpg, 12x11 in train/labels/3.png" in refused(folder)
+
+
+def test_mask_values_outside_the_classes_are_refused_by_name(folder: Path, draw: Draw) -> None:
+    draw(folder / "train/labels/3.png", 3)
+    message = refused(folder)
+    assert "mask values must be 0 to 2 (3 classes) or 255 (ignored), got [3] in" in message
+    assert message.endswith("3.png")
+    data = segment(folder, ignore_index=3)
+    assert (data[3]["mask"] == data.ignore_index).all()
+
+
+def test_wrong_values_found_late_are_refused_not_skipped(folder: Path, draw: Draw) -> None:
+    data = segment(folder)
+    draw(folder / "train/labels/1.png", 9)
+    with pytest.raises(ValueError, match=r"got \[9\] in .*1\.png"):
+        data[1]
+
+
+def test_a_class_list_that_is_too_short_or_missing_is_refused(folder: Path) -> None:
+    assert "0 to 1 (2 classes)" in refused(folder, classes=["road", "sky"])
+    assert "at least 2 classes" in refused(folder, classes=["road"])
+    (folder / "classes.txt").unlink()
+    assert "segmentation needs classes.txt or option classes" in refused(folder)
+
+
+def test_coloured_masks_are_refused(folder: Path, draw: Draw) -> None:
+    draw(folder / "train/labels/0.png")
+    assert (
+        "got 1 of 4, the first is train/images/0.jpg: decode_mask: a mask must have one channel"
+        in refused(folder)
+    )
+
+
+def test_unreadable_images_are_skipped_as_anywhere(folder: Path) -> None:
+    path = folder / "train/images/1.jpg"
+    path.write_bytes(path.read_bytes()[:50])
+    data = segment(folder, max_unreadable=0.25)
+    assert (len(data), list(data.skipped)) == (3, ["train/images/1.jpg"])
+
+
+@pytest.mark.parametrize("ignore_index", [-1, 254, 300])
+def test_ignore_index_must_be_a_byte(folder: Path, ignore_index: int) -> None:
+    assert "ignore_index must be 0 to 255 but not 254" in refused(folder, ignore_index=ignore_index)
+
+
+def test_folders_of_another_layout_are_refused(tmp_path: Path, draw: Draw) -> None:
+    draw(tmp_path / "cats" / "1.png")
+    assert "must be images and labels" in refused(tmp_path, classes=["a", "b"])
+    assert "got 'nowhere'" in refused("nowhere")
+    assert "VOCSegmentation and Cityscapes, got 'CIFAR10'" in refused("torchvision:CIFAR10")
+
+
+def test_camvid(shared: Callable[[str], Path]) -> None:
+    root = shared("camvid")
+    data = {split: segment(root, split, ignore_index=11) for split in ("train", "val", "test")}
+    assert [len(part) for part in data.values()] == [367, 101, 233]
+    assert data["train"].classes[3] == "road"
+    item = data["val"][0]
+    assert item["image"].shape == (3, 180, 240)
+    assert int(item["mask"].max()) <= 11
+    assert data["test"].skipped == {}
+    # the road lies below the sky
+    rows = torch.arange(180.0)[:, None].expand(180, 240)
+    assert rows[item["mask"] == 3].mean() > rows[item["mask"] == 0].mean()
