@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-import foveal
+from foveal import __version__
 from foveal.insert.attach import Insertion, attach, inserted, remove
-from foveal.insert.find import Site
 from foveal.insert.make import build, resolve
 from foveal.models import READS_FILES, create_model
 
 FORMAT = 1
-PLAN_KEYS = ("site", "path", "block", "options", "start", "channels", "before")
+PLAN_KEYS = ("site", "path", "block", "options", "start", "channels", "dims", "before")
 
 
 def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
@@ -50,10 +49,13 @@ def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
     """
     from safetensors.torch import save as to_bytes
 
+    if isinstance(net, nn.parallel.DistributedDataParallel):
+        net = net.module
+    net = getattr(net, "_orig_mod", net)  # what torch.compile wraps, and puts into every name
     plan = [_entry(one) for one in inserted(net)]
     described = {
         "format": FORMAT,
-        "version": foveal.__version__,
+        "version": __version__,
         "model": getattr(net, "foveal_model", None),
         "plan": plan,
         "info": info,
@@ -164,8 +166,9 @@ def _read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     from safetensors import SafetensorError, safe_open
 
     with open(path, "rb") as file:
-        start = file.read(8)
-    if start.startswith((b"PK\x03\x04", b"\x80")) and not start[1:8].endswith(b"\0\0\0\0"):
+        start = file.read(9)
+    # a header may be as long as a number that looks like a pickle's beginning, but then its brace follows
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
         raise ValueError(
             f"load: expected a safetensors file written by foveal.save, got a pickle in {path}, which can run code "
             "and is not opened; if you trust it, read it with torch.load(path, weights_only=True), load that into "
@@ -184,6 +187,7 @@ def _read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         well_formed = (
             described["format"] == FORMAT
             and isinstance(described["info"], dict)
+            and (described["model"] is None or isinstance(described["model"]["kwargs"], dict))
             and isinstance(described["plan"], list)
             and all(set(entry) == set(PLAN_KEYS) for entry in described["plan"])
         )
@@ -234,11 +238,19 @@ def _assemble(
             raise ValueError(
                 f"load: {model['name']} must have the site {entry['site']} of the plan in {path}, got none"
             )
-        name, make = resolve(entry["block"], blocks, asker="load")
-        site = Site(entry["site"], None, "module", entry["channels"], (), None, entry["before"])
-        module = build(name, make, site, entry["start"], entry["options"], asker="load")
-        record = {key: entry[key] for key in ("block", "options", "start", "channels")}
-        attach(net, site.name, module, record, before=site.before, path=entry["path"])
+        record = {key: entry[key] for key in ("block", "options", "start", "channels", "dims")}
+        try:
+            name, make = resolve(entry["block"], blocks)
+            module = build(
+                name, make, entry["channels"], entry["dims"], entry["start"], dict(entry["options"])
+            )
+            attach(net, entry["site"], module, record, before=entry["before"], path=entry["path"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [""])[0].removeprefix("insert: ")
+            raise ValueError(
+                f"load: the plan in {path} must say how to rebuild {entry['block']!r} at {entry['site']}, "
+                f"got: {reason}"
+            ) from error
     return net
 
 

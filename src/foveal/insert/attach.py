@@ -26,6 +26,7 @@ class Insertion:
         options: the block's own options.
         start: ``"identity"`` or ``"paper"``.
         channels: width of the feature map.
+        dims: number of its spatial dimensions.
         before: whether the block takes what the site is given.
         module: the block.
     """
@@ -36,6 +37,7 @@ class Insertion:
     options: dict[str, Any]
     start: str
     channels: int
+    dims: int
     before: bool
     module: nn.Module
 
@@ -94,8 +96,13 @@ def insert(
     calls = {call.name: call for call in watched.calls}
     built = []
     for site in targets:
-        module = build(name, make, site, start, options)
-        record = {"block": name, "options": dict(options), "start": start, "channels": site.channels}
+        dims = len(site.shape) - 1
+        try:
+            module = build(name, make, site.channels, dims, start, options)
+        except ValueError as error:
+            raise ValueError(f"{error}, at {site.name}") from error
+        record = {"block": name, "options": dict(options), "start": start}
+        record |= {"channels": site.channels, "dims": dims}
         built.append((site, _like(module, net.get_submodule(site.name), calls[site.name]), record))
     attached: list[Insertion] = []
     try:
@@ -158,6 +165,7 @@ def inserted(net: nn.Module, *, check: bool = True) -> list[Insertion]:
                 options=dict(record["options"]),
                 start=record["start"],
                 channels=record["channels"],
+                dims=record["dims"],
                 before=record["before"],
                 module=module,
             )
@@ -218,6 +226,10 @@ def attach(
         way.append(children[-1][0])
         holder = children[-1][1]
     name = path.rpartition(".")[2] if path is not None else _free_name(holder, record["block"])
+    if hasattr(holder, name):
+        raise ValueError(
+            f"insert: a block must have a name of its own, got {site} with {name!r} already there"
+        )
     record = {**record, "suffix": ".".join([*way, name]), "before": before, "hooked": not runs_itself}
     setattr(module, RECORD, record)
     holder.add_module(name, module)
@@ -226,7 +238,7 @@ def attach(
     elif record["hooked"]:
         host.register_forward_hook(functools.partial(_apply_after, record["suffix"]))
     path = f"{site}.{record['suffix']}"
-    listed = {k: record[k] for k in ("block", "options", "start", "channels", "before")}
+    listed = {k: record[k] for k in ("block", "options", "start", "channels", "dims", "before")}
     return Insertion(site=site, path=path, module=module, **listed)
 
 
@@ -270,43 +282,44 @@ def _free_name(holder: nn.Module, name: str) -> str:
 
 def _verify(net: nn.Module, attached: list[Insertion], args: tuple, kwargs: dict) -> None:
     """Run once and hold every new block to its promises."""
-    seen: dict[str, list[str]] = {one.path: [] for one in attached}
+    calls = dict.fromkeys((one.path for one in attached), 0)
+    broken: list[str] = []
 
     def check(module: nn.Module, given: tuple, output: Any, one: Insertion) -> None:
+        calls[one.path] += 1
         (x,) = given
         if not isinstance(output, Tensor) or output.shape != x.shape or output.dtype != x.dtype:
-            got = (
-                f"{tuple(output.shape)} {output.dtype}"
-                if isinstance(output, Tensor)
-                else type(output).__name__
+            got = type(output).__name__
+            got = f"{tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else got
+            broken.append(
+                f"insert: the block {one.block} must return the shape and dtype it is given at {one.site} "
+                f"({tuple(x.shape)} {x.dtype}), got {got}"
             )
-            seen[one.path].append(
-                f"must return the shape and dtype it is given ({tuple(x.shape)} {x.dtype}), got {got}"
+        elif one.start == "identity" and not x.is_meta and not _equal(x, output):
+            broken.append(
+                f"insert: the block {one.block} must change no value at {one.site} with start='identity', got a "
+                f"change of {(output - x).abs().max().item():.3g}; pass start='paper' to insert it as it is"
             )
-        elif (
-            one.start == "identity"
-            and not x.is_meta
-            and not torch.allclose(output, x, rtol=0, atol=0, equal_nan=True)
-        ):
-            change = (output - x).abs().max().item()
-            seen[one.path].append(
-                f"must change no value with start='identity', got a change of {change:.3g}; "
-                "pass start='paper' to insert it as it is"
-            )
-        else:
-            seen[one.path].append("")
 
     with ExitStack() as stack:
         stack.enter_context(undisturbed(net))
         for one in attached:
-            hook = functools.partial(check, one=one)
-            stack.callback(one.module.register_forward_hook(hook).remove)
-        run(net, args, kwargs, asker="insert")
+            stack.callback(one.module.register_forward_hook(functools.partial(check, one=one)).remove)
+        try:
+            run(net, args, kwargs, rule=f"insert: the block {attached[0].block} must run at its sites")
+        except ValueError as error:
+            if broken:  # what a block did wrong may show only in the module after it
+                raise ValueError(broken[0]) from error
+            raise
     for one in attached:
-        if len(seen[one.path]) != 1:
-            raise ValueError(
-                f"insert: forward must call the block at {one.site} once, got {len(seen[one.path])} calls: "
+        if calls[one.path] != 1:
+            broken.append(
+                f"insert: forward must call the block at {one.site} once, got {calls[one.path]} calls: "
                 f"{one.site} does not run as an ordinary module"
             )
-        if seen[one.path][0]:
-            raise ValueError(f"insert: the block {one.block} at {one.site} {seen[one.path][0]}")
+    if broken:
+        raise ValueError(broken[0])
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)

@@ -147,7 +147,9 @@ def plan(
     rows = []
     for site in usable(listed, net, at, asker="plan"):
         with torch.device("meta"):
-            module = build(name, make, site, start, options, asker="plan").to(dtypes[site.name])
+            module = build(name, make, site.channels, len(site.shape) - 1, start, options, asker="plan").to(
+                dtypes[site.name]
+            )
         rows.append(_row(site, module, dtypes[site.name]))
     args, kwargs = watched.example
     network_macs = None

@@ -248,7 +248,7 @@ class _Finder:
         adds = []
         for merge in self.trace.merges:
             one, two = merge.operands[:2] if merge.kind == "add" else (None, None)
-            if one and two and one.depth != two.depth and merge.call.number in one.sources & two.sources:
+            if one and two and one.depth != two.depth and one.sources & two.sources & merge.call.arguments:
                 adds.append(merge)
         inner = set()
         for merge in adds:

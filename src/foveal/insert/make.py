@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from foveal.insert.find import Site
 from foveal.nn import BLOCKS
 
 Block = str | Callable[..., nn.Module]
@@ -46,12 +45,13 @@ def resolve(
 def build(
     name: str,
     make: Callable[..., nn.Module],
-    site: Site,
+    channels: int,
+    dims: int,
     start: str,
     options: dict[str, Any],
     asker: str = "insert",
 ) -> nn.Module:
-    """One new block for ``site``."""
+    """One new block for a feature map; ``start`` and ``dims`` are passed on to blocks that have the option."""
     if start not in ("identity", "paper"):
         raise ValueError(f"{asker}: start must be 'identity' or 'paper', got {start!r}")
     known = inspect.signature(make).parameters
@@ -62,11 +62,11 @@ def build(
             raise ValueError(
                 f"{asker}: {name} must be given its own options ({', '.join(offered)}), got {option!r}"
             )
-    given = {"start": start, **options} if "start" in known else options
+    found = {key: value for key, value in {"start": start, "dims": dims}.items() if key in known}
     try:
-        module = make(site.channels, **given)
+        module = make(channels, **{**found, **options})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{asker}: {name} at {site.name} (channels={site.channels}): {error}") from error
+        raise ValueError(f"{asker}: {name} of {channels} channels: {error}") from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"{asker}: {name} must make an nn.Module, got {type(module).__name__}")
     return module

@@ -43,7 +43,7 @@ class Fact:
     merges: frozenset[int]
     """Merges (by index) that its value depends on."""
     sources: frozenset[int]
-    """Calls (by number) that were given a tensor it depends on."""
+    """Arguments (by number) of calls that it depends on."""
     axis: int | None
     """The dimension that holds channels, as far as the functions on the way tell."""
 
@@ -52,11 +52,12 @@ class Fact:
 class Call:
     """One call of one module."""
 
-    number: int
     name: str
     module: nn.Module
     caller: "Call | None"
     given: tuple[Mark, ...]
+    arguments: frozenset[int]
+    """Numbers of its arguments, one each."""
     returned: Mark | None = None
     """None when it did not return one tensor that depends on the input."""
     shape: torch.Size | None = None
@@ -184,12 +185,15 @@ class _Follow(TorchFunctionMode):
             self.hidden += 1
         if self.hidden:
             return
-        number = next(self.numbers)
         tensors = [t for t in _tensors(given) if t in self.facts]
+        numbers = []
         for tensor in tensors:
-            self.facts[tensor] = replace(self.facts[tensor], sources=self.facts[tensor].sources | {number})
+            numbers.append(next(self.numbers))
+            fact = self.facts[tensor]
+            self.facts[tensor] = replace(fact, sources=fact.sources | {numbers[-1]})
         marks = tuple((self.facts[t].serial, t._version) for t in tensors)
-        self.stack.append(Call(number, name, module, self.stack[-1] if self.stack else None, marks))
+        caller = self.stack[-1] if self.stack else None
+        self.stack.append(Call(name, module, caller, marks, frozenset(numbers)))
 
     def leave(self, module: nn.Module, given: Any, output: Any) -> None:
         if hasattr(module, RECORD):
@@ -273,21 +277,19 @@ def _trace(net: nn.Module, args: tuple, kwargs: dict, asker: str) -> Trace:
         stack.enter_context(follow)
         for tensor in _tensors((args, kwargs)):
             follow.know(tensor, depth=0, merges=frozenset(), sources=frozenset(), axis=1)
-        run(net, args, kwargs, asker=asker)
+        rule = f"{asker}: a forward pass of {type(net).__name__} must succeed on the example"
+        run(net, args, kwargs, rule=rule, hint="; pass example=a tensor the network takes")
     return watched
 
 
-def run(net: nn.Module, args: tuple, kwargs: dict, *, asker: str) -> None:
-    """Run the network; a failure becomes one line that says which input was tried."""
+def run(net: nn.Module, args: tuple, kwargs: dict, *, rule: str, hint: str = "") -> None:
+    """Run the network; a failure becomes one line that opens with ``rule`` and says which input was tried."""
     try:
         net(*args, **kwargs)
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in _tensors((args, kwargs)))
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"{asker}: a forward pass of {type(net).__name__} must succeed on the example, "
-            f"got {type(error).__name__} on input {shapes}: {reason}; pass example=a tensor the network takes"
-        ) from error
+        raise ValueError(f"{rule}, got {type(error).__name__} on input {shapes}: {reason}{hint}") from error
 
 
 def example_inputs(net: nn.Module, example: Any = None, *, asker: str) -> list[tuple[tuple, dict]]:

@@ -1,0 +1,212 @@
+"""The rules by which sites are found."""
+
+import pytest
+import torch
+from torch import nn
+
+import foveal
+from foveal.insert.find import match
+
+IMAGE = torch.zeros(1, 3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matched"),
+    [
+        ("layer3.*", {"layer3.0", "layer3.1"}),
+        ("layer3.**", {"layer3.0", "layer3.1", "layer3.0.bn1", "layer3.1.bn1"}),
+        ("**.bn1", {"layer3.0.bn1", "layer3.1.bn1"}),
+        ("layer3.[!0]", {"layer3.1"}),
+        ("layer?", {"layer3"}),
+        ("layer3", {"layer3"}),
+        ("layer3.0.bn", set()),
+        ("ayer3", set()),
+        ("layer3.0+", set()),
+    ],
+)
+def test_patterns_match_whole_paths_and_stars_stay_between_dots(pattern, matched):
+    names = ["layer3", "layer3.0", "layer3.1", "layer3.0.bn1", "layer3.1.bn1"]
+    assert {name for name in names if match(pattern)(name)} == matched
+
+
+def test_stages_of_a_torchvision_resnet_are_its_layers():
+    import torchvision
+
+    net = torchvision.models.resnet18()
+    assert [(s.name, s.stage) for s in foveal.sites(net, "stage", example=IMAGE)] == [
+        ("layer1.1", 1),
+        ("layer2.1", 2),
+        ("layer3.1", 3),
+        ("layer4.1", 4),
+    ]
+    chosen = foveal.sites(net, stages=(3, 4), example=IMAGE)
+    assert [(s.name, s.stage, s.channels, s.shape) for s in chosen] == [
+        ("layer3.0.bn2", 3, 256, (256, 4, 4)),
+        ("layer3.1.bn2", 3, 256, (256, 4, 4)),
+        ("layer4.0.bn2", 4, 512, (512, 2, 2)),
+        ("layer4.1.bn2", 4, 512, (512, 2, 2)),
+    ]
+
+
+def test_one_stage_number_means_one_place_for_every_kind():
+    import torchvision
+
+    net = torchvision.models.efficientnet_b0()
+    for at in ("residual", "block", "stage"):
+        for site in foveal.sites(net, at, example=IMAGE):
+            assert site.name.startswith(f"features.{site.stage}.")
+
+
+def test_stages_without_containers_are_runs_of_one_size():
+    import torchvision
+
+    net = torchvision.models.vgg11(init_weights=False)
+    # each is the last module before a pooling, or the last of all
+    assert [s.name for s in foveal.sites(net, "stage", example=IMAGE)] == [
+        f"features.{i}" for i in (1, 4, 9, 14, 19)
+    ]
+
+
+def test_a_dense_stage_is_the_whole_dense_block():
+    import torchvision
+
+    net = torchvision.models.densenet121()
+    dense = foveal.sites(net, "stage", example=IMAGE)
+    assert [(s.name, s.channels) for s in dense] == [
+        ("features.denseblock1", 256),
+        ("features.denseblock2", 512),
+        ("features.denseblock3", 1024),
+        ("features.denseblock4", 1024),
+    ]
+
+
+class Scaled(nn.Module):
+    """``x + 0.2 * conv(conv(x))``, the factor last, as Inception-ResNet and NF-nets have it."""
+
+    def __init__(self, inplace: bool):
+        super().__init__()
+        self.one = nn.Conv2d(4, 4, 3, padding=1)
+        self.two = nn.Conv2d(4, 4, 3, padding=1)
+        self.gain = nn.Parameter(torch.tensor(0.5))
+        self.inplace = inplace
+
+    def forward(self, x):
+        y = self.two(self.one(x))
+        return y.mul_(self.gain).add_(x) if self.inplace else x + y * 0.2
+
+
+class Functional(Scaled):
+    def forward(self, x):
+        return x + torch.relu(self.two(self.one(x)))
+
+
+class TwoScales(Scaled):
+    """Res2Net's way: an inner addition that only feeds the branch."""
+
+    def forward(self, x):
+        inner = self.one(x)
+        return self.two(inner + x) + x
+
+
+class Longer(nn.Module):
+    """The shortcut is projected; the operands come in the other order."""
+
+    def __init__(self):
+        super().__init__()
+        self.short = nn.Conv2d(4, 4, 1)
+        self.long = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
+
+    def forward(self, x):
+        return self.short(x) + self.long(x)
+
+
+class TwoInputs(nn.Module):
+    """A fusion of two maps, as in a feature pyramid: no residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, a, b):
+        return a + self.conv(b)
+
+
+def stacked(*blocks: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), *blocks)
+
+
+def residual(net: nn.Module) -> list[tuple[str, str | None]]:
+    return [(site.name, site.reason) for site in foveal.sites(net, example=IMAGE)]
+
+
+def test_the_branch_is_the_longer_operand_before_its_factor():
+    assert residual(stacked(Scaled(inplace=False), Scaled(inplace=True), Longer())) == [
+        ("1.two", None),
+        ("2.two", None),
+        ("3.long", None),
+    ]
+
+
+def test_an_addition_inside_the_branch_is_not_a_site():
+    assert residual(stacked(TwoScales(inplace=False))) == [("1.two", None)]
+
+
+def test_a_branch_that_no_module_returns_is_unusable_and_says_so():
+    net = stacked(Functional(inplace=False))
+    ((name, reason),) = residual(net)
+    assert name == "1"
+    assert "no module returns the branch" in str(reason)
+    with pytest.raises(
+        ValueError, match=r"1 of 1 in Sequential that cannot: 1: no module returns the branch"
+    ):
+        foveal.insert(net, "se", example=IMAGE)
+    assert [site.name for site in foveal.sites(net, "block", example=IMAGE)] == ["1"]
+
+
+def test_an_addition_of_two_inputs_is_not_residual():
+    class Fusing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.fuse, self.block = nn.Conv2d(3, 4, 1), TwoInputs(), Longer()
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.block(self.fuse(x, torch.tanh(x)))
+
+    assert residual(Fusing()) == [("block.long", None)]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_scripted_functions_do_not_break_the_trace():
+    @torch.jit.script
+    def scripted(x):
+        return x * torch.sigmoid(x)
+
+    class Swish(nn.Module):
+        def forward(self, x):
+            return scripted(x)
+
+    assert residual(stacked(Swish(), Longer())) == [("2.long", None)]
+
+
+@pytest.mark.parametrize(
+    ("change", "usable"),
+    [
+        (lambda x: x.permute(0, 2, 3, 1), False),
+        (lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2), True),
+        (lambda x: x.transpose(1, -1), False),
+        (lambda x: x.movedim(1, -1), False),
+        (lambda x: x.flatten(2).transpose(1, 2), False),
+        (lambda x: x.flatten(2), True),
+        (lambda x: nn.functional.layer_norm(x.permute(0, 2, 3, 1), (4,)), False),
+        (lambda x: nn.functional.layer_norm(x.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2), True),
+        (lambda x: x * x.mean((2, 3)).view(1, 4, 1, 1), True),
+    ],
+)
+def test_channels_are_followed_through_the_functions_that_move_them(change, usable):
+    class Changing(nn.Module):
+        def forward(self, x):
+            return change(x)
+
+    (site,) = foveal.sites(stacked(Changing()), "1", example=IMAGE)
+    assert (site.reason is None) is usable
