@@ -97,7 +97,7 @@ def test_channel_energies_do_not_overflow_in_half_precision(randomise):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DualAttention(4), "PositionAttention: reduction must leave at least 1 key_width channel"),
+        (lambda: DualAttention(4), "PositionAttention: channels must be at least 8 .*or key_width given"),
         (
             lambda: DualAttention(16, form="official"),
             "PositionAttention: form must be one of 'code', 'paper', got",

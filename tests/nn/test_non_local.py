@@ -160,7 +160,7 @@ def test_scale_is_one_over_the_root_of_the_width_compared():
     [
         (
             lambda: NonLocal(1),
-            "NonLocal: reduction must leave at least 1 inner channel .* channels=1, reduction=2",
+            "NonLocal: channels must be at least 2 .*or inner given.* got channels=1",
         ),
         (lambda: NonLocal(8, inner=0), "NonLocal: inner must be a whole number of at least 1, got 0"),
         (

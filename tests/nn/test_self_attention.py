@@ -143,11 +143,11 @@ def test_a_linear_concatenation_score_gives_every_position_the_same_row(randomis
     [
         (
             lambda: SelfAttention(4),
-            "SelfAttention: reduction must leave at least 1 key_width channel .* channels=4",
+            "SelfAttention: channels must be at least 8 .*or key_width given.* got channels=4",
         ),
         (
             lambda: SelfAttention(4, form="paper", key_width=1),
-            "SelfAttention: reduction must .* 1 value_width channel",
+            "SelfAttention: channels must be at least 8 .*or value_width given",
         ),
         (lambda: SelfAttention(16, key_width=-1), "SelfAttention: key_width must be .* got -1"),
         (

@@ -22,18 +22,32 @@ def positive(owner: str, **values: int) -> None:
             raise ValueError(f"{owner}: {name} must be a whole number of at least 1, got {value!r}")
 
 
-def reduced_width(owner: str, channels: int, reduction: int, width: int | None, name: str = "hidden") -> int:
-    """``width`` where given, else ``channels // reduction``, which must leave something."""
-    if width is not None:
-        positive(owner, channels=channels, **{name: width})
-        return width
+def reduced_width(owner: str, channels: int, reduction: int, hidden: int | None) -> int:
+    """``hidden`` where given, else ``channels // reduction``, which must leave something."""
+    if hidden is not None:
+        positive(owner, channels=channels, hidden=hidden)
+        return hidden
     positive(owner, channels=channels, reduction=reduction)
     if channels < reduction:
         raise ValueError(
-            f"{owner}: reduction must leave at least 1 {name} channel (or give {name}=), "
-            f"got channels={channels}, reduction={reduction}"
+            f"{owner}: reduction must leave at least 1 hidden channel, got channels={channels}, reduction={reduction}"
         )
     return channels // reduction
+
+
+def part_of(owner: str, channels: int, divisor: int, **width: int | None) -> int:
+    """The one ``width`` where given, else ``channels // divisor``, which must leave something."""
+    ((name, given),) = width.items()
+    if given is not None:
+        positive(owner, channels=channels, **{name: given})
+        return given
+    positive(owner, channels=channels)
+    if channels < divisor:
+        raise ValueError(
+            f"{owner}: channels must be at least {divisor} (or {name} given, which is channels // {divisor} "
+            f"otherwise), got channels={channels}"
+        )
+    return channels // divisor
 
 
 def feature_map(owner: str, x: Tensor, channels: int, dims: int | None = None) -> None:

@@ -64,7 +64,7 @@ class NonLocal(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        inner = check.reduced_width("NonLocal", channels, 2, inner, "inner")
+        inner = check.part_of("NonLocal", channels, 2, inner=inner)
         check.one_of("NonLocal", "pairwise", pairwise, PAIRWISE)
         check.spatial_dims("NonLocal", dims)
         check.one_of("NonLocal", "over", over, ["spacetime", "space", "time"] if dims == 3 else ["spacetime"])

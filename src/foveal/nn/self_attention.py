@@ -90,10 +90,8 @@ class SelfAttention(nn.Module):
         check.spatial_dims(owner, dims)
         check.one_of(owner, "start", start, ["paper", "identity"])
         default = FORMS[form]
-        key_width = check.reduced_width(owner, channels, 8, key_width, "key_width")
-        value_width = check.reduced_width(
-            owner, channels, default.value_reduction, value_width, "value_width"
-        )
+        key_width = check.part_of(owner, channels, 8, key_width=key_width)
+        value_width = check.part_of(owner, channels, default.value_reduction, value_width=value_width)
         out_conv = default.out_conv if out_conv is None else out_conv
         spectral_norm = default.spectral_norm if spectral_norm is None else spectral_norm
         bias = default.bias if bias is None else bias
