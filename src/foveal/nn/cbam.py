@@ -11,6 +11,7 @@ from foveal.nn.batch_norm import BatchNorm, zero_scale
 from foveal.nn.positions import CONV, Points
 from foveal.nn.squeeze_excite import SqueezeExcite
 from foveal.ops import gate
+from foveal.ops.convolution import narrow_convolution
 
 
 class _Variant(NamedTuple):
@@ -61,6 +62,13 @@ class ChannelGate(SqueezeExcite):
         super().__init__(channels, reduction=reduction, hidden=hidden, bias=bias, squeeze="both", start=start)
 
 
+class _Convolution2d(nn.Conv2d):
+    """An ``nn.Conv2d`` that keeps the size and knows how narrow it is."""
+
+    def forward(self, input: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 1 h w"]:
+        return narrow_convolution(input, self.weight)
+
+
 class SpatialGate(nn.Module):
     """CBAM's spatial half: ``sigmoid(conv([mean_c(x), max_c(x)])) x``, one number per position.
 
@@ -105,7 +113,8 @@ class SpatialGate(nn.Module):
         check.one_of("SpatialGate", "start", start, ["paper", "identity"])
         self.channels, self.dims, self.max_first = channels, dims, VARIANTS[variant].max_first
         self.gate_gain = 2.0 if start == "identity" else 1.0
-        self.conv = CONV[dims](2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        convolution = _Convolution2d if dims == 2 else CONV[dims]
+        self.conv = convolution(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = None if VARIANTS[variant].norm == "none" else BatchNorm(1)
         # one layer at zero, never two in a row: convolution and scale would starve each other of gradients
         if self.norm is not None and (start == "identity" or VARIANTS[variant].norm == "zero"):
@@ -120,15 +129,22 @@ class SpatialGate(nn.Module):
         update_statistics: bool = True,
     ) -> Float[Tensor, "b 1 *spatial"]:
         """The gate for ``x`` multiplied by ``channel_gate``, without that product."""
-        statistics = gate.spatial_statistics(x, channel_gate)
+        return self.attend(gate.spatial_statistics(x, channel_gate), update_statistics)
+
+    def attend(
+        self, statistics: Float[Tensor, "b 2 *spatial"], update_statistics: bool = True
+    ) -> Float[Tensor, "b 1 *spatial"]:
+        """The gate from mean and maximum over channels, as ``gate.gated_statistics`` returns them."""
         logits = self.conv(statistics.flip(1) if self.max_first else statistics)
         if self.norm is not None:
             logits = self.norm(logits) if update_statistics else self.norm.without_update(logits)
-        return (self.gate_gain * torch.sigmoid(logits)).to(x.dtype)
+        weights = torch.sigmoid(logits)
+        return (weights if self.gate_gain == 1 else self.gate_gain * weights).to(statistics.dtype)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map("SpatialGate", x, self.channels, self.dims)
-        return x * self.spatial_gate(x)
+        x, statistics, _ = gate.gated_statistics(x)
+        return gate.dual_scale(x, None, self.attend(statistics))
 
     def attention(
         self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
@@ -219,13 +235,16 @@ class CBAM(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map("CBAM", x, self.channels, self.dims)
-        channel, spatial = self.gates(x)
-        if spatial is None:
-            assert channel is not None
-            return gate.channel_scale(x, channel)
-        if channel is None:
-            return x * spatial
-        return gate.dual_scale(x, channel, spatial)
+        if self.spatial is None or self.channel is None:
+            half = self.channel or self.spatial
+            assert half is not None
+            return half(x)
+        if self.arrangement == "spatial-channel":
+            return self.channel(self.spatial(x))
+        x, squeezed = gate.squeeze_through(x, ["mean", "max"])
+        channel = self.channel.excite(squeezed)
+        x, statistics, gated = gate.gated_statistics(x, None if self.arrangement == "parallel" else channel)
+        return gate.dual_scale(x, channel, self.spatial.attend(statistics), gated)
 
     def attention(
         self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None

@@ -9,6 +9,7 @@ from foveal.nn.positions import Points
 from foveal.ops import gate
 
 ACTIVATIONS = {"sigmoid": F.sigmoid, "hard_sigmoid": F.hardsigmoid}
+STATISTICS = {"mean": ["mean"], "max": ["max"], "both": ["mean", "max"]}
 
 
 class SqueezeExcite(nn.Module):
@@ -57,7 +58,7 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         owner = type(self).__name__
         hidden = check.reduced_width(owner, channels, reduction, hidden)
-        check.one_of(owner, "squeeze", squeeze, ["mean", "max", "both"])
+        check.one_of(owner, "squeeze", squeeze, STATISTICS)
         check.one_of(owner, "activation", activation, ACTIVATIONS)
         check.one_of(owner, "start", start, ["paper", "identity"])
         self.channels, self.squeeze, self.activation = channels, squeeze, activation
@@ -71,18 +72,20 @@ class SqueezeExcite(nn.Module):
                 nn.init.zeros_(self.fc2.bias)
 
     def channel_gate(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c"]:
-        if self.squeeze == "both":
-            logits = self._excite(gate.squeeze(x, "mean")) + self._excite(gate.squeeze(x, "max"))
-        else:
-            logits = self._excite(gate.squeeze(x, self.squeeze))
-        return (self.gate_gain * ACTIVATIONS[self.activation](logits)).to(x.dtype)
+        return self.excite(gate.squeeze_through(x, STATISTICS[self.squeeze])[1])
 
-    def _excite(self, squeezed: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
-        return self.fc2(F.relu(self.fc1(squeezed)))
+    def excite(self, squeezed: Float[Tensor, "sb c"]) -> Float[Tensor, "b c"]:
+        """The gate from the squeezes of ``x``, as ``gate.squeeze_through`` returns them."""
+        logits = self.fc2(F.relu(self.fc1(squeezed)))
+        if self.squeeze == "both":
+            logits = logits.unflatten(0, (2, -1)).sum(0)
+        weights = ACTIVATIONS[self.activation](logits)
+        return (weights if self.gate_gain == 1 else self.gate_gain * weights).to(squeezed.dtype)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map(type(self).__name__, x, self.channels)
-        return gate.channel_scale(x, self.channel_gate(x))
+        x, squeezed = gate.squeeze_through(x, STATISTICS[self.squeeze])
+        return gate.channel_scale(x, self.excite(squeezed))
 
     def attention(
         self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
