@@ -164,7 +164,7 @@ def test_mask_values_outside_the_classes_are_refused_by_name(folder: Path, draw:
 
 
 def test_wrong_values_found_late_are_refused_not_skipped(folder: Path, draw: Draw) -> None:
-    data = segment(folder)
+    data = segment(folder, max_unreadable=0.9)
     draw(folder / "train/labels/1.png", 9)
     with pytest.raises(ValueError, match=r"got \[9\] in .*1\.png"):
         data[1]
