@@ -118,7 +118,7 @@ def run(
     )
     folder = _folder(out, config)
     planned = [_job(template, variant, seed, folder) for seed in range(seeds) for variant in variants]
-    results = {job.result: found for job in planned if (found := _finished(job)) is not None}
+    results = {job.result: found for job in planned if (found := finished_result(job)) is not None}
 
     progress = Progress([v.name for v in variants], seeds, quiet=quiet)
     for result in results.values():
@@ -206,7 +206,7 @@ def _job(template: Job, variant: Variant, seed: int, folder: Path) -> Job:
     )
 
 
-def _finished(job: Job) -> dict[str, Any] | None:
+def finished_result(job: Job) -> dict[str, Any] | None:
     """The result of an earlier run with these very settings."""
     try:
         result = json.loads(Path(job.result).read_text(encoding="utf-8"))

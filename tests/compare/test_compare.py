@@ -1,0 +1,156 @@
+"""The whole comparison on a few tiny images: what it leaves, that it continues, and what it says when it cannot."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from foveal.compare import compare
+from foveal.compare.pool import Pool
+from foveal.train.run import Interrupted
+
+TINY = {
+    "insert": ["cbam(reduction=4)@residual:3", "se(reduction=4)@residual:3"],
+    "seeds": 2,
+    "epochs": 1,
+    "data_options": {"length": 64, "size": 16, "digit_size": (8, 8)},
+    "accelerator": "cpu",
+    "quiet": True,
+}
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    return compare(out=str(tmp_path_factory.mktemp("compare")), jobs=2, **TINY)
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_every_variant_ran_with_every_seed(outcome):
+    assert [row.name for row in outcome.rows] == ["none", "control", "cbam", "se"]
+    results = read(outcome.folder, "results.json")
+    assert sorted((run["variant"], run["seed"]) for run in results["runs"]) == sorted(
+        (name, seed) for name in ("none", "control", "cbam", "se") for seed in (0, 1)
+    )
+    assert all(0 <= run["accuracy"] <= 1 for run in results["runs"])
+    assert results["verdict"] == outcome.verdict
+    assert outcome.verdict.startswith(
+        "Too few seeds to say whether attention helps on scenes: 2 where at least 6"
+    )
+
+
+def test_tables_have_a_row_a_variant_and_a_row_a_run(outcome):
+    assert len((outcome.folder / "results.csv").read_text().splitlines()) == 1 + 4
+    assert len((outcome.folder / "runs.csv").read_text().splitlines()) == 1 + 8
+
+
+def test_only_blocks_with_a_map_have_a_share(outcome):
+    rows = {row.name: row for row in outcome.rows}
+    assert rows["cbam"].share is not None
+    assert 0 < rows["cbam"].share.mean < 1
+    assert 0.02 < rows["cbam"].chance < 0.5
+    assert rows["se"].share is None
+    assert rows["none"].share is None
+
+
+def test_costs_are_measured(outcome):
+    rows = {row.name: row.costs for row in outcome.rows}
+    assert rows["control"].parameters > rows["cbam"].parameters > rows["none"].parameters
+    assert rows["control"].macs > rows["none"].macs > 1e6
+    assert all(costs.time_ms > 0 and costs.peak_bytes > 1e5 for costs in rows.values())
+
+
+def test_the_report_is_one_file_that_asks_for_nothing(outcome):
+    page = outcome.report.read_text(encoding="utf-8")
+    assert outcome.verdict.split(". ")[0] in page
+    loaded = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)|url\(([^)]*)\)|@import""", page)
+    assert loaded
+    assert all(first.startswith("data:") for first, _ in loaded)
+    assert "<script" not in page
+    assert not re.search(r"https?://", page)
+    assert "$" not in re.sub(r"data:[^\"]*", "", page)
+
+
+def test_a_stopped_comparison_continues_to_the_same_result(outcome, tmp_path, monkeypatch):
+    do = Pool.do
+
+    def stop_after_three(self, jobs, on_step, on_result):
+        done = 0
+
+        def count(job, result):
+            nonlocal done
+            on_result(job, result)
+            done += 1
+            if done == 3:
+                raise KeyboardInterrupt
+
+        do(self, jobs, on_step, count)
+
+    monkeypatch.setattr(Pool, "do", stop_after_three)
+    with pytest.raises(
+        Interrupted, match=r"3 of 8 runs are finished and kept in .*the same command continues"
+    ):
+        compare(out=str(tmp_path), jobs=1, **TINY)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.json")}
+    assert len(kept) == 3
+    assert not list(tmp_path.glob(".images-*"))
+
+    monkeypatch.undo()
+    again = compare(out=str(tmp_path), jobs=1, **TINY)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    accuracies = [
+        {(run["variant"], run["seed"]): run["accuracy"] for run in read(folder, "results.json")["runs"]}
+        for folder in (again.folder, outcome.folder)
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_a_finished_comparison_trains_nothing_again(outcome, monkeypatch):
+    monkeypatch.setattr(Pool, "__init__", None)
+    assert compare(out=str(outcome.folder), **TINY).verdict == outcome.verdict
+
+
+def test_a_damaged_result_is_not_taken_for_a_finished_run(outcome, tmp_path):
+    from foveal.compare.experiment import finished_result
+    from foveal.compare.worker import Job
+
+    path = tmp_path / "run.json"
+    settings = {"seed": 0}
+    job = Job.__new__(Job)
+    object.__setattr__(job, "result", str(path))
+    object.__setattr__(job, "settings", settings)
+    assert finished_result(job) is None
+    path.write_text('{"accuracy": 0.')
+    assert finished_result(job) is None
+    path.write_text('{"accuracy": 0.5, "settings": {"seed": 1}}')
+    assert finished_result(job) is None
+    path.write_text('{"accuracy": 0.5, "settings": {"seed": 0}}')
+    assert finished_result(job) == {"accuracy": 0.5, "settings": settings}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": 0}, "compare: seeds must be at least 1, got 0"),
+        ({"jobs": 0}, "compare: jobs must be at least 1, got 0"),
+        ({"insert": ["sse"]}, "block must be one of"),
+        ({"insert": ["se(reduction=4)@residual:9"]}, "stage"),
+        ({"model": "resnet_8"}, "resnet_8"),
+        ({"accelerator": "tpu"}, "accelerator must be auto, cpu or cuda, got 'tpu'"),
+        ({"data": "no/such/folder", "data_options": None}, "no/such/folder"),
+        ({"lr": -1.0}, "lr must be at least 0"),
+    ],
+)
+def test_a_users_mistake_is_found_before_anything_is_written(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        compare(out=str(tmp_path / "out"), **{**TINY, **options})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ValueError, match="compare: out must be a folder"):
+        compare(out=str(tmp_path / "out"), **TINY)

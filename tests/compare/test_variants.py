@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from foveal.compare.variants import NONE, PlainConvolution, build, control_of, parse_variants
+from foveal.insert import inserted
+from foveal.measure import count_parameters
+from foveal.nn import BLOCKS
+from foveal.train.config import TrainConfig
+
+CONFIG = TrainConfig(seed=3)
+
+
+def test_all_variants_of_a_seed_start_as_the_same_function():
+    attention = parse_variants(["se(reduction=4)@residual:3", "nonlocal@residual:3", "dual@stage:3"])
+    control = control_of(attention, CONFIG, classes=10, image_size=16)
+    x = torch.randn(2, 3, 16, 16)
+    expected = build(NONE, CONFIG, 10, 16).eval()(x)
+    for variant in [control, *attention]:
+        assert torch.equal(build(variant, CONFIG, 10, 16).eval()(x), expected), variant.name
+
+
+def test_another_seed_is_another_backbone():
+    one, other = (build(NONE, TrainConfig(seed=seed), 10, 16).get_parameter("fc.weight") for seed in (0, 1))
+    assert not torch.equal(one, other)
+
+
+def test_no_variant_has_more_parameters_than_the_control_and_it_sits_at_the_same_sites():
+    attention = parse_variants(["se(reduction=4)@residual:2,3", "nonlocal@residual:2,3"])
+    control = control_of(attention, CONFIG, classes=10, image_size=16)
+    nets = {v.name: build(v, CONFIG, 10, 16) for v in [*attention, control]}
+    counts = {name: count_parameters(net) for name, net in nets.items()}
+    assert max(counts, key=lambda name: counts[name]) == "control"
+    assert counts["control"] < 1.02 * counts["nonlocal"]
+    assert [one.site for one in inserted(nets["control"])] == [one.site for one in inserted(nets["nonlocal"])]
+
+
+@pytest.mark.parametrize("like", ["se", "nonlocal", "dual"])
+def test_the_plain_block_has_the_parameters_of_its_model_and_trains_from_the_first_step(like):
+    block = PlainConvolution(64, like=like)
+    wanted = count_parameters(BLOCKS[like](64))
+    assert wanted <= count_parameters(block) < wanted + 10 * 64 + 3
+    x = torch.randn(2, 64, 6, 6)
+    assert torch.equal(block(x), x)
+    block(x).square().sum().backward()
+    assert block.restore.weight.grad is not None
+    assert block.restore.weight.grad.abs().sum() > 0
+
+
+def test_names_are_short_where_they_can_be():
+    assert [v.name for v in parse_variants(["se", "cbam@stage:3"])] == ["se", "cbam"]
+    assert [v.name for v in parse_variants(["se@stage:2", "se@stage:3"])] == ["se@stage:2", "se@stage:3"]
+
+
+@pytest.mark.parametrize(
+    ("insertions", "message"),
+    [([], "at least one block, got none"), (["se", "se"], "got 'se' twice")],
+)
+def test_refuses_what_cannot_be_compared(insertions, message):
+    with pytest.raises(ValueError, match=message):
+        parse_variants(insertions)
