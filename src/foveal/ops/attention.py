@@ -52,9 +52,9 @@ def explain(
 
     Example:
         >>> print(explain(torch.randn(1, 64, 8), torch.randn(1, 64, 8), torch.randn(1, 64, 32)))
-        streamed: keys and values differ in width and the tensors are on cpu
-        not reference: stores all n x m weights; for export and as the oracle of tests
-        not sdpa: on cpu PyTorch's kernel wants equal widths; padding 8 to 32 adds arithmetic
+        streamed: in tiles on cpu: any widths, dtypes and masks
+        not reference: stores all n x m weights: the oracle of tests, and what is exported
+        not sdpa: slower here at unequal widths, 8 and 32
         not triton: Triton needs a CUDA tensor, got one on cpu
     """
     _check("explain", query, key, value, mask)
@@ -212,7 +212,7 @@ def cosine_attention(
         >>> torch.allclose(y, cosine_attention(3 * query, key, value), atol=1e-5)
         True
 
-    Source: the cosine similarity of Zhihu article "CNN attention" beside SAGAN's dot product.
+    Source: SAGAN's attention with cosine similarity in place of its dot product; the dot product of normalised vectors.
     """
     _check("cosine_attention", query, key, value, None)
     backend = _resolve("cosine_attention", backend, query, key, value, None)

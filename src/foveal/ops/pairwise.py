@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from foveal.ops import reference
 
@@ -35,7 +36,7 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
-def empty_like_value(value: Float[Tensor, "b m e"], n: int) -> Float[Tensor, "b n e"]:
+def empty_like_value(value: Float[Tensor, "b m e"], n: int | torch.SymInt) -> Float[Tensor, "b n e"]:
     """Uninitialised (b, n, e), in memory (b, e, n) where ``value`` is the view of a feature map stored so."""
     batch, _, e = value.shape
     return value.new_empty(batch, e, n).mT if is_transposed(value) else value.new_empty(batch, n, e)
@@ -149,6 +150,11 @@ def _concatenation(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
 @_concatenation.register_fake
 def _(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
     return empty_like_value(g, a.shape[1])
+
+
+@register_flop_formula(torch.ops.foveal.concatenation)
+def _(a: torch.Size, b: torch.Size, g: torch.Size, **__) -> int:
+    return 2 * a[0] * (a[1] + b[1]) * g[2]
 
 
 @torch.library.custom_op("foveal::concatenation_backward", mutates_args=())
@@ -323,6 +329,11 @@ def _concatenation_attention(a: Tensor, b: Tensor, value: Tensor, slope: float) 
 @_concatenation_attention.register_fake
 def _(a: Tensor, b: Tensor, value: Tensor, slope: float) -> Tensor:
     return empty_like_value(value, a.shape[1])
+
+
+@register_flop_formula(torch.ops.foveal.concatenation_attention)
+def _(a: torch.Size, b: torch.Size, value: torch.Size, *_, **__) -> int:
+    return 2 * a[0] * 2 * (a[1] + b[1]) * value[2]
 
 
 @torch.library.custom_op("foveal::concatenation_attention_backward", mutates_args=())

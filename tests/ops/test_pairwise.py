@@ -1,0 +1,241 @@
+"""The sorted and regrouped pairwise functions equal the literal equations, with gradients, on hard inputs too."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foveal.measure import peak_bytes
+from foveal.ops import pairwise, reference
+
+
+def leaky(slope):
+    return (
+        lambda a, b, v: pairwise.concatenation_attention(a, b, v, negative_slope=slope),
+        lambda a, b, v: reference.concatenation_attention(a, b, v, negative_slope=slope),
+    )
+
+
+SORTED = {
+    "concatenation": (pairwise.concatenation, reference.concatenation),
+    "attention, ReLU": leaky(0.0),
+    "attention, leaky": leaky(0.2),
+    "attention, linear": leaky(1.0),
+}
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 0.008, torch.float16: 0.001}
+BOTH = pytest.mark.parametrize(("fast", "literal"), SORTED.values(), ids=SORTED)
+
+
+def scores(batch=2, n=33, m=47, e=5, dtype=torch.float64, transposed=False, scale=1.0):
+    a, b = (scale * torch.randn(batch, size, dtype=dtype) for size in (n, m))
+    value = torch.randn(batch, e, m, dtype=dtype).mT if transposed else torch.randn(batch, m, e, dtype=dtype)
+    return a, b, value
+
+
+def assert_equal(fast, literal, inputs, tolerance):
+    """Output and every gradient against the equation in float64, relative to the largest magnitude among them."""
+    mine = [x.detach().requires_grad_() for x in inputs]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    y, z = fast(*mine), literal(*exact)
+    assert y.dtype == inputs[-1].dtype
+    u = torch.randn_like(z).to(y.dtype)
+    ours = y, *torch.autograd.grad(y, mine, u)
+    theirs = z, *torch.autograd.grad(z, exact, u.double())
+    # a gradient that cancels to nothing still has the rounding errors of its terms, hence one scale for all
+    scale = max(x.abs().max().item() for x in theirs)
+    for x, exact_x in zip(ours, theirs, strict=True):
+        assert (x.double() - exact_x).abs().max().item() <= tolerance * scale
+
+
+@BOTH
+@settings(max_examples=15, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    n=st.integers(1, 80),
+    m=st.integers(1, 80),
+    e=st.integers(1, 9),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    transposed=st.booleans(),
+    scale=st.sampled_from([0.0, 1.0, 30.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_sorted_sums_equal_the_equation_at_any_size_dtype_and_layout(
+    fast, literal, batch, n, m, e, dtype, transposed, scale, seed
+):
+    torch.manual_seed(seed)
+    inputs = scores(batch, n, m, e, dtype, transposed, scale)
+    assert_equal(fast, literal, inputs, TOLERANCE[dtype])
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 1, 3), (2, 1, 6, 2), (1, 9, 70, 3)])
+def test_gradients_pass_gradcheck(fast, literal, shape):
+    assert torch.autograd.gradcheck(fast, [x.requires_grad_() for x in scores(*shape)])
+
+
+@BOTH
+def test_ties_and_thresholds_that_meet_exactly(fast, literal):
+    # every sum a_i + b_j is one of -1, 0, 1, and ReLU's derivative at 0 is 0, as PyTorch has it
+    a, b = torch.randint(0, 2, (2, 20)).double(), -torch.randint(0, 2, (2, 40)).double()
+    assert_equal(fast, literal, (a, b, torch.randn(2, 40, 3, dtype=torch.float64)), 1e-14)
+
+
+@BOTH
+def test_no_key_is_seen_when_every_b_is_far_below(fast, literal):
+    a, b, value = scores()
+    assert_equal(fast, literal, (a, b - 100, value), 1e-12)
+    assert_equal(fast, literal, (a, b + 100, value), 1e-12)
+
+
+@BOTH
+def test_a_large_common_offset_costs_no_precision(fast, literal):
+    a, b, value = scores(1, 300, 300, 4, torch.float32)
+    assert_equal(fast, literal, (a + 4096, b - 4096, value), 4e-6)
+
+
+@BOTH
+def test_large_scores_do_not_overflow(fast, literal):
+    a, b, value = scores(dtype=torch.float32)
+    assert_equal(fast, literal, (1e4 * a, 1e4 * b, value), 4e-6)
+
+
+def test_a_missing_key_score_shows():
+    a, b, value = scores(batch=1)
+    b[0, 3] = float("nan")
+    for fast, _ in SORTED.values():
+        assert fast(a, b, value).isnan().all()
+
+
+@BOTH
+def test_rounding_does_not_grow_with_the_number_of_positions(fast, literal):
+    # against the same function in float64, which the tests above hold to the equation
+    torch.manual_seed(0)
+    inputs = scores(1, 40000, 40000, 2, torch.float32)
+    a, b, value = (x.double() for x in inputs)
+    error = fast(*inputs) - fast(a, b, value)
+    assert (error.abs() <= 1e-6 * fast(a, b, value.abs()).max()).all()
+
+
+def test_autocast_leaves_the_sums_in_float32():
+    a, b, value = scores(dtype=torch.float32)
+    plain = pairwise.dot_product(value, value, value), pairwise.concatenation(a, b, value)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = pairwise.dot_product(value, value, value), pairwise.concatenation(a, b, value)
+    assert all(torch.equal(x, y) for x, y in zip(plain, cast, strict=True))
+
+
+# -------------------------------------------------------------------------------------------------- dot product
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    n=st.integers(1, 60),
+    m=st.integers(1, 60),
+    d=st.integers(1, 40),
+    e=st.integers(1, 40),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    transposed=st.booleans(),
+)
+def test_dot_product_equals_the_equation_in_either_order(batch, n, m, d, e, dtype, transposed):
+    def draw(size, width):
+        if transposed:
+            return torch.randn(batch, width, size, dtype=dtype).mT
+        return torch.randn(batch, size, width, dtype=dtype)
+
+    inputs = draw(n, d), draw(m, d), draw(m, e)
+    fast, literal = (lambda *x, f=f: f(*x, scale=0.5) for f in (pairwise.dot_product, reference.dot_product))
+    assert_equal(fast, literal, inputs, TOLERANCE[dtype])
+
+
+def test_dot_product_takes_the_cheaper_order():
+    def multiplications(n, width):
+        from torch.utils.flop_counter import FlopCounterMode
+
+        x = torch.randn(1, n, width)
+        with FlopCounterMode(display=False) as counter:
+            pairwise.dot_product(x, x, x)
+        return counter.get_total_flops() // 2
+
+    assert multiplications(500, 8) == 2 * 500 * 8 * 8
+    assert multiplications(8, 500) == 2 * 8 * 8 * 500
+
+
+def test_half_sums_do_not_overflow():
+    x = torch.full((1, 5000, 4), 10.0, dtype=torch.float16)
+    assert torch.allclose(pairwise.dot_product(x, x, x), torch.full_like(x, 4000.0))
+
+
+# ----------------------------------------------------------------------------------------------------- promises
+
+
+def test_the_result_has_the_memory_order_of_the_values():
+    a, b, value = scores(transposed=True)
+    theta = torch.randn(2, 33, 4, dtype=torch.float64)
+    phi = torch.randn(2, 47, 4, dtype=torch.float64)
+    for y in [pairwise.dot_product(theta, phi, value)] + [
+        fast(a, b, value) for fast, _ in list(SORTED.values())[:3]
+    ]:
+        assert y.mT.is_contiguous()
+
+
+@pytest.mark.parametrize("fast", [fast for fast, _ in SORTED.values()], ids=SORTED)
+def test_memory_grows_with_n_and_not_with_its_square(fast):
+    n = 4096
+    inputs = [x.requires_grad_() for x in scores(1, n, n, 8, torch.float32)]
+    peak = peak_bytes(lambda: fast(*inputs).sum().backward())
+    assert peak < 40 * n * 8 * 4 < n * n * 4 / 10
+
+
+def test_a_second_derivative_raises():
+    a, b, value = (x.requires_grad_() for x in scores())
+    (grad,) = torch.autograd.grad(pairwise.concatenation(a, b, value).sum(), a, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+def test_a_slope_outside_its_range_is_refused():
+    with pytest.raises(ValueError, match=r"negative_slope must be in \[0, 1\], got 1.5"):
+        pairwise.concatenation_attention(*scores(), negative_slope=1.5)
+
+
+def test_the_operators_are_registered_as_pytorch_wants():
+    a, b, value = (x.requires_grad_() for x in scores(n=6, m=7, e=3, transposed=True))
+    torch.library.opcheck(torch.ops.foveal.concatenation_attention.default, (a, b, value, 0.2))
+    torch.library.opcheck(torch.ops.foveal.concatenation.default, (a, b, value))
+
+
+class Pairwise(torch.nn.Module):
+    def forward(self, theta, phi, g):
+        a, b = theta[..., 0], phi[..., 0]
+        sums = pairwise.dot_product(theta, phi, g) + pairwise.concatenation(a, b, g)
+        return sums + pairwise.concatenation_attention(a, b, g, negative_slope=0.2)
+
+
+def positions(n, m):
+    return torch.randn(2, n, 4), torch.randn(2, m, 4), torch.randn(2, m, 8)
+
+
+def test_compiles_into_one_graph_at_any_size():
+    torch.compiler.reset()
+    net = Pairwise()
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
+    for sizes in [(20, 10), (21, 13)]:
+        inputs = [x.requires_grad_() for x in positions(*sizes)]
+        ours = torch.autograd.grad(compiled(*inputs).sum(), inputs)
+        theirs = torch.autograd.grad(net(*inputs).sum(), inputs)
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_exports_with_dynamic_sizes_and_operators_every_runtime_knows():
+    n, m = torch.export.Dim("n", min=2), torch.export.Dim("m", min=2)
+    program = torch.export.export(Pairwise(), positions(20, 10), dynamic_shapes=({1: n}, {1: m}, {1: m}))
+    assert not any("foveal" in str(node.target) for node in program.graph.nodes)
+    other = positions(7, 33)
+    torch.testing.assert_close(program.module()(*other), Pairwise()(*other), atol=1e-5, rtol=1e-5)
+
+
+def test_symbolic_tracing_keeps_each_function_as_one_node():
+    graph = torch.fx.symbolic_trace(Pairwise()).graph
+    names = {getattr(node.target, "__name__", "") for node in graph.nodes}
+    assert {"dot_product", "concatenation", "concatenation_attention"} <= names
