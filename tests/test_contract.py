@@ -214,22 +214,15 @@ def test_autocast_keeps_the_dtype_and_stays_close(variant, dtype):
     torch.testing.assert_close(y, block(x), rtol=0.05, atol=0.05)
 
 
-def sharpen(block, x):
-    """Scale the queries so that the largest score is about 30 times that of unit logits."""
-    layer = getattr(block, "query", None) or getattr(block, "theta", None)
-    with torch.no_grad():
-        layer.weight.mul_(30)
-    return block
-
-
 @pytest.mark.parametrize(
     "variant", ["selfattention dot", "selfattention scaled_dot", "nonlocal embedded_gaussian"]
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_large_logits_in_half_precision_use_float32_energies(variant, dtype):
-    block = sharpen(wake(build(variant)).eval(), None)
-    x = torch.randn(2, CHANNELS, 9, 7)
+    block = wake(build(variant)).eval()
     layers = ("query", "key", "value") if hasattr(block, "query") else ("theta", "phi", "g")
+    getattr(block, layers[0]).weight.data.mul_(30)
+    x = torch.randn(2, CHANNELS, 9, 7)
     with torch.autocast("cpu", dtype):
         q, k, v = (getattr(block, name)(x).flatten(2).transpose(1, 2) for name in layers)
         y = block(x) - x
@@ -295,10 +288,9 @@ def test_compiles_without_a_graph_break(variant, train, without_type_checks):
     torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="eager")(x), expected)
 
 
-@pytest.mark.parametrize("variant", ["cbam channel-spatial", "selfattention dot"])
-def test_compiles_with_inductor(variant, without_type_checks):
+def test_compiles_with_inductor(without_type_checks):
     torch.compiler.reset()
-    block = wake(build(variant)).eval()
+    block = wake(build("selfattention dot")).eval()
     x = torch.randn(2, CHANNELS, 6, 5, requires_grad=True)
     y = torch.compile(block, fullgraph=True)(x)
     (gradient,) = torch.autograd.grad(y.square().sum(), x)

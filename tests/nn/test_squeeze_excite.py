@@ -86,7 +86,7 @@ def test_attention_is_the_gate_that_is_applied(randomise):
     [
         (
             {"channels": 8},
-            r"SqueezeExcite: reduction must leave at least 1 hidden channel .* channels=8, reduction=16",
+            r"SqueezeExcite: reduction must leave at least 1 hidden channel, got channels=8, reduction=16",
         ),
         (
             {"channels": 8, "reduction": 0},
