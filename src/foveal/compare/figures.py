@@ -63,7 +63,7 @@ def differences_svg(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> s
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 1.0
     low, high = low - margin, high + margin
-    left, right, line = 96, 504, 34
+    left, right, line = 124, 504, 34
     height = 30 + line * len(shown) + 44
 
     def x(value: float) -> float:
@@ -80,7 +80,7 @@ def differences_svg(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> s
     for i, row in enumerate(shown):
         d, y = row.to_none, 24 + line * i + line / 2 - 6
         assert d is not None
-        parts.append(_text(left - 10, y + 4, row.name, "end", "name"))
+        parts.append(_text(left - 10, y + 4, _short(row.name), "end", "name"))
         for value in dots[row.name]:
             parts.append(f'<circle class="seed" cx="{x(100 * value):.1f}" cy="{y:.1f}" r="3.5"/>')
         if not math.isnan(d.low):
@@ -102,7 +102,7 @@ def latency_svg(rows: Sequence[Row]) -> str:
     margin = 0.08 * (high - low) or 1.0
     low, high = low - margin, min(high + margin, 101)
     slowest = 1.12 * max(row.costs.time_ms for row in shown)
-    left, right, top, bottom = 52, 436, 14, 292
+    left, right, top, bottom = 40, 392, 14, 292
 
     def x(value: float) -> float:
         return left + value / slowest * (right - left)
@@ -125,14 +125,17 @@ def latency_svg(rows: Sequence[Row]) -> str:
             parts.append(f'<line class="interval {row.kind}" x1="{px:.1f}" x2="{px:.1f}" {ends}/>')
         parts.append(f'<line class="leader" x1="{px:.1f}" x2="{right + 6}" y1="{py:.1f}" y2="{place:.1f}"/>')
         parts.append(f'<circle class="mean {row.kind}" cx="{px:.1f}" cy="{py:.1f}" r="5"/>')
-        parts.append(_text(right + 9, place + 4, row.name, "start", "name"))
+        parts.append(_text(right + 9, place + 4, _short(row.name), "start", "name"))
     parts.append(_text((left + right) / 2, bottom + 38, "milliseconds for one image", "middle"))
-    parts.append(_text(left - 8, top - 2, "%", "end"))
     return "".join([*parts, "</svg>"])
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 15 else name[:14] + "…"
 
 
 def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -195,7 +198,7 @@ def _picture(
     if relative is not None:
         grey = (rgb @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
         heat = _colours(relative)
-        rgb = 0.45 * grey + 0.55 * heat
+        rgb = 0.3 * grey + 0.7 * heat
     factor = max(1, round(SIDE / rgb.shape[0]))
     rgb = rgb.repeat(factor, axis=0).repeat(factor, axis=1)
     if objects is not None:
