@@ -74,6 +74,7 @@ def test_the_report_is_one_file_that_asks_for_nothing(outcome):
     assert "$" not in re.sub(r"data:[^\"]*", "", page)
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_continues_to_the_same_result(outcome, tmp_path, monkeypatch):
     do = Pool.do
 

@@ -155,14 +155,8 @@ def _costs_html(rows: Sequence[Row]) -> str:
 def _share_html(row: Row) -> str:
     if row.share is None or not row.chance:
         return "<small>no map</small>" if row.kind == "attention" else ""
-    e, chance = row.share, row.chance
-    interval = (
-        "" if math.isnan(e.low) else f"; {points(e.low, signed=False)} to {points(e.high, signed=False)} %"
-    )
-    return (
-        f"{e.mean / chance:.2f} × chance <small>{points(e.mean, signed=False)} % of it on "
-        f"{points(chance, signed=False)} % of the image{interval}</small>"
-    )
+    share, area = points(row.share.mean, signed=False), points(row.chance, signed=False)
+    return f"{row.share.mean / row.chance:.2f} × chance <small>{share} % against {area} %</small>"
 
 
 def _name_html(row: Row) -> str:
@@ -212,7 +206,7 @@ def _reading_html(rows: Sequence[Row], seeds: int) -> str:
         "Intervals are 95 % t intervals over seeds, not corrected for the number of variants. They speak of training "
         "again, not of other images.",
         "p is that of the exact sign-flip test on the paired differences, corrected by Holm over the variants compared "
-        f"with the same baseline. With {seeds} seeds and {comparisons} comparisons it cannot go below "
+        f"with the same baseline. With {seeds} seed{'s' * (seeds != 1)} and {comparisons} comparisons it cannot go below "
         f"{p_text(smallest)}; {seeds_needed(comparisons)} seeds are the fewest that can show anything.",
     ]
     if control is not None:
