@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from foveal.data import open_dataset
 from foveal.train.recipe import EpochBatches, seed_for
 
 Sample = dict[str, Any]
@@ -64,6 +65,18 @@ class InOrder:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for i in range(0, len(self.indices), self.batch_size):
             yield [(0, index) for index in self.indices[i : i + self.batch_size]]
+
+
+def open_data(spec: str, split: str, options: dict[str, Any]) -> Any:
+    """`foveal.data.open_dataset` with options that a person typed.
+
+    Raises:
+        ValueError: as there, or the value of an option has the wrong type.
+    """
+    try:
+        return open_dataset(spec, split, **options)
+    except TypeError as error:
+        raise ValueError(f"data: data_options must fit {spec}, got {options}: {error}") from error
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ class TrainConfig:
         'cifar_resnet8'
         >>> TrainConfig(mixup=-1.0)
         Traceback (most recent call last):
-        ValueError: TrainConfig: mixup must be at least 0, got -1.0
+        ValueError: train: mixup must be at least 0, got -1.0
     """
 
     # what
@@ -32,7 +32,7 @@ class TrainConfig:
     data: str = "scenes"
     """The bundled "scenes", a folder with one folder a class, a folder of Parquet files, or torchvision:NAME."""
     data_options: dict = field(default_factory=dict)
-    """More options of the data set, such as --data_options.train_images 2000 for scenes."""
+    """More options of the data set, such as --data_options.size 48 for scenes."""
     image_size: int | None = None
     """Side of the square images the network sees, in pixels. Default: that of the data up to 96, else 224."""
     augment: bool = True
@@ -106,14 +106,14 @@ class TrainConfig:
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
-                raise ValueError(f"TrainConfig: {name} must be at least {least}, got {value}")
+                raise ValueError(f"train: {name} must be at least {least}, got {value}")
         for name in ("label_smoothing", "ema", "momentum"):
             if getattr(self, name) >= 1:
-                raise ValueError(f"TrainConfig: {name} must be below 1, got {getattr(self, name)}")
+                raise ValueError(f"train: {name} must be below 1, got {getattr(self, name)}")
         if self.devices < 1 and self.devices != -1:
-            raise ValueError(f"TrainConfig: devices must be at least 1, or -1 for all, got {self.devices}")
+            raise ValueError(f"train: devices must be at least 1, or -1 for all, got {self.devices}")
         if self.image_size is not None and self.image_size < 8:
-            raise ValueError(f"TrainConfig: image_size must be at least 8, got {self.image_size}")
+            raise ValueError(f"train: image_size must be at least 8, got {self.image_size}")
 
     @classmethod
     def from_dict(cls, options: dict) -> TrainConfig:
@@ -124,7 +124,7 @@ class TrainConfig:
         """
         unknown = sorted(set(options) - {f.name for f in fields(cls)})
         if unknown:
-            raise ValueError(f"TrainConfig: every name must be an option of train, got {', '.join(unknown)}")
+            raise ValueError(f"train: a config must hold options of train only, got {', '.join(unknown)}")
         return cls(**options)
 
 

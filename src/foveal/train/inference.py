@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from foveal.checkpoint import load
-from foveal.data import decode_image, eval_transform, open_dataset
-from foveal.train.batches import InOrder, make_loader, worker_count
+from foveal.data import decode_image, eval_transform
+from foveal.train.batches import InOrder, make_loader, open_data, worker_count
 from foveal.train.classify import count, metrics, wilson_interval
 
+KEPT = ("task", "classes", "image_size", "mean", "std", "data", "data_options")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2")
 
 
@@ -111,8 +112,9 @@ def evaluate(
     """
     net, info = open_weights(weights, device)
     if data is None:
-        data, data_options = info["data"], data_options or info["data_options"]
-    dataset = open_dataset(data, split, **(data_options or {}))
+        data_options = data_options or info["data_options"]
+    data = str(data or info["data"])
+    dataset = open_data(data, split, data_options or {})
     place = _class_places(list(dataset.classes), info["classes"], data)
     transform = eval_transform(info["image_size"], mean=info["mean"], std=info["std"])
     loader = make_loader(

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from foveal.checkpoint import load
-from foveal.data import eval_transform, open_dataset, train_transform
+from foveal.data import Scenes, eval_transform, train_transform
 from foveal.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from foveal.insert import insert, parse_insertion
 from foveal.models import create_model
 from foveal.train import classify, files
-from foveal.train.batches import Augmented, InOrder, collate, make_loader, worker_count
+from foveal.train.batches import Augmented, InOrder, collate, make_loader, open_data, worker_count
 from foveal.train.config import MOVABLE, TrainConfig
 from foveal.train.health import health
 from foveal.train.progress import Progress
@@ -98,7 +98,7 @@ def fit(
     config, folder = _settled(config, resume)
     task = TASKS[config.task]
     with torch.random.fork_rng(devices=[]), _quietly():
-        data = {part: open_dataset(config.data, part, **config.data_options) for part in ("train", "val")}
+        data = {part: open_data(config.data, part, config.data_options) for part in ("train", "val")}
         classes = _classes(config, data)
         size = config.image_size or _natural_size(data["train"])
         net = make_network(config, classes=len(classes), image_size=size)
@@ -213,7 +213,10 @@ def _colours(config: TrainConfig, net: nn.Module) -> dict[str, Any]:
 
 
 def _augmentation(config: TrainConfig, data: Any) -> tuple[str, float]:
-    if not config.augment:
+    """How to crop, and how often to mirror."""
+    if not config.augment or isinstance(
+        data, Scenes
+    ):  # a scene's digit is anywhere already, and crops cut it
         return "none", 0.0
     return "auto", 0.5 if getattr(data, "mirror", True) else 0.0
 

@@ -1,0 +1,113 @@
+"""What a finished run, an evaluation and predictions look like in a terminal or a file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from foveal.train.inference import Evaluation, Prediction
+from foveal.train.run import RunResult
+
+SHOWN = 5  # unreadable files or classes listed by name
+
+
+def summary(result: RunResult) -> RenderableType:
+    """The outcome of a run, the health of its blocks, where the files are, and what to type next."""
+    best, seconds = result.best, sum(row["seconds"] for row in result.rows)
+    name = result.metric.removeprefix("val_").replace("_", " ")
+    parts: list[RenderableType] = [
+        Text(
+            f"\n{result.config.model} on {result.config.data}: {name} {100 * best[result.metric]:.1f} % "
+            f"in epoch {best['epoch']} of {len(result.rows)}, {seconds:.0f} s"
+        )
+    ]
+    if result.skipped:
+        shown = "; ".join(list(result.skipped)[:SHOWN])
+        more = f"; and {len(result.skipped) - SHOWN} more" if len(result.skipped) > SHOWN else ""
+        parts.append(Text(f"{len(result.skipped)} files could not be read and were left out: {shown}{more}"))
+    if result.health:
+        parts.append(health_table(result.health))
+    parts += [
+        Text(f"best weights  {result.weights}"),
+        Text(f"curves        {result.folder / 'curves.png'}"),
+        Text(f"figures       {result.folder / 'metrics.csv'}"),
+        Text(f"next          foveal eval --weights {result.weights}"),
+        Text(f"              foveal predict PHOTO --weights {result.weights}"),
+    ]
+    return Group(*parts)
+
+
+def health_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One row for each inserted block; see `foveal.train.health.health` for the columns."""
+    table = Table(title="inserted blocks", title_justify="left")
+    for column in (
+        "site",
+        "block",
+        "changes its input by",
+        "scale",
+        "gate mean",
+        "spread",
+        "between images",
+        "",
+    ):
+        table.add_column(column, justify="left" if column in ("site", "block", "") else "right")
+    for row in rows:
+        figures = [row[k] for k in ("scale", "gate_mean", "gate_spread", "gate_image_spread")]
+        table.add_row(
+            row["site"],
+            row["block"],
+            f"{100 * row['contribution']:.1f} %",
+            *("" if figure is None else f"{figure:.3f}" for figure in figures),
+            row["verdict"],
+        )
+    return table
+
+
+def evaluation_table(result: Evaluation) -> RenderableType:
+    """Accuracy with its interval, and the classes with the lowest accuracy."""
+    low, high = result.interval
+    table = Table(title=f"{result.data}, split {result.split}, {result.images} images", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_row("accuracy", f"{100 * result.accuracy:.2f} %")
+    table.add_row("95 % interval (of the images drawn)", f"{100 * low:.2f} to {100 * high:.2f} %")
+    table.add_row("right among the best 5", f"{100 * result.top5:.2f} %")
+    table.add_row("loss", f"{result.loss:.4f}")
+    hardest = sorted(result.per_class.items(), key=lambda item: item[1])[:SHOWN]
+    for name, share in hardest:
+        table.add_row(f"class {name}", f"{100 * share:.1f} %")
+    if not result.skipped:
+        return table
+    return Group(table, Text(f"{len(result.skipped)} files could not be read and were left out"))
+
+
+def predictions_text(found: Sequence[Prediction], unreadable: dict[str, str], format: str) -> str:
+    """CSV with the columns file, label, probability, label_2, probability_2, ...; or JSON with the same.
+
+    Example:
+        >>> print(predictions_text([Prediction("a.png", ["cat", "dog"], [0.75, 0.25])], {}, "csv"), end="")
+        file,label,probability,label_2,probability_2
+        a.png,cat,0.75,dog,0.25
+    """
+    if format == "json":
+        listed = [{"file": file, "reason": reason} for file, reason in unreadable.items()]
+        document = {"predictions": [asdict(one) for one in found], "unreadable": listed}
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ranks = range(1, 1 + max((len(one.labels) for one in found), default=1))
+    writer.writerow(
+        ["file", *(f"{n}{'' if k == 1 else f'_{k}'}" for k in ranks for n in ("label", "probability"))]
+    )
+    for one in found:
+        pairs = zip(one.labels, one.probabilities, strict=True)
+        writer.writerow([one.file, *(value for label, p in pairs for value in (label, f"{p:.6g}"))])
+    return text.getvalue()

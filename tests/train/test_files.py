@@ -1,0 +1,89 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from foveal.train import files
+from foveal.train.config import TrainConfig
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
+    path = tmp_path / "metrics.csv"
+    files.write_text(path, "old")
+
+    def fail(part: Path):
+        part.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write_whole(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device without space")
+def test_a_full_disk_keeps_the_old_file_and_names_it(tmp_path):
+    path = tmp_path / "metrics.csv"
+    files.write_text(path, "old")
+    (tmp_path / ".metrics.csv.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        files.write_text(path, "new" * 1000)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_config_reads_back_as_it_was(tmp_path):
+    config = TrainConfig(
+        insert=["se(reduction=8)@block:1,2"], data_options={"size": 24}, lr=0.3, out="elsewhere"
+    )
+    files.write_config(tmp_path, config)
+    assert files.read_config(tmp_path) == TrainConfig(**{**vars(config), "out": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("epochs: [", "must be YAML"),
+        ("- a", "must map options"),
+        ("epoks: 3", "options of train only, got epoks"),
+        ("epochs: 0", "epochs must be at least 1, got 0"),
+    ],
+)
+def test_a_wrong_config_file_is_refused(tmp_path, text, rule):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rule):
+        files.read_config(tmp_path)
+
+
+def test_runs_without_a_name_get_the_first_free_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [str(files.new_folder(TrainConfig(insert=["se(reduction=4)@block"]))) for _ in range(3)]
+    assert names == [f"runs/train/cifar_resnet8-se{end}" for end in ("", "-2", "-3")]
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="new or empty folder"):
+        files.new_folder(TrainConfig(out=str(tmp_path)))
+    files.new_folder(TrainConfig(out=str(tmp_path / "run")))
+    with pytest.raises(ValueError, match=r"continue it with --resume .*run"):
+        files.new_folder(TrainConfig(out=str(tmp_path / "run")))
+
+
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ValueError, match="a file stands in the way"):
+        files.new_folder(TrainConfig(out=str(tmp_path / "taken" / "run")))
+    with pytest.raises(ValueError, match="a file stands in the way"):
+        files.new_folder(TrainConfig(out=str(tmp_path / "taken")))
+
+
+def test_the_environment_says_what_one_needs_to_run_it_again():
+    found = files.environment(seed=7)
+    assert found["seed"] == 7
+    assert set(files.PACKAGES) < set(found["versions"])
+    assert all(found["versions"][name] for name in ("foveal", "torch", "python"))
+    assert found["command"]
+    assert found["threads"] >= 1

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+import foveal
+from foveal.train.health import health
+
+
+class Times(nn.Module):
+    def __init__(self, channels, factor=1.0):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.tensor([factor]))
+
+    def forward(self, x):
+        return self.gamma * x
+
+
+def network(block, **options):
+    torch.manual_seed(0)
+    return foveal.insert(foveal.create_model("cifar_resnet8", num_classes=2), block, stages=(3,), **options)
+
+
+IMAGES = [torch.randn(4, 3, 32, 32), torch.randn(3, 3, 32, 32)]
+
+
+@pytest.mark.parametrize("name", ["se", "cbam", "nonlocal", "selfattention", "dual"])
+def test_an_untrained_identity_block_is_called_inert(name):
+    options = {"reduction": 4} if name in ("se", "cbam") else {}
+    [row] = health(network(name, **options), IMAGES)
+    assert row["contribution"] == 0
+    assert row["verdict"].startswith("inert")
+    assert (row["gate_mean"] == 1.0) if name in ("se", "cbam") else (row["scale"] == 0)
+
+
+def test_the_contribution_is_the_relative_change():
+    [row] = health(network(Times, start="paper", factor=3.0), IMAGES)
+    assert row["contribution"] == pytest.approx(2.0, rel=1e-6)
+    assert row["scale"] == 3.0
+    assert row["verdict"] == "works"
+
+
+def test_a_gate_that_ignores_the_image_is_called_constant():
+    net = network("se", reduction=4)
+    block = foveal.inserted(net)[0].module
+    with torch.no_grad():
+        block.fc2.bias.copy_(torch.linspace(-1, 1, 64))
+    [row] = health(net, IMAGES)
+    gates = 2 * torch.linspace(-1, 1, 64).sigmoid()
+    assert row["gate_mean"] == pytest.approx(gates.mean().item(), rel=1e-5)
+    assert row["gate_spread"] == pytest.approx(gates.std(correction=0).item(), rel=1e-5)
+    assert row["verdict"] == "constant gate: the same for every image"
+    with torch.no_grad():
+        block.fc2.weight.normal_()
+    assert health(net, IMAGES)[0]["verdict"] == "works"
+
+
+def test_looking_changes_nothing():
+    net = network("cbam", reduction=4, variant="timm").train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    health(net, IMAGES)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    assert not foveal.inserted(net)[0].module._forward_hooks
+    assert all(p.grad is None for p in net.parameters())

@@ -1,0 +1,353 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import foveal
+from foveal.train import Interrupted, TrainConfig, fit, train_in_memory
+from foveal.train import run as run_module
+from foveal.train.run import make_network
+
+SMALL = {"length": 96, "size": 24}
+
+
+def config(out, **changes):
+    options = {
+        "data_options": SMALL,
+        "insert": ["cbam(reduction=4)@residual:3"],
+        "epochs": 2,
+        "batch_size": 16,
+        "workers": 0,
+        "accelerator": "cpu",
+        "out": str(out),
+    }
+    return TrainConfig(**{**options, **changes})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(config(tmp_path_factory.mktemp("runs") / "plain"), quiet=True)
+
+
+def rows_without_time(folder):
+    return [line.rsplit(",", 1)[0] for line in (folder / "metrics.csv").read_text().splitlines()]
+
+
+def same_tensors(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_tensors(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same_tensors, one, other))
+    return one == other
+
+
+# ------------------------------------------------------------------------------------------------- the run folder
+
+
+def test_a_run_leaves_everything_in_its_folder_and_nothing_else(run):
+    found = {str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()}
+    assert found == {
+        "config.yaml",
+        "environment.json",
+        "metrics.csv",
+        "health.json",
+        "curves.png",
+        "checkpoint.ckpt",
+        "weights/best.safetensors",
+        "weights/last.safetensors",
+    }
+    assert [row["epoch"] for row in run.rows] == [1, 2]
+    assert run.best == max(run.rows, key=lambda row: row["val_accuracy"])
+    assert json.loads((run.folder / "health.json").read_text()) == run.health
+    assert [row["site"] for row in run.health] == ["layer3.0.bn2.cbam"]
+    assert (run.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_weights_carry_what_using_them_needs(run):
+    info = foveal.load(run.weights).foveal_info
+    assert info["classes"] == [str(digit) for digit in range(10)]
+    assert (info["task"], info["image_size"], len(info["mean"]), len(info["std"])) == ("classify", 24, 3, 3)
+    assert info["val_accuracy"] == run.best["val_accuracy"]
+
+
+def test_the_checkpoint_holds_no_code(run):
+    torch.load(run.folder / "checkpoint.ckpt", weights_only=True)
+
+
+def test_fit_shows_no_warning_and_prints_nothing_when_quiet(tmp_path, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(config(tmp_path / "a", epochs=1), quiet=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_fit_leaves_random_numbers_and_signals_of_the_caller_alone(tmp_path):
+    state, handlers = torch.get_rng_state(), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    fit(config(tmp_path / "a", epochs=1), quiet=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_the_lean_loop_takes_the_same_steps(tmp_path):
+    options = {
+        "mixup": 0.2,
+        "ema": 0.9,
+        "accumulate": 4,
+        "clip_norm": 1.0,
+        "label_smoothing": 0.1,
+        "freeze_epochs": 1,
+    }
+    chosen = config(tmp_path / "a", **options)
+    folder = fit(chosen, quiet=True).folder
+    images = foveal.data.Scenes("train", **SMALL).as_tensors()
+    colours = foveal.load(folder / "weights/last.safetensors").foveal_info
+    mean, std = (torch.tensor(colours[name])[:, None, None] for name in ("mean", "std"))
+    net = make_network(chosen, classes=10, image_size=24)
+    net = train_in_memory(net, (images["image"] / 255 - mean) / std, images["label"], chosen)
+    kept = load_file(folder / "weights/last.safetensors")
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, kept[name], rtol=1e-4, atol=1e-5)
+
+
+def test_networks_of_one_seed_begin_alike_whatever_is_inserted():
+    plain = make_network(TrainConfig(seed=4), classes=3, image_size=32).state_dict()
+    blocked = make_network(
+        TrainConfig(seed=4, insert=["se(reduction=4)"]), classes=3, image_size=32
+    ).state_dict()
+    assert all(torch.equal(blocked[name], value) for name, value in plain.items())
+
+
+# ------------------------------------------------------------------------------------------- stopped and continued
+
+HARD = {
+    "epochs": 3,
+    "batch_size": 8,
+    "accumulate": 2,
+    "ema": 0.9,
+    "mixup": 0.3,
+    "clip_norm": 1.0,
+    "freeze_epochs": 1,
+    "checkpoint_steps": 2,
+}
+
+KILLED = """
+import os, signal, sys
+from foveal.train import TrainConfig, fit
+from foveal.train import loop, run
+import tests_options
+
+step = loop.Training.training_step
+def training_step(self, batch, batch_idx):
+    if self.current_epoch == {epoch} and batch_idx == {batch}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, batch_idx)
+loop.Training.training_step = training_step
+fit(TrainConfig(**tests_options.OPTIONS), quiet=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return fit(config(tmp_path_factory.mktemp("runs") / "whole", **HARD), quiet=True)
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(1, 7), (2, 0)], ids=["mid-epoch", "after an epoch"])
+def test_a_killed_run_continues_to_the_same_bits(tmp_path, uninterrupted, epoch, batch):
+    folder = tmp_path / "killed"
+    options = vars(config(folder, **HARD))
+    (tmp_path / "tests_options.py").write_text(f"OPTIONS = {options!r}\n")
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(tmp_path)}
+    code = KILLED.format(epoch=epoch, batch=batch)
+    child = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **threads}, check=False, timeout=300
+    )
+    assert child.returncode == -signal.SIGKILL
+    done = torch.load(folder / "checkpoint.ckpt", weights_only=True)["foveal"]
+    assert (len(done["rows"]), done["batches_done"]) == ((1, 4) if epoch == 1 else (2, 0))
+
+    resumed = fit(resume=folder, quiet=True)
+    whole = uninterrupted.folder
+    assert (folder / "weights/last.safetensors").read_bytes() == (
+        whole / "weights/last.safetensors"
+    ).read_bytes()
+    assert same_tensors(load_file(resumed.weights), load_file(uninterrupted.weights))
+    states = [torch.load(f / "checkpoint.ckpt", weights_only=True) for f in (folder, whole)]
+    for name in ("state_dict", "optimizer_states", "global_step", "epoch"):
+        assert same_tensors(states[0][name], states[1][name]), name
+    assert rows_without_time(folder) == rows_without_time(whole)
+
+
+def test_another_seed_gives_other_weights(tmp_path, uninterrupted):
+    other = fit(config(tmp_path / "other", **{**HARD, "seed": 1}), quiet=True)
+    assert not same_tensors(load_file(other.weights), load_file(uninterrupted.weights))
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(run):
+    before = (run.folder / "weights/last.safetensors").read_bytes()
+    again = fit(resume=run.folder, quiet=True)
+    assert again.rows == run.rows
+    assert again.best == run.best
+    assert (run.folder / "weights/last.safetensors").read_bytes() == before
+
+
+def stop_after(folder, signals, number=signal.SIGINT):
+    """Send signals once the first checkpoint is there."""
+
+    def send():
+        while not (folder / "checkpoint.ckpt").exists():
+            time.sleep(0.01)
+        for _ in range(signals):
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_step_and_says_how_to_continue(tmp_path, number):
+    folder = tmp_path / "a"
+    thread = stop_after(folder, 1, number)
+    with pytest.raises(Interrupted, match=f"continue with: foveal train --resume {folder}"):
+        fit(config(folder, epochs=500, checkpoint_steps=1), quiet=True)
+    thread.join()
+    kept = torch.load(folder / "checkpoint.ckpt", weights_only=True)["foveal"]
+    assert len(kept["rows"]) < 500
+    assert not list(folder.rglob("*.part"))
+
+
+# ---------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_loss_that_is_not_a_number_names_epoch_batch_and_module(tmp_path, monkeypatch):
+    folder = tmp_path / "a"
+    make = run_module.make_network
+
+    def make_fragile(*args, **named):
+        net = make(*args, **named)
+        calls = iter(range(10**6))
+
+        def break_late(module, inputs, output):
+            # batches 1 to 6 of each epoch train, then 6 validate: break in the second epoch's third batch
+            return output * float("nan") if module.training and next(calls) >= 8 else output
+
+        net.layer2[0].conv2.register_forward_hook(break_late)
+        return net
+
+    monkeypatch.setattr(run_module, "make_network", make_fragile)
+    with pytest.raises(
+        ValueError, match=r"epoch 2, batch 3, first in module 'layer2\.0\.conv2' \(Conv2d\)"
+    ) as caught:
+        fit(config(folder), quiet=True)
+    assert "kept: epoch 1" in str(caught.value)
+    kept = torch.load(folder / "checkpoint.ckpt", weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(v.isfinite().all() for v in load_file(folder / "weights/last.safetensors").values())
+
+
+def test_a_rate_that_explodes_never_overwrites_good_weights(tmp_path):
+    folder = tmp_path / "a"
+    with pytest.raises(ValueError, match="must be finite") as caught:
+        fit(config(folder, lr=1e30, warmup_epochs=1, checkpoint_steps=1, insert=[]), quiet=True)
+    assert "epoch 1" in str(caught.value)
+    if (folder / "checkpoint.ckpt").exists():
+        kept = torch.load(folder / "checkpoint.ckpt", weights_only=True)["state_dict"]
+        assert all(v.isfinite().all() for v in kept.values() if v.is_floating_point())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device without space")
+@pytest.mark.parametrize("name", ["metrics.csv", "checkpoint.ckpt", "curves.png"])
+def test_a_full_disk_stops_the_run_and_keeps_what_was_whole(tmp_path, name):
+    folder = tmp_path / "a"
+    (folder / "weights").mkdir(parents=True)
+    chosen = config(folder, epochs=1)
+    run_module.files.write_config(folder, chosen)
+    (folder / f".{name}.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        fit(resume=folder, quiet=True)
+    assert caught.value.filename == str(folder / name)
+    assert not (folder / name).exists()
+    assert not list(folder.rglob("*.part"))
+    assert fit(resume=folder, quiet=True).rows[-1]["epoch"] == 1, "with space again, it continues"
+
+
+def test_a_foreign_checkpoint_is_never_unpickled(tmp_path, run):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "config.yaml").write_text((run.folder / "config.yaml").read_text())
+    for content in (Trap(), {"state_dict": {}}):
+        torch.save(content, folder / "checkpoint.ckpt")
+        with pytest.raises(ValueError, match="needs a checkpoint this library wrote"):
+            fit(resume=folder, quiet=True)
+    (folder / "checkpoint.ckpt").write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match="needs a checkpoint this library wrote"):
+        fit(resume=folder, quiet=True)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"model": "resnet5"}, "name must be one of"),
+        ({"insert": ["sse"]}, "block must be one of"),
+        ({"insert": ["se(reduktion=4)"]}, "'reduktion'"),
+        ({"insert": ["se(reduction=64)"]}, "reduction must leave at least 1 hidden channel"),
+        ({"insert": ["se@layer9.*"]}, "layer9"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"data_options": {"sise": 24}}, "sise"),
+        ({"accelerator": "abacus"}, "abacus"),
+        ({"strategy": "chaos"}, "chaos"),
+        ({"devices": 2, "accelerator": "cuda"}, "accelerator=cuda"),
+    ],
+)
+def test_a_mistake_is_one_clear_error_and_leaves_no_folder(tmp_path, changes, rule):
+    with pytest.raises((ValueError, FileNotFoundError), match=rule):
+        fit(config(tmp_path / "a", **changes), quiet=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_one_class_is_refused(tmp_path):
+    from PIL import Image
+
+    for part in ("train", "val"):
+        (tmp_path / "data" / part / "only").mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "data" / part / "only" / "a.png")
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        fit(config(tmp_path / "a", data=str(tmp_path / "data"), data_options={}), quiet=True)
+
+
+def test_a_resumed_run_refuses_options_that_would_change_it(run):
+    with pytest.raises(ValueError, match=r"takes its options from .* got epochs, lr"):
+        fit(TrainConfig(epochs=9, lr=0.2), resume=run.folder, quiet=True)
+    with pytest.raises(ValueError, match="must be the folder of a run"):
+        fit(resume=run.folder / "weights", quiet=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="float16 is fine with a GPU")
+def test_float16_without_a_gpu_is_refused_and_names_what_runs(tmp_path):
+    with pytest.raises(ValueError, match="bfloat16 runs on any device"):
+        fit(config(tmp_path / "a", precision="float16"), quiet=True)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"precision": "bfloat16"}, {"channels_last": True}, {"optimizer": "adamw"}]
+)
+def test_options_of_speed_train_too(tmp_path, changes):
+    result = fit(config(tmp_path / "a", epochs=1, **changes), quiet=True)
+    assert result.rows[0]["train_loss"] < 4
