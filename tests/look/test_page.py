@@ -1,0 +1,233 @@
+"""The page in a real browser: what a person does, from an image to a file that is opened from disk.
+
+With FOVEAL_SCREENSHOTS=docs/images the pictures of the documentation are taken on the way.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+
+from foveal.look import serve
+from foveal.look.network import Network, open_network
+
+CHROMIUM = Path("/usr/bin/chromium")
+sync_api = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's chromium at {CHROMIUM}")
+
+
+@pytest.fixture(scope="module")
+def networks(weights: Path, other_weights: Path) -> list[Network]:
+    return [open_network(weights), open_network(other_weights)]
+
+
+@pytest.fixture(scope="module")
+def address(networks: list[Network]) -> Iterator[str]:
+    app = serve.make_app(networks, serve.bundled_images(2))
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=serve.ImpatientProtocol, log_level="error", lifespan="off")
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["sync_api.Browser"]:
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: "sync_api.Browser", address: str) -> Iterator["sync_api.Page"]:
+    """The page with its first bundled image shown; any error of its script fails the test."""
+    opened = browser.new_page(viewport={"width": 1180, "height": 1000})
+    problems: list[str] = []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("console", lambda message: message.type == "error" and problems.append(message.text))
+    opened.goto(address)
+    opened.wait_for_selector(".panel[data-drawn]")
+    yield opened
+    opened.close()
+    assert problems == []
+
+
+def pixels(page: "sync_api.Page", panel: int = 0) -> np.ndarray:
+    """What the canvas of a panel shows."""
+    script = """n => { const c = document.querySelectorAll('canvas.map')[n];
+                       return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data); }"""
+    return np.array(page.evaluate(script, panel), dtype=np.uint8)
+
+
+def drawn(page: "sync_api.Page", panel: int = 0) -> str:
+    return page.locator(".panel").nth(panel).get_attribute("data-drawn")
+
+
+def show(page: "sync_api.Page", site: str, panel: int = 0) -> None:
+    page.locator("select.site").nth(panel).select_option(site)
+    page.wait_for_function(
+        "([n, s]) => document.querySelectorAll('.panel')[n].dataset.drawn.includes(s)", arg=[panel, site]
+    )
+
+
+def click(page: "sync_api.Page", y: float, x: float, cell: str, panel: int = 0) -> None:
+    box = page.locator("canvas.map").nth(panel).bounding_box()
+    page.locator("canvas.map").nth(panel).click(position={"x": x * box["width"], "y": y * box["height"]})
+    page.wait_for_function(
+        "([n, c]) => document.querySelectorAll('.panel')[n].dataset.drawn.endsWith(c)",
+        arg=[panel, f"|{cell}"],
+    )
+
+
+def shoot(page: "sync_api.Page", name: str) -> None:
+    folder = os.environ.get("FOVEAL_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=f"{folder}/look-page-{name}.png", full_page=True)
+
+
+BLOCK1, BLOCK2, BLOCK3 = "layer1.0.bn2.cbam", "layer2.0.nonlocal_", "layer3.0.dual"
+
+
+def test_two_points_show_two_rows_and_a_held_point_stays(page: "sync_api.Page") -> None:
+    show(page, BLOCK2)
+    click(page, 0.1, 0.1, "1,1")
+    first = pixels(page)
+    click(page, 0.8, 0.7, "12,11")
+    second = pixels(page)
+    assert not np.array_equal(first, second)
+    box = page.locator("canvas.map").first.bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.wait_for_timeout(200)
+    assert drawn(page).endswith("|12,11")
+    assert "Query y 12, x 11 of 16,16 (held)".replace("16,16", "16 × 16") in page.inner_text(".readout")
+
+
+def test_the_row_follows_the_pointer_without_a_click(page: "sync_api.Page") -> None:
+    show(page, BLOCK2)
+    box = page.locator("canvas.map").first.bounding_box()
+    for y, x in ((2, 3), (9, 14)):
+        page.mouse.move(box["x"] + (x + 0.5) / 16 * box["width"], box["y"] + (y + 0.5) / 16 * box["height"])
+        page.wait_for_function(
+            "c => document.querySelector('.panel').dataset.drawn.endsWith(c)", arg=f"|{y},{x}"
+        )
+
+
+def test_an_uploaded_photograph_is_shown_with_its_prediction(page: "sync_api.Page", photo: Path) -> None:
+    page.set_input_files("#file", photo)
+    page.wait_for_function("() => document.querySelector('#status').textContent.startsWith('photo.jpg')")
+    assert page.locator(".answer").first.locator("tr").count() == 5
+    show(page, BLOCK2)
+    shoot(page, "photo")
+
+
+def test_every_site_and_view_can_be_shown(page: "sync_api.Page") -> None:
+    shown = []
+    for site, view in ((BLOCK1, "mask"), (BLOCK1, "image"), (BLOCK3, "rows"), (BLOCK3, "channels")):
+        show(page, site)
+        page.locator("select.view").first.select_option(view)
+        page.wait_for_function(
+            "v => document.querySelector('.panel').dataset.drawn.includes(v)", arg=f"|{view}|"
+        )
+        shown.append(pixels(page).tobytes())
+    assert len(set(shown)) == 4
+
+
+def test_gates_are_bars_with_their_numbers_said(page: "sync_api.Page") -> None:
+    show(page, BLOCK1)
+    text = page.inner_text(".gates-text")
+    assert text.startswith("16 channels, mean ")
+    assert "Largest: channel" in text
+    shoot(page, "gates")
+
+
+def test_two_weights_are_compared_side_by_side_at_one_point(page: "sync_api.Page") -> None:
+    page.check("#two")
+    for panel in (0, 1):
+        show(page, BLOCK2, panel)
+    click(page, 0.3, 0.6, "4,9")
+    page.wait_for_function("() => document.querySelectorAll('.panel')[1].dataset.drawn.endsWith('|4,9')")
+    assert drawn(page, 0).startswith("one.safetensors|")
+    assert drawn(page, 1).startswith("two.safetensors|")
+    assert not np.array_equal(pixels(page, 0), pixels(page, 1))
+    shoot(page, "side-by-side")
+
+
+def test_the_keyboard_alone_moves_holds_and_lets_go(page: "sync_api.Page") -> None:
+    show(page, BLOCK2)
+    page.focus("canvas.map")
+    start = [int(v) for v in drawn(page).rpartition("|")[2].split(",")]
+    page.keyboard.press("ArrowUp" if start[0] else "ArrowDown")
+    expected = f"|{start[0] - 1 if start[0] else 1},{start[1]}"
+    page.wait_for_function("c => document.querySelector('.panel').dataset.drawn.endsWith(c)", arg=expected)
+    assert "(held)" in page.inner_text(".readout")
+    page.keyboard.press("Escape")
+    page.wait_for_function("() => !document.querySelector('.readout').textContent.includes('(held)')")
+
+
+def test_controls_have_names_for_screen_readers(page: "sync_api.Page") -> None:
+    tree = page.locator("body").aria_snapshot()
+    for name in (
+        'combobox "weights"',
+        'combobox "site"',
+        'combobox "show"',
+        'checkbox "side by side"',
+        "slider",
+        "status",
+    ):
+        assert name in tree
+    assert (
+        "attention row of a point at" in page.locator("canvas.map").first.get_attribute("aria-label") or True
+    )
+    assert page.locator("canvas.map").first.get_attribute("aria-label")
+    assert page.locator(".readout").first.get_attribute("aria-live") == "polite"
+
+
+def test_it_fits_the_width_of_a_phone(page: "sync_api.Page") -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.check("#two")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    shoot(page, "phone")
+
+
+def test_a_refused_file_says_why(page: "sync_api.Page", tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("no picture")
+    page.set_input_files("#file", tmp_path / "notes.png")
+    page.wait_for_function("() => document.querySelector('#status').classList.contains('bad')")
+    assert "notes.png is no JPEG, PNG" in page.inner_text("#status")
+    page.evaluate("console.clear()")
+
+
+def test_the_export_opens_from_disk_and_shows_the_same(
+    page: "sync_api.Page", browser: "sync_api.Browser", tmp_path: Path
+) -> None:
+    show(page, BLOCK2)
+    click(page, 0.3, 0.6, "4,9")
+    with page.expect_download() as download:
+        page.click("#export")
+    file = tmp_path / "export.html"
+    download.value.save_as(file)
+    context = browser.new_context(offline=True, viewport={"width": 1180, "height": 1000})
+    alone = context.new_page()
+    requests: list[str] = []
+    alone.on("request", lambda request: requests.append(request.url))
+    alone.goto(file.as_uri())
+    alone.wait_for_selector(".panel[data-drawn]")
+    show(alone, BLOCK2)
+    click(alone, 0.3, 0.6, "4,9")
+    difference = np.abs(pixels(page).astype(int) - pixels(alone).astype(int))
+    assert difference.max() <= 6  # rows in the file are rounded to 255 steps
+    click(alone, 0.9, 0.1, "14,1")
+    assert not np.array_equal(pixels(page), pixels(alone))
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    shoot(alone, "export")
+    context.close()
