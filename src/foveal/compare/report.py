@@ -206,7 +206,7 @@ def _reading_html(rows: Sequence[Row], seeds: int) -> str:
         "Intervals are 95 % t intervals over seeds, not corrected for the number of variants. They speak of training "
         "again, not of other images.",
         "p is that of the exact sign-flip test on the paired differences, corrected by Holm over the variants compared "
-        f"with the same baseline. With {seeds} seed{'s' * (seeds != 1)} and {comparisons} comparisons it cannot go below "
+        f"with the same baseline. With {seeds} seeds and {comparisons} comparisons it cannot go below "
         f"{p_text(smallest)}; {seeds_needed(comparisons)} seeds are the fewest that can show anything.",
     ]
     if control is not None:
