@@ -179,7 +179,7 @@ class Scale(torch.autograd.Function):
         if dchannel is not None:
             dchannel = dchannel[..., 0]
         if dspatial is not None:
-            dspatial = dspatial.view(ctx.saved_tensors[2].shape)
+            dspatial = dspatial.view(x.shape[0], 1, *x.shape[2:])
         return dx, dchannel, dspatial, None
 
 

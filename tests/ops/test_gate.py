@@ -1,0 +1,322 @@
+"""Gates give the oracle's output and gradients, on any layout, and keep no map but the input."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from foveal.nn import CBAM, SqueezeExcite
+from foveal.ops import _gate, gate, reference
+
+# from one value to sizes that are searched in windows, along positions (1024 up) and along channels (64 up)
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 3, 1),
+    (3, 8, 5, 7),
+    (2, 70, 11),
+    (1, 4, 3, 5, 2),
+    (2, 5, 33, 37),
+    (1, 97, 40, 27),
+]
+LAYOUTS = ["contiguous", "channels-last", "sliced", "transposed"]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 4e-2}
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "channels-last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "sliced":
+        return torch.stack([x, x], -1)[..., 0]
+    if layout == "transposed":
+        return x.mT.contiguous().mT
+    return x
+
+
+def excite(squeezed: Tensor, weight: Tensor, batch: int) -> Tensor:
+    return torch.sigmoid(torch.tanh(squeezed @ weight).view(-1, batch, weight.shape[1]).sum(0))
+
+
+def attend(statistics: Tensor, mix: Tensor) -> Tensor:
+    return torch.sigmoid((statistics * mix.view(2, *[1] * (statistics.ndim - 2))).sum(1, keepdim=True))
+
+
+def fast(x: Tensor, weight: Tensor, mix: Tensor, kind: str) -> Tensor:
+    channel = None
+    if kind != "spatial":
+        x, squeezed = gate.squeeze_through(x, ["mean", "max"])
+        channel = excite(squeezed, weight, len(x))
+    if channel is not None and kind == "channel":
+        return gate.channel_scale(x, channel)
+    x, statistics, gated = gate.gated_statistics(x, None if kind == "parallel" else channel)
+    return gate.dual_scale(x, channel, attend(statistics, mix), gated)
+
+
+def literal(x: Tensor, weight: Tensor, mix: Tensor, kind: str) -> Tensor:
+    squeezed = torch.cat([reference.squeeze(x, "mean"), reference.squeeze(x, "max")])
+    channel = torch.ones_like(squeezed[: len(x)]) if kind == "spatial" else excite(squeezed, weight, len(x))
+    if kind == "channel":
+        return reference.channel_scale(x, channel)
+    spatial = attend(reference.spatial_statistics(x, None if kind == "parallel" else channel), mix)
+    return reference.dual_scale(x, channel, spatial)
+
+
+KINDS = ["channel", "spatial", "parallel", "channel-spatial"]
+
+
+def inputs(shape, dtype, layout="contiguous", factor=1.0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(sum(shape))
+    values = torch.randn(shape, generator=generator).to(dtype) * factor
+    weight = torch.randn(shape[1], shape[1], generator=generator).to(dtype) / shape[1] ** 0.5
+    mix = torch.randn(2, generator=generator).to(dtype)
+    return lay_out(values, layout).requires_grad_(), weight.requires_grad_(), mix.requires_grad_()
+
+
+def run(function, tensors, kind, dy=None) -> list[Tensor]:
+    y = function(*tensors, kind)
+    dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape) if dy is None else dy
+    used = [t for t in tensors if kind != "channel" or t is not tensors[2]]
+    used = [t for t in used if kind != "spatial" or t is not tensors[1]]
+    return [y.detach(), *torch.autograd.grad(y, used, dy)]
+
+
+def close(found, wanted, dtype) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        scale = max(1.0, other.abs().max().item())
+        torch.testing.assert_close(one, other, atol=TOLERANCE[dtype] * scale, rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_output_and_gradients_are_the_oracles(shape, layout, kind):
+    tensors = inputs(shape, torch.float32, layout)
+    close(run(fast, tensors, kind), run(literal, tensors, kind), torch.float32)
+    with torch.no_grad():
+        close([fast(*tensors, kind)], [literal(*tensors, kind)], torch.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_half_precision_is_as_near_to_double_as_the_oracle(kind, layout):
+    tensors = inputs((2, 70, 33, 37), torch.bfloat16, layout)
+    # equal values are common among so few digits, and ties go to other places: one clear winner everywhere
+    with torch.no_grad():
+        flat = torch.randn(2, 70, 33 * 37).clamp(-0.5, 0.5)
+        position = torch.arange(33 * 37)
+        flat[:, position % 70, position] = 5.0
+        flat[:, torch.arange(70), torch.arange(70)] = 9.0
+        tensors[0].copy_(flat.view(2, 70, 33, 37))
+    exact = run(literal, [t.detach().double().requires_grad_() for t in tensors], kind)
+    for found, plain, wanted in zip(
+        run(fast, tensors, kind), run(literal, tensors, kind), exact, strict=True
+    ):
+        scale = wanted.abs().max()
+        error, allowed = (found - wanted).abs().max() / scale, (plain - wanted).abs().max() / scale
+        assert found.dtype == torch.bfloat16
+        assert error <= max(2 * allowed, 0.02)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_large_values_stay_finite(dtype, layout):
+    x = lay_out(torch.randn(1, 70, 33, 37).mul(30).add(200).to(dtype), layout).requires_grad_()
+    x_on, squeezed = gate.squeeze_through(x, ["mean", "max"])
+    _, statistics, _ = gate.gated_statistics(x_on, torch.full((1, 70), 2.0, dtype=dtype))
+    torch.testing.assert_close(squeezed[:1].double(), x.double().mean((2, 3)), rtol=1e-3, atol=0)
+    torch.testing.assert_close(statistics[:, 0].double(), 2 * x.double().mean(1), rtol=1e-3, atol=0)
+    (squeezed.sum() + statistics.sum()).backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_and_second_derivatives_are_right(kind):
+    tensors = [t.double().detach().requires_grad_() for t in inputs((2, 3, 4, 3), torch.float64)]
+    used = [t for t, unused in zip(tensors, [None, "spatial", "channel"], strict=True) if kind != unused]
+
+    def index(t):
+        return next(i for i, u in enumerate(used) if u is t)
+
+    def by_identity(*given):
+        return fast(*[given[index(t)] if any(t is u for u in used) else t for t in tensors], kind)
+
+    assert gradcheck(by_identity, used)
+    assert gradgradcheck(by_identity, used)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 150),
+    spatial=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    layout=st.sampled_from(LAYOUTS),
+    kind=st.sampled_from(KINDS),
+)
+def test_any_shape_and_layout(batch, channels, spatial, layout, kind):
+    tensors = inputs((batch, channels, *spatial), torch.float64, layout if len(spatial) > 1 else "contiguous")
+    close(run(fast, tensors, kind), run(literal, tensors, kind), torch.float64)
+
+
+# ------------------------------------------------------------------------------------------------ places of maxima
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    channels=st.integers(1, 200),
+    positions=st.sampled_from([1, 7, 64, 100, 1023, 1024, 1031, 2500]),
+    dim=st.sampled_from([1, 2]),
+    last=st.booleans(),
+    values=st.sampled_from(["distinct", "tied", "equal", "nan", "inf"]),
+)
+def test_place_of_the_maximum_is_torchs(batch, channels, positions, dim, last, values):
+    generator = torch.Generator().manual_seed(positions + channels)
+    x = torch.randn(batch, channels, positions, generator=generator)
+    if values == "tied":
+        x = x.round()
+    elif values == "equal":
+        x = torch.zeros_like(x)
+    elif values in ("nan", "inf"):
+        x[:, channels // 2, positions // 3] = float(values)
+    if last:
+        x = x.mT.contiguous().mT
+    found = _gate._max_with_place(x, dim)
+    wanted = x.max(dim)
+    assert torch.equal(found[0].nan_to_num(99.0), wanted.values.nan_to_num(99.0))
+    assert torch.equal(found[1], wanted.indices)
+
+
+def test_a_tie_sends_its_gradient_to_one_place():
+    x = torch.zeros(1, 70, 40, 40, requires_grad=True)
+    gate.squeeze_through(x, ["max"])[1].sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad.flatten(2)[..., 0], torch.ones(1, 70))
+    assert x.grad.count_nonzero() == 70
+
+
+# -------------------------------------------------------------------------------------------- one buffer, no surprises
+
+
+def test_x_may_be_used_elsewhere_too():
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+
+    def both(through: bool) -> Tensor:
+        passed, squeezed = gate.squeeze_through(x) if through else (x, reference.squeeze(x))
+        weights = torch.sigmoid(squeezed)
+        scale = gate.channel_scale if through else reference.channel_scale
+        return scale(passed, weights) + passed * 3 + passed
+
+    dy = torch.randn(2, 4, 5, 5)
+    kept = dy.clone()
+    found, wanted = (torch.autograd.grad(both(through), x, dy)[0] for through in (True, False))
+    torch.testing.assert_close(found, wanted)
+    assert torch.equal(dy, kept)
+
+
+def test_the_gradient_that_comes_in_is_never_changed():
+    x = torch.randn(1, 4, 5, 5, requires_grad=True)
+    for produced in (gate.squeeze_through(x, ["mean", "max"]), gate.gated_statistics(x)[:2]):
+        gradients = [torch.randn_like(t) for t in produced]
+        kept = [g.clone() for g in gradients]
+        torch.autograd.grad(produced, x, gradients)
+        assert all(map(torch.equal, gradients, kept))
+
+
+def test_backward_twice_and_bit_for_bit():
+    tensors = inputs((2, 70, 33, 37), torch.float32)
+    y = fast(*tensors, "channel-spatial")
+    first = torch.autograd.grad(y.sum(), tensors, retain_graph=True)
+    second = torch.autograd.grad(y.sum(), tensors)
+    third = torch.autograd.grad(fast(*tensors, "channel-spatial").sum(), tensors)
+    assert all(map(torch.equal, first, second))
+    assert all(map(torch.equal, first, third))
+
+
+def test_changing_x_before_backward_is_refused():
+    x = torch.randn(1, 4, 5, 5, requires_grad=True)
+    source = x * 1
+    y = gate.channel_scale(*[source, torch.rand(1, 4)])
+    source.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_what_needs_no_gradient_gets_none(frozen):
+    tensors = inputs((2, 6, 5, 5), torch.float32)
+    tensors[frozen].requires_grad_(False)
+    others = [t for t in tensors if t.requires_grad]
+    found, wanted = (
+        torch.autograd.grad(f(*tensors, "channel-spatial").sum(), others) for f in (fast, literal)
+    )
+    close(found, wanted, torch.float32)
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    tensors = inputs((2, 6, 5, 5), torch.float32)
+    wanted = torch.autograd.grad(fast(*tensors, "channel-spatial").sum(), tensors)
+    y = checkpoint(fast, *tensors, "channel-spatial", use_reentrant=False)
+    assert all(map(torch.equal, torch.autograd.grad(y.sum(), tensors), wanted))
+
+
+def test_autocast_rounds_no_sum_over_the_map():
+    tensors = inputs((2, 70, 33, 37), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        x, squeezed = gate.squeeze_through(tensors[0], ["mean", "max"])
+        channel = torch.sigmoid(squeezed).view(2, 2, 70).sum(0)
+        x, statistics, gated = gate.gated_statistics(x, channel)
+        y = gate.dual_scale(x, channel, attend(statistics, tensors[2]), gated)
+        found = torch.autograd.grad(y.sum(), tensors[0])
+    x = tensors[0]
+    channel = torch.sigmoid(torch.stack([reference.squeeze(x), reference.squeeze(x, "max")])).sum(0)
+    y = reference.dual_scale(x, channel, attend(reference.spatial_statistics(x, channel), tensors[2]))
+    close(found, torch.autograd.grad(y.sum(), x), torch.float32)
+
+
+def test_compiled_and_functional_transforms_agree():
+    tensors = inputs((2, 6, 5, 5), torch.float32)
+    wanted = run(fast, tensors, "channel-spatial")
+    compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    close(run(compiled, tensors, "channel-spatial"), wanted, torch.float32)
+    gradient = torch.func.grad(lambda x: fast(x, *tensors[1:], "channel-spatial").sum())(tensors[0])
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(fast(*tensors, "channel-spatial").sum(), tensors[0])[0]
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- memory
+
+
+def saved_bytes(net: nn.Module, x: Tensor) -> int:
+    """Bytes of the storages kept for backward, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    storages = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = net(x)
+    total = sum(storage.nbytes() for storage in storages.values())
+    del y
+    return total
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_cbam_keeps_at_most_half_of_what_timm_keeps(memory_format):
+    from timm.layers.cbam import CbamModule
+
+    x = torch.randn(1, 256, 56, 56).contiguous(memory_format=memory_format).requires_grad_()
+    assert saved_bytes(CBAM(256, variant="timm"), x) <= saved_bytes(CbamModule(256), x) / 2
+
+
+def test_se_keeps_its_input_and_a_thousandth():
+    x = torch.randn(1, 256, 56, 56, requires_grad=True)
+    assert saved_bytes(SqueezeExcite(256), x) <= 1.001 * x.nbytes
