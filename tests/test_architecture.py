@@ -19,6 +19,7 @@ ROOMS = {
     "look": {"ops", "nn", "insert"},
     "data": set(),
 }
+ROOMS["bench"] = {"ops", "nn", "insert", "measure"}
 ROOMS["train"] = set(ROOMS) | {"train"}
 ROOMS["compare"] = set(ROOMS) | {"compare"}
 ROOMS["export"] = set(ROOMS)

@@ -170,6 +170,11 @@ def _elementwise_products(left: Any, right: Any, *_: Any, out_shape: Any = None,
     return 2 * torch.Size(out_shape).numel()
 
 
+def _attention_products(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    # (b, heads, n, d), (b, heads, m, d), (b, heads, m, e); the CPU's kernel is one that FlopCounterMode leaves out
+    return 2 * query[0] * query[1] * query[2] * key[2] * (query[3] + value[3])
+
+
 def count_macs(net: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of one forward pass, counted from the operations that run.
 
@@ -189,7 +194,11 @@ def count_macs(net: nn.Module, example: Tensor) -> int:
         >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 32, 32)) == 3 * 8 * 9 * 32 * 32
         True
     """
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mul: _elementwise_products})
+    formulas = {
+        torch.ops.aten.mul: _elementwise_products,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_products,
+    }
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
     modes = [(module, module.training) for module in net.modules()]
     # the fused path of nn.MultiheadAttention is one opaque operation that would count as nothing
     fused = torch.backends.mha.get_fastpath_enabled()

@@ -26,6 +26,26 @@ def test_totals_are_what_insertion_then_adds(name, at):
     assert plan.macs == count_macs(net, x) - own[1] > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "products"),
+    [  # (d + e) of the two products over n x m pairs, or what takes their place
+        ("nonlocal", {"inner": 4}, lambda n: n * n * 8),
+        ("nonlocal", {"inner": 4, "pairwise": "concatenation"}, lambda n: 2 * n * 4),
+        ("selfattention", {"key_width": 2}, lambda n: n * n * 18),
+        ("selfattention", {"key_width": 2, "similarity": "perceptron"}, lambda n: n * n * 18),
+        ("position", {"key_width": 2}, lambda n: n * n * 18),
+        ("channel", {}, lambda n: n * 16 * 16 * 2),
+    ],
+)
+def test_products_between_positions_are_counted_however_they_are_computed(name, options, products):
+    net = foveal.create_model("cifar_resnet8", num_classes=10)
+    (row,) = foveal.plan(net, name, stages=(1,), **options).rows
+    assert row.shape == (16, 32, 32)
+    width = 16 * 32 * 32
+    # the projections and scales come on top: a handful of products of the map with narrow matrices
+    assert products(32 * 32) <= row.macs <= products(32 * 32) + 4 * 16 * width
+
+
 @pytest.mark.parametrize("name", ["se", "cbam", "dual"])
 def test_activation_bytes_are_what_a_real_forward_keeps(name):
     net = foveal.create_model("cifar_resnet8", num_classes=10)

@@ -1,4 +1,4 @@
-"""What an insertion would cost, site by site, worked out without changing the network or computing anything."""
+"""What an insertion would cost, site by site, measured on blocks of its own without changing the network."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.insert.attach import usable
-from foveal.insert.find import Site, found
+from foveal.insert.find import found
 from foveal.insert.make import Block, build, resolve
 from foveal.insert.trace import undisturbed
 from foveal.measure import count_macs, count_parameters
@@ -113,12 +113,12 @@ def plan(
 ) -> Plan:
     """What ``insert`` with the same arguments would add, without changing anything.
 
-    Figures are for one image. Blocks are built and run without memory (on the meta device), so nothing is drawn
-    from the random state. Multiply-accumulates are those of `foveal.measure.count_macs`: convolutions and matrix
-    products as counted by ``torch.utils.flop_counter``, and one for each value of every elementwise product, which
-    that counter leaves out; additions, pooling, normalisation and activations are not counted. Activation bytes
-    are what the block keeps for the backward pass in training, its input included, each storage once, parameters
-    left out, on the path PyTorch's own operators take; measured with two images and halved.
+    Figures are for one image. A block is built and run on the CPU for every distinct shape of feature map; random
+    state is put back. Multiply-accumulates are those of `foveal.measure.count_macs`: convolutions and matrix
+    products by ``torch.utils.flop_counter``, products inside this library's own operators, and one for each value
+    of every elementwise product; additions, pooling, normalisation and activations are not counted. Activation
+    bytes are what the block keeps for the backward pass in training, its input included, each storage once,
+    parameters left out; measured with two images and halved.
 
     Args:
         net: the network, left unchanged.
@@ -144,13 +144,15 @@ def plan(
     name, make = resolve(block, asker="plan")
     listed, watched = found(net, at, stages=stages, example=example, asker="plan")
     dtypes = {call.name: call.dtype for call in watched.calls}
+    costs: dict[Any, tuple[int, int, int]] = {}
     rows = []
     for site in usable(listed, net, at, asker="plan"):
-        with torch.device("meta"):
-            module = build(name, make, site.channels, len(site.shape) - 1, start, options, asker="plan").to(
-                dtypes[site.name]
-            )
-        rows.append(_row(site, module, dtypes[site.name]))
+        key = site.shape, dtypes[site.name]
+        if key not in costs:
+            with torch.random.fork_rng(devices=[]):
+                module = build(name, make, site.channels, len(site.shape) - 1, start, options, asker="plan")
+                costs[key] = _cost(module.to(dtypes[site.name]), site.shape, dtypes[site.name])
+        rows.append(Row(site.name, site.stage, site.shape, *costs[key]))
     args, kwargs = watched.example
     network_macs = None
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
@@ -159,24 +161,24 @@ def plan(
     return Plan(type(net).__name__, name, at, tuple(rows), count_parameters(net), network_macs)
 
 
-def _row(site: Site, module: nn.Module, dtype: torch.dtype | None) -> Row:
+def _cost(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype | None) -> tuple[int, int, int]:
+    """Parameters, multiply-accumulates and activation bytes for one image."""
     images = 2  # batch normalisation of a 1 x 1 map refuses to train on one
-    x = torch.empty(images, *site.shape, dtype=dtype, device="meta")
-    own = {p.untyped_storage()._cdata for p in module.parameters()}
-    kept: dict[int, Tensor] = {}  # the tensors stay alive, so that no storage's number is used twice
+    x = torch.randn(images, *shape, dtype=dtype)
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: dict[int, Tensor] = {}  # the tensors stay alive, so that no storage's address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
-        key = tensor.untyped_storage()._cdata
-        if key not in own:
-            kept[key] = tensor
+        address = tensor.untyped_storage().data_ptr()
+        if address not in own:
+            kept[address] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = module.train()(x.requires_grad_())
     activation_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // images
     del result
-    macs = count_macs(module, x.detach()) // images
-    return Row(site.name, site.stage, site.shape, count_parameters(module), macs, activation_bytes)
+    return count_parameters(module), count_macs(module, x.detach()) // images, activation_bytes
 
 
 def _scaled(value: int, unit: str = "") -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from foveal.ops.pairwise import empty_like_value, full_precision, is_transposed, sum_dtype
 
@@ -147,6 +148,11 @@ def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: flo
     return empty_like_value(value, query.shape[1]), lse
 
 
+@register_flop_formula(torch.ops.foveal.softmax_attention)
+def _(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
+    return 2 * query[0] * query[1] * key[1] * (query[2] + value[2])
+
+
 @torch.library.custom_op("foveal::softmax_attention_backward", mutates_args=())
 def _softmax_attention_backward(
     grad_y: Tensor,
@@ -244,6 +250,11 @@ def _tanh_sums(q: Tensor, k: Tensor, buffer: _Buffer) -> Tensor:
 def _(query: Tensor, key: Tensor, weight: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     lse = value.new_empty(query.shape[:2], dtype=sum_dtype(value))
     return empty_like_value(value, query.shape[1]), lse
+
+
+@register_flop_formula(torch.ops.foveal.perceptron_attention)
+def _(query: torch.Size, key: torch.Size, weight: torch.Size, value: torch.Size, **__) -> int:
+    return 2 * query[0] * query[1] * key[1] * (weight[0] + value[2])
 
 
 @torch.library.custom_op("foveal::perceptron_attention_backward", mutates_args=())

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 INTERPRETED = triton.knobs.runtime.interpret
 # dtypes, each with the widest key whose tiles fit in shared memory
@@ -227,6 +228,11 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple
 def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     b, n = query.shape[:2]
     return value.new_empty(b, n, value.shape[2]), value.new_empty(b, n, dtype=torch.float32)
+
+
+@register_flop_formula(torch.ops.foveal.attention)
+def _(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
+    return 2 * query[0] * query[1] * key[1] * (query[2] + value[2])
 
 
 @torch.library.custom_op("foveal::attention_backward", mutates_args=())
