@@ -134,7 +134,7 @@ def test_a_printed_config_is_a_config(said, tmp_path):
         (["eval", "--weights", "nowhere"], "nowhere"),
         (["predict", "--weights", "nowhere"], "predict: the following arguments are required: paths"),
         (["list", "*xyzzy*"], "list: pattern must match"),
-        (["plan", "resnet18"], "plan: the following arguments are required: --insert"),
+        (["plan", "resnet18"], "plan: the following arguments are required: insert"),
         (["plan", "resnet18", "--insert", "sse"], "plan: block must be one of"),
         (["bench", "everything"], "bench: what must be one of ['ops'], got everything"),
         (["compare", "--seeds", "0"], "compare: "),

@@ -16,7 +16,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -265,9 +265,7 @@ def _run(name: str, arguments: list[str]) -> int:
         parser.add_argument("--resume", type=str | None, help="Folder of a stopped run, to continue it.")
         parser.add_class_arguments(TrainConfig)
     else:
-        parser.add_function_arguments(verb.run, skip={verb.words} if verb.words else set())
-    if verb.words:
-        _add_words(parser, verb)
+        _add_options(parser, verb)
     try:
         given = parser.parse_args(tidied(arguments, parser))
     except ArgumentError as error:
@@ -292,17 +290,24 @@ def _read(value: Any) -> Any:
     return yaml.safe_load(value) if isinstance(value, str) else value
 
 
-def _add_words(parser: ArgumentParser, verb: Verb) -> None:
+def _add_options(parser: ArgumentParser, verb: Verb) -> None:
+    """One option a parameter. jsonargparse's own way would import what the function's file imports for its types."""
     from docstring_parser import parse
 
-    name = verb.words or ""
-    parameter = inspect.signature(verb.run).parameters[name]
-    kind = get_type_hints(verb.run)[name]
     described = {p.arg_name: p.description for p in parse(verb.run.__doc__ or "").params}
-    count: dict[str, Any] = {} if parameter.default is inspect.Parameter.empty else {"nargs": "?"}
-    if get_origin(kind) is list:
-        (kind,), count = get_args(kind), {"nargs": "+"}
-    parser.add_argument(name, type=kind, help=described[name], **count)
+    for name, parameter in inspect.signature(verb.run).parameters.items():
+        kind = parameter.annotation
+        if isinstance(kind, str):
+            kind = eval(kind, verb.run.__globals__)  # as typing.get_type_hints does, for the parameters alone
+        needed = parameter.default is inspect.Parameter.empty
+        if name != verb.words:
+            rest: dict[str, Any] = {"required": True} if needed else {"default": parameter.default}
+            parser.add_argument(f"--{name}", type=kind, help=described[name], **rest)
+        elif get_origin(kind) is list:
+            parser.add_argument(name, type=get_args(kind)[0], help=described[name], nargs="+")
+        else:
+            count: dict[str, Any] = {} if needed else {"nargs": "?"}
+            parser.add_argument(name, type=kind, help=described[name], **count)
 
 
 def tidied(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:
