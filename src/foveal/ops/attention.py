@@ -97,6 +97,9 @@ def _refusal(backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tens
             return f"PyTorch's kernels want one dtype, got {query.dtype}, {key.dtype}, {value.dtype}"
         if query.device.type not in ("cpu", "cuda"):
             return f"PyTorch has no fused kernel for {query.device.type}"
+        widths = query.shape[-1], value.shape[-1]
+        if query.is_cuda and (query.dtype == torch.float64 or widths[0] % 8 or widths[1] % 8):
+            return f"on CUDA they want at most float32 and widths in eights, got {query.dtype} and {widths}"
     return None
 
 
