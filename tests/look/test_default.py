@@ -1,0 +1,25 @@
+"""The network that comes with the package: small, and as good as is written beside it."""
+
+import json
+from importlib import resources
+
+import pytest
+
+from foveal.look.network import DEFAULT_WEIGHTS, open_network
+from foveal.train import evaluate
+
+FOLDER = resources.files("foveal.look")
+
+
+def test_it_is_small_and_opens_without_a_path() -> None:
+    with resources.as_file(FOLDER / DEFAULT_WEIGHTS) as path:
+        assert path.stat().st_size < 2_000_000
+    assert "bundled" in open_network().weights
+
+
+def test_its_accuracy_is_the_one_recorded() -> None:
+    recorded = json.loads((FOLDER / "default.json").read_text(encoding="utf-8"))["result"]
+    with resources.as_file(FOLDER / DEFAULT_WEIGHTS) as path:
+        result = evaluate(path, "scenes", split=recorded["split"])
+    assert result.images == recorded["images"]
+    assert result.accuracy == pytest.approx(recorded["accuracy"], abs=0.003)
