@@ -125,7 +125,7 @@ class NonLocal(nn.Module):
             y = pairwise.concatenation(*self._concatenated(theta, phi), g)
         else:
             y = attention.softmax_attention(theta, phi, g, scale=self.scale)
-        return x + self.norm(self.out(self._ungroup(y, x.shape[2:]))).to(x.dtype)
+        return x + self.norm(self.out(self._ungroup(y, x.shape[2:])))
 
     def attention(
         self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
