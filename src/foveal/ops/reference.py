@@ -67,7 +67,11 @@ def softmax_attention(
 
 
 def cosine_attention(
-    query: Float[Tensor, "b n d"], key: Float[Tensor, "b m d"], value: Float[Tensor, "b m e"], *, scale: float = 1.0
+    query: Float[Tensor, "b n d"],
+    key: Float[Tensor, "b m d"],
+    value: Float[Tensor, "b m e"],
+    *,
+    scale: float = 1.0,
 ) -> Float[Tensor, "b n e"]:
     """Softmax attention with cosine similarity."""
     return softmax_weights(cosine_scores(query, key, scale)) @ value
@@ -84,14 +88,22 @@ def perceptron_attention(
 
 
 def concatenation_attention(
-    a: Float[Tensor, "b n"], b: Float[Tensor, "b m"], value: Float[Tensor, "b m e"], *, negative_slope: float = 1.0
+    a: Float[Tensor, "b n"],
+    b: Float[Tensor, "b m"],
+    value: Float[Tensor, "b m e"],
+    *,
+    negative_slope: float = 1.0,
 ) -> Float[Tensor, "b n e"]:
     """Softmax attention with concatenation similarity, ``softmax_j(leaky_relu(a_i + b_j)) v_j``."""
     return softmax_weights(concatenation_scores(a, b, negative_slope)) @ value
 
 
 def dot_product(
-    theta: Float[Tensor, "b n d"], phi: Float[Tensor, "b m d"], g: Float[Tensor, "b m e"], *, scale: float = 1.0
+    theta: Float[Tensor, "b n d"],
+    phi: Float[Tensor, "b m d"],
+    g: Float[Tensor, "b m e"],
+    *,
+    scale: float = 1.0,
 ) -> Float[Tensor, "b n e"]:
     """``y_i = 1/m sum_j scale (theta_i . phi_j) g_j`` (Non-local eq. 1 with f of eq. 4, C(x) = m)."""
     return (dot_scores(theta, phi, scale) / phi.shape[1]) @ g
@@ -143,7 +155,9 @@ def spatial_statistics(x: Float[Tensor, "b c *spatial"], gate: Float[Tensor, "b 
 
 
 def dual_scale(
-    x: Float[Tensor, "b c *spatial"], channel_gate: Float[Tensor, "b c"], spatial_gate: Float[Tensor, "b 1 *spatial"]
+    x: Float[Tensor, "b c *spatial"],
+    channel_gate: Float[Tensor, "b c"],
+    spatial_gate: Float[Tensor, "b 1 *spatial"],
 ) -> Tensor:
     """``y_cp = channel_gate_c spatial_gate_p x_cp`` (CBAM eq. 1, both gates at once)."""
     return channel_scale(x, channel_gate) * spatial_gate
