@@ -310,11 +310,14 @@ def saved_bytes(net: nn.Module, x: Tensor) -> int:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_cbam_keeps_at_most_half_of_what_timm_keeps(memory_format):
+def test_cbam_keeps_its_input_where_timm_keeps_two_maps(memory_format):
+    """The input alone is 49.5 % of what timm keeps; with the maps of one channel it is 50.7 %."""
     from timm.layers.cbam import CbamModule
 
     x = torch.randn(1, 256, 56, 56).contiguous(memory_format=memory_format).requires_grad_()
-    assert saved_bytes(CBAM(256, variant="timm"), x) <= saved_bytes(CbamModule(256), x) / 2
+    ours, theirs = saved_bytes(CBAM(256, variant="timm"), x), saved_bytes(CbamModule(256), x)
+    assert ours <= 0.51 * theirs
+    assert ours - x.nbytes <= 0.03 * (theirs - x.nbytes)
 
 
 def test_se_keeps_its_input_and_a_thousandth():

@@ -205,8 +205,8 @@ def _reading_html(rows: Sequence[Row], seeds: int) -> str:
         "differences are taken seed by seed. Accuracy is that of the last epoch; no epoch is chosen.",
         "Intervals are 95 % t intervals over seeds, not corrected for the number of variants. They speak of training "
         "again, not of other images.",
-        "p is that of the exact sign-flip test on the paired differences, corrected by Holm over the variants compared "
-        f"with the same baseline. With {seeds} seeds and {comparisons} comparisons it cannot go below "
+        "p is that of the exact sign-flip test on the paired differences, corrected by Holm over the variants "
+        f"compared with the same baseline. With {seeds} seeds and {comparisons} comparisons it cannot go below "
         f"{p_text(smallest)}; {seeds_needed(comparisons)} seeds are the fewest that can show anything.",
     ]
     if control is not None:

@@ -3,6 +3,7 @@
 A map is seen as (b, c, n) with the strides it has, so contiguous and channels-last take the same code.
 """
 
+import math
 from types import ModuleType
 from typing import Any
 
@@ -27,9 +28,16 @@ def can_run(x: Tensor, *others: Tensor | None) -> bool:
     return x.numel() > 0 and (x.is_contiguous() or x.movedim(1, -1).is_contiguous())
 
 
-def kernels(x: Tensor) -> ModuleType | None:
-    """The Triton kernels, where they take ``x``."""
+# Below, launching a kernel from Python costs more than it saves (H100, benchmarks/README.md): kernels then run only
+# where a CUDA graph is being recorded, which takes launching out of the replay.
+SMALLEST_MAP = 2**24
+
+
+def kernels(x: Tensor, smallest: float = SMALLEST_MAP) -> ModuleType | None:
+    """The Triton kernels, where they take ``x`` and pay."""
     if not x.is_cuda or torch.compiler.is_compiling():
+        return None
+    if x.numel() < smallest and not torch.cuda.is_current_stream_capturing():
         return None
     try:
         from foveal.ops import _triton_gate
@@ -53,7 +61,7 @@ class Squeeze(torch.autograd.Function):
         rows: dict[str, Tensor] = {}
         place = None
         if "max" in statistics:
-            if triton := kernels(x):
+            if triton := kernels(x, smallest=math.inf):
                 rows["mean"], rows["max"], place = triton.squeeze(x)
             else:
                 rows["max"], place = _max_with_place(x.flatten(2), 2)

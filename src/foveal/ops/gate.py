@@ -15,9 +15,10 @@ everything computed from it then gather in one buffer, instead of one new map ea
 A maximum sends its gradient to the first of equal positions, as ``torch.max`` with indices does; the oracle, and
 a compiled or exported network, share it among them, as ``torch.amax`` does. Both are subgradients.
 Any number of spatial sizes, contiguous and channels-last; other layouts, tensor subclasses, ``torch.compile``,
-``torch.export`` and ``torch.func`` take the plain formulas. On CUDA, Triton kernels where they can run.
+``torch.export`` and ``torch.func`` take the plain formulas. On CUDA, Triton kernels where they pay.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -51,7 +52,7 @@ def squeeze_through(
     """
     if _needs_grad(x) and _gate.can_run(x):
         return _gate.Squeeze.apply(x, tuple(statistics))
-    if len(statistics) > 1 and (kernels := _gate.kernels(x)):
+    if len(statistics) > 1 and (kernels := _gate.kernels(x, smallest=math.inf)):
         mean, peak, _ = kernels.squeeze(x)
         return x, torch.cat([mean if statistic == "mean" else peak for statistic in statistics])
     rows = [squeeze(x, statistic) for statistic in statistics]
