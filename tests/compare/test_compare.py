@@ -100,7 +100,9 @@ def test_a_stopped_comparison_continues_to_the_same_result(outcome, tmp_path, mo
     assert not list(tmp_path.glob(".images-*"))
 
     monkeypatch.undo()
+    (tmp_path / ".images-killed").mkdir()
     again = compare(out=str(tmp_path), jobs=1, **TINY)
+    assert not list(tmp_path.glob(".images-*"))
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     accuracies = [
         {(run["variant"], run["seed"]): run["accuracy"] for run in read(folder, "results.json")["runs"]}

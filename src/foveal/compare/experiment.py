@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -229,6 +230,8 @@ def _train(
         found[job.result] = result
         progress.finished(result)
 
+    for left in folder.glob(".images-*"):  # of a comparison that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".images-") as images:
         for split, part in data.items():
             for_crops = split == "train" and bool(first.augmentation)
