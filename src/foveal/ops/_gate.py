@@ -112,7 +112,8 @@ class Statistics(torch.autograd.Function):
             flat = (x if gated is None else gated).flatten(2)
             peak, place = _max_with_place(flat, 1)
             statistics = torch.stack([flat.mean(1), peak], 1).view(x.shape[0], 2, *x.shape[2:])
-        ctx.save_for_backward(x, gate, place)
+        narrow = torch.uint8 if x.shape[1] <= 2**8 else torch.int32
+        ctx.save_for_backward(x, gate, place.to(narrow))
         if gated is not None:
             ctx.mark_non_differentiable(gated)
         return x, statistics, gated
@@ -123,6 +124,7 @@ class Statistics(torch.autograd.Function):
         if dstatistics is None:
             return dx, None
         x, gate, place = ctx.saved_tensors
+        place = place.to(torch.int64)
         flat, channels = x.flatten(2), x.shape[1]
         dmean, dpeak = dstatistics.flatten(2).unbind(1)
         dmean = dmean / channels
