@@ -19,7 +19,8 @@ ROOMS = {
     "look": {"ops", "nn", "insert"},
     "data": set(),
 }
-ROOMS["bench"] = {"ops", "nn", "insert", "measure"}
+ROOMS["fuse"] = {"ops", "nn", "insert"}
+ROOMS["bench"] = {"ops", "nn", "insert", "measure", "fuse"}
 ROOMS["train"] = set(ROOMS) | {"train"}
 ROOMS["compare"] = set(ROOMS) | {"compare"}
 ROOMS["export"] = set(ROOMS)

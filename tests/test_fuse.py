@@ -1,0 +1,149 @@
+"""A fused network gives the same outputs, says what it did, and leaves the original alone."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import foveal
+from foveal.fuse import GatedResidual, fuse
+
+
+def trained(net: nn.Module) -> nn.Module:
+    """Statistics and scales as after training: at their defaults a wrong fold could go unseen."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, _BatchNorm):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+                module.weight.uniform_(0.5, 1.0, generator=generator)
+                module.bias.normal_(0, 0.1, generator=generator)
+    return net.eval()
+
+
+def inserted(block: str, at: str = "residual", **options) -> nn.Module:
+    net = foveal.create_model("cifar_resnet8", num_classes=10)
+    return trained(foveal.insert(net, block, at=at, start="paper", reduction=4, **options))
+
+
+NETS = {
+    "timm seresnet18": lambda: trained(timm.create_model("seresnet18", num_classes=10)),
+    # a bottleneck, and timm's norm and activation in one module
+    "timm seresnet50": lambda: trained(timm.create_model("seresnet50", num_classes=10)),
+    "timm norm-act": lambda: trained(timm.create_model("efficientnet_b0", num_classes=10)),
+    "inserted se": lambda: inserted("se"),
+    "inserted cbam": lambda: inserted("cbam"),
+    "inserted cbam with norm": lambda: inserted("cbam", variant="timm"),
+    "inserted after each block": lambda: inserted("se", at="block"),
+    "two blocks at one site": lambda: foveal.insert(inserted("se"), "cbam", reduction=4),
+}
+
+
+def gated(net: nn.Module) -> list[GatedResidual]:
+    return [module for module in net.modules() if isinstance(module, GatedResidual)]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_outputs_are_equal_and_the_network_is_untouched(name):
+    net = NETS[name]()
+    before = copy.deepcopy(net.state_dict())
+    fused = fuse(net)
+    for batch in (1, 2):
+        x = torch.randn(batch, 3, 40, 48)
+        for given in (x, x.contiguous(memory_format=torch.channels_last)):
+            kept = given.clone()
+            with torch.no_grad():
+                wanted, found = net(given), fused(given)
+            assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+            assert torch.equal(given, kept)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not any(
+        isinstance(module, _BatchNorm) for module in fused.modules() if not owned_by_block(fused, module)
+    )
+
+
+def owned_by_block(net: nn.Module, norm: nn.Module) -> bool:
+    """CBAM of variant timm has a BatchNorm of its own, which is no part of the network's."""
+    return any(norm in joined.block.modules() for joined in gated(net))
+
+
+def test_every_gate_of_a_residual_network_is_joined_and_said():
+    fused = fuse(NETS["timm seresnet50"]())
+    assert len(gated(fused)) == 16
+    assert all(joined.squeezes_early and joined.relu for joined in gated(fused))
+    assert "folded layer1.0.bn1 into layer1.0.conv1" in fused.report
+    assert sum("took its squeeze before" in line for line in fused.report) == 16
+
+
+def test_what_is_not_recognised_is_left_and_said():
+    fused = fuse(inserted("se", at="block"))
+    assert gated(fused) == []
+    assert sum("no addition of a shortcut follows it alone" in line for line in fused.report) == 3
+
+
+class Awkward(nn.Module):
+    """One convolution read twice, a BatchNorm without a convolution, a shared BatchNorm, a standardised one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.shared = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.alone, self.after_two, self.norm = nn.BatchNorm2d(3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.weighted = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+        self.last = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.twice(self.first(self.alone(x)))
+        x = self.after_two(x) + x
+        x = self.norm(self.shared(x)) + self.norm(x)
+        return self.last(self.weighted(x))
+
+
+def test_a_batchnorm_is_folded_only_where_that_is_right():
+    net = trained(Awkward())
+    fused = fuse(net)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(fused(x), net(x))
+    assert [line.split(":")[0] for line in fused.report] == [
+        "left alone",
+        "left after_two",
+        "left norm",
+        "left norm",
+        "left last",
+    ]
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+
+def test_a_network_that_cannot_be_traced_is_copied_and_said():
+    net = Branching()
+    fused = fuse(net)
+    assert fused is not net
+    assert torch.equal(fused(torch.ones(3)), torch.full((3,), 2.0))
+    assert fused.report[0].startswith("left everything: torch.fx cannot trace Branching")
+
+
+def test_a_strided_expansion_takes_its_squeeze_from_the_positions_it_reads():
+    convolution = nn.Conv2d(4, 16, 1, stride=2)
+    block = foveal.nn.SqueezeExcite(16, reduction=4)
+    joined = GatedResidual(block, convolution, relu=True).requires_grad_(False)
+    u, shortcut = torch.randn(2, 4, 7, 9), torch.randn(2, 16, 4, 5)
+    assert joined.squeezes_early
+    torch.testing.assert_close(joined(u, shortcut), torch.relu(block(convolution(u)) + shortcut))
+
+
+@pytest.mark.parametrize("name", ["inserted se", "inserted cbam"])
+def test_saliency_still_flows_to_the_input(name):
+    net = NETS[name]()
+    fused = fuse(net)
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    wanted, found = (torch.autograd.grad(n(x).sum(), x)[0] for n in (net, fused))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
