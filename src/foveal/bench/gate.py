@@ -1,0 +1,162 @@
+"""Cases of the gates and of `foveal.fuse`: timm's modules, the article's listing, and networks without gates."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.bench import OURS, Bar, Case, Row
+from foveal.fuse import fuse
+from foveal.nn import CBAM, SqueezeExcite
+
+CHANNELS, SIDE = 256, 56
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+
+
+class ArticleCBAM(nn.Module):
+    """The operations of the article's listing: adaptive pools, the two layers run twice, maxima with indices."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.mean, self.peak = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
+        self.fc1 = nn.Conv2d(channels, channels // reduction, 1, bias=False)
+        self.fc2 = nn.Conv2d(channels // reduction, channels, 1, bias=False)
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, peak = (self.fc2(self.fc1(pool(x)).relu()) for pool in (self.mean, self.peak))
+        x = torch.sigmoid(mean + peak) * x
+        statistics = torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)
+        return torch.sigmoid(self.conv(statistics)) * x
+
+
+def _against_timm_cbam() -> tuple[nn.Module, nn.Module]:
+    from timm.layers.cbam import CbamModule
+
+    theirs, ours = CbamModule(CHANNELS), CBAM(CHANNELS, variant="timm")
+    _copy(theirs.channel.fc1, ours.get_submodule("channel.fc1"))
+    _copy(theirs.channel.fc2, ours.get_submodule("channel.fc2"))
+    _copy(theirs.spatial.conv.conv, ours.get_submodule("spatial.conv"))
+    return ours, theirs
+
+
+def _against_article() -> tuple[nn.Module, nn.Module]:
+    theirs, ours = ArticleCBAM(CHANNELS), CBAM(CHANNELS, variant="article")
+    for name, own in (("fc1", "channel.fc1"), ("fc2", "channel.fc2"), ("conv", "spatial.conv")):
+        _copy(theirs.get_submodule(name), ours.get_submodule(own))
+    return ours, theirs
+
+
+def _against_timm_se() -> tuple[nn.Module, nn.Module]:
+    from timm.layers import SEModule
+
+    theirs, ours = SEModule(CHANNELS), SqueezeExcite(CHANNELS)
+    _copy(theirs.fc1, ours.fc1)
+    _copy(theirs.fc2, ours.fc2)
+    return ours, theirs
+
+
+def _copy(source: nn.Module, target: nn.Module) -> None:
+    with torch.no_grad():
+        for name, parameter in target.named_parameters():
+            parameter.copy_(source.get_parameter(name).view_as(parameter))
+
+
+def _case(
+    block: str,
+    other: str,
+    pair: Callable[[], tuple[nn.Module, nn.Module]],
+    batch: int,
+    layout: str,
+    bar: Bar,
+    train: bool,
+) -> Case:
+    def make() -> Mapping[str, Callable[[], Any]]:
+        torch.manual_seed(0)
+        ours, theirs = (net.train(train) for net in pair())
+        x, dy = (
+            torch.randn(batch, CHANNELS, SIDE, SIDE).contiguous(memory_format=LAYOUTS[layout])
+            for _ in range(2)
+        )
+
+        def call(net: nn.Module) -> Callable[[], Any]:
+            if not train:
+                return torch.no_grad()(lambda: net(x))
+            leaf = x.clone().requires_grad_()
+
+            def step() -> tuple[Tensor, ...]:
+                y = net(leaf)
+                return y, torch.autograd.grad(y, [leaf, *net.parameters()], dy)[0]
+
+            return step
+
+        return {OURS: call(ours), other: call(theirs)}
+
+    what = "training step" if train else "inference"
+    name = f"{block} {what} against {other}, ({batch}, {CHANNELS}, {SIDE}, {SIDE}) {layout}"
+    return Case(name, make, {other: bar}, group=f"{block} {what} against {other}")
+
+
+CASES = [
+    _case(
+        block,
+        other,
+        pair,
+        batch,
+        layout,
+        Bar(faster=trained if train else faster, saved=saved if train else None),
+        train,
+    )
+    for block, other, pair, faster, trained, saved in [
+        ("CBAM", "timm", _against_timm_cbam, 1.25, 2.0, 0.5),
+        ("CBAM", "article", _against_article, 1.7, 1.5, None),
+        ("SE", "timm", _against_timm_se, 1.0, 1.4, 0.5),
+    ]
+    for train in (False, True)
+    for batch in (1, 8)
+    for layout in LAYOUTS
+]
+
+
+def _fused_networks() -> list[Row]:
+    """Of the time SE adds to a ResNet-50 with folded BatchNorms, the share that is left after `fuse`."""
+    import timm
+
+    from foveal.measure import measure_time
+
+    torch.manual_seed(0)
+    gated = timm.create_model("seresnet50").eval()
+    plain = fuse(timm.create_model("resnet50").eval()).to(memory_format=torch.channels_last)
+    fused = fuse(gated).to(memory_format=torch.channels_last)
+    for name, module in gated.named_modules():
+        if name.endswith(".se"):
+            module.register_forward_hook(lambda *_: None)  # watched by a hook, it is left as it is
+    folded = fuse(gated).to(memory_format=torch.channels_last)
+    rows = []
+    for batch in (1, 8):
+        x = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            error = (fused(x) - folded(x)).abs().max() / folded(x).abs().max()
+            if error > 1e-5:
+                raise RuntimeError(f"bench: fused and folded seresnet50 differ by {error:.1e}, not timed")
+            nets = {"plain": plain, "folded": folded, "fused": fused}
+            calls = {name: functools.partial(net, x) for name, net in nets.items()}
+            times = {name: timing.time_ms for name, timing in measure_time(calls, repeats=15).items()}
+        share = (times["fused"] - times["plain"]) / (times["folded"] - times["plain"])
+        detail = {"time_ms": {name: round(time_ms, 3) for name, time_ms in times.items()}}
+        rows.append(
+            Row(
+                f"fuse(seresnet50), batch {batch}",
+                "share left of the time SE adds",
+                share,
+                0.5,
+                False,
+                detail,
+            )
+        )
+    return rows
+
+
+WHOLES = {"fuse(seresnet50)": _fused_networks}
