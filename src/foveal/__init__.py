@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from foveal.checkpoint import load, read_info, save
+    from foveal.fuse import fuse
     from foveal.insert import (
         Insertion,
         Plan,
@@ -31,6 +32,7 @@ __all__ = [
     "Site",
     "create_model",
     "freeze_backbone",
+    "fuse",
     "insert",
     "inserted",
     "list_models",
@@ -48,6 +50,7 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("load", "read_info", "save"), "foveal.checkpoint"),
     **dict.fromkeys(("create_model", "list_models"), "foveal.models"),
+    "fuse": "foveal.fuse",
     "watch": "foveal.look",
 }
 
@@ -63,10 +66,10 @@ class _Package(ModuleType):
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the package `foveal.insert` sets this attribute to it: people mean the function of that name.
-        super().__setattr__(
-            name, value.insert if name == "insert" and isinstance(value, ModuleType) else value
-        )
+        # Importing the module `foveal.insert` sets this attribute to it: people mean the function of that name.
+        if name in ("fuse", "insert") and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
         return sorted({*vars(self), *__all__})

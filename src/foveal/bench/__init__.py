@@ -108,13 +108,13 @@ def bench_ops(
     """
     import torch
 
-    from foveal.bench import attention
+    from foveal.bench import attention, gate
 
     if threads:
         torch.set_num_threads(threads)
-    cases: list[Case] = [*attention.CASES]
+    cases: list[Case] = [*attention.CASES, *gate.CASES]
     growths: list[Growth] = [*attention.GROWTHS]
-    wholes: dict[str, Callable[[], list[Row]]] = {**attention.WHOLES}
+    wholes: dict[str, Callable[[], list[Row]]] = {**attention.WHOLES, **gate.WHOLES}
     names = [case.name for case in [*cases, *growths]] + list(wholes)
     if only and not any(only in name for name in names):
         raise ValueError(
@@ -186,7 +186,7 @@ def saved_bytes(call: Callable[[], Any]) -> int:
     storages: dict[int, int] = {}
 
     def pack(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
+        if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
