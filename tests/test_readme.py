@@ -1,5 +1,6 @@
 """What the README shows works as written: its Python, its options, its commands in a reduced size."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -38,7 +39,9 @@ def test_the_first_command_reports_in_a_reduced_size(tmp_path):
     run = foveal("compare", *small, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "evidence" in report
+    assert "Does attention help?" in report
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "2 seeds" in results["verdict"]  # too few to say anything, and it says so
     assert not re.search(r"""(src|href)=["']https?://""", report)
 
 

@@ -26,7 +26,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16] if CUDA else [torch.floa
 
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the kernels run in this process")
 def test_kernels_pass_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__]
     run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-4000:]
     assert " passed" in run.stdout
