@@ -61,7 +61,7 @@ def fuse(net: nn.Module) -> nn.Module:
         # a network may do anything in forward; one that cannot be traced is left as it is, and told so
         fused = copy.deepcopy(net).eval().requires_grad_(False)
         reason = str(error).strip().partition("\n")[0]
-        fused.report = [f"left everything: torch.fx cannot trace {type(net).__name__}: {reason}"]  # pyright: ignore[reportAttributeAccessIssue]
+        fused.report = [f"left everything: torch.fx cannot trace {type(net).__name__}: {reason}"]  # pyright: ignore
         return fused
     module = fx.GraphModule(work, graph, type(net).__name__)
     _fold_norms(module, report)
@@ -69,7 +69,7 @@ def fuse(net: nn.Module) -> nn.Module:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
-    module.report = report  # pyright: ignore[reportAttributeAccessIssue]
+    module.report = report  # pyright: ignore
     return module.eval()
 
 
@@ -103,7 +103,9 @@ class _Tracer(fx.Tracer):
 
 def _fold_norms(net: fx.GraphModule, report: list[str]) -> None:
     modules = dict(net.named_modules(remove_duplicate=False))
-    calls = Counter(modules[node.target] for node in net.graph.nodes if node.op == "call_module")
+    calls: Counter[Any] = Counter(
+        modules[node.target] for node in net.graph.nodes if node.op == "call_module"
+    )
     for node in list(net.graph.nodes):
         norm = modules.get(node.target) if node.op == "call_module" else None
         if not isinstance(norm, _BatchNorm) or hasattr(norm, RECORD):
@@ -230,11 +232,13 @@ class GatedResidual(nn.Module):
 
 def _join_gates(net: fx.GraphModule, report: list[str]) -> None:
     modules = dict(net.named_modules(remove_duplicate=False))
-    calls = Counter(modules[node.target] for node in net.graph.nodes if node.op == "call_module")
+    calls: Counter[Any] = Counter(
+        modules[node.target] for node in net.graph.nodes if node.op == "call_module"
+    )
 
     def is_relu(node: fx.Node) -> bool:
         if node.op == "call_module":
-            return type(modules[node.target]) is nn.ReLU
+            return type(modules[str(node.target)]) is nn.ReLU
         return node.op in ("call_function", "call_method") and node.target in RELUS
 
     for node in list(net.graph.nodes):

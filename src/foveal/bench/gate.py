@@ -50,7 +50,7 @@ def _against_article() -> tuple[nn.Module, nn.Module]:
 
 
 def _against_timm_se() -> tuple[nn.Module, nn.Module]:
-    from timm.layers import SEModule
+    from timm.layers.squeeze_excite import SEModule
 
     theirs, ours = SEModule(CHANNELS), SqueezeExcite(CHANNELS)
     _copy(theirs.fc1, ours.fc1)

@@ -5,6 +5,9 @@ per query (as FlashAttention does), never an N x N matrix, and use no atomics: t
 With ``TRITON_INTERPRET=1`` set before the import they run on a CPU, which is how they are tested there.
 """
 
+# Triton's language has types of its own: a constexpr argument takes a plain number
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import math
 
 import torch

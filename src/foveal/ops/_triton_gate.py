@@ -6,6 +6,9 @@ A feature map is seen as (b, c, n) with its own strides, so contiguous and chann
 their natural order. No atomics: two runs give the same bits.
 """
 
+# Triton's language has types of its own: a constexpr argument takes a plain number
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+
 import torch
 import triton
 import triton.language as tl

@@ -21,7 +21,11 @@ from foveal.ops import reference
 
 def exporting() -> bool:
     """True while a graph is recorded for another runtime, which knows no custom operators."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or _tracing()
+
+
+def _tracing() -> bool:
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
@@ -94,9 +98,9 @@ def dot_product(
         return y.to(g.dtype)
 
 
-def _known(condition: bool | torch.SymBool | Tensor) -> bool:
+def _known(condition: bool | torch.SymBool) -> bool:
     """``condition`` if it follows from the sizes alone; False, without a guard, if a symbolic size decides."""
-    if torch.jit.is_tracing():  # sizes are tensors
+    if _tracing():  # sizes are tensors
         return False
     if not torch.compiler.is_compiling():
         return bool(condition)
