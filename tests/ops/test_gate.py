@@ -102,11 +102,12 @@ def test_output_and_gradients_are_the_oracles(shape, layout, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS[:2])
 def test_half_precision_is_as_near_to_double_as_the_oracle(kind, layout):
+    # seeded: the gradient of a single number may nearly cancel, and then no relative error means anything
+    torch.manual_seed(1)
     tensors = inputs((2, 70, 33, 37), torch.bfloat16, layout)
     # equal values are common among so few digits, and ties go to other places: one clear winner everywhere
     with torch.no_grad():
-        # seeded: the gradient of a single number may nearly cancel, and then no relative error means anything
-        flat = torch.randn(2, 70, 33 * 37, generator=torch.Generator().manual_seed(3)).clamp(-0.5, 0.5)
+        flat = torch.randn(2, 70, 33 * 37).clamp(-0.5, 0.5)
         position = torch.arange(33 * 37)
         flat[:, position % 70, position] = 5.0
         flat[:, torch.arange(70), torch.arange(70)] = 9.0
