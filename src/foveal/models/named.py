@@ -65,7 +65,7 @@ def senet154(
 
     if pretrained:
         raise ValueError(
-            "senet154: has no weights of its own; convert the published ones with `foveal convert`"
+            "senet154: no weights can be fetched for it, pass pretrained=False"
         )
     net = ResNet(
         Bottleneck,  # type: ignore[arg-type]
