@@ -64,9 +64,7 @@ def senet154(
     from timm.models.resnet import Bottleneck, ResNet
 
     if pretrained:
-        raise ValueError(
-            "senet154: no weights can be fetched for it, pass pretrained=False"
-        )
+        raise ValueError("senet154: no weights can be fetched for it, pass pretrained=False")
     net = ResNet(
         Bottleneck,  # type: ignore[arg-type]
         (3, 8, 36, 3),
