@@ -3,7 +3,8 @@
 BatchNorm goes into the convolution before it. In a residual block that ends in a gate, the gate's product, the
 addition of the shortcut and the ReLU become one multiply-add pass and one clip in place, so that the product itself
 costs nothing over a plain residual block; and SE's squeeze is taken before the last 1x1 convolution, since the mean
-of a 1x1 convolution is the 1x1 convolution of the mean: in a bottleneck, a quarter of the values to read.
+of a 1x1 convolution is the 1x1 convolution of the mean: in a bottleneck, a quarter of the values to read. That
+convolution of the mean and SE's first layer, two linear maps in a row, become one.
 """
 
 import copy
@@ -185,6 +186,7 @@ class GatedResidual(nn.Module):
             and c.in_channels < c.out_channels
         )
         """Whether SE's mean is taken before the convolution, where there are fewer values."""
+        self.fc1 = None if isinstance(block, CBAM) else _linear(block.fc1, c if self.squeezes_early else None)
 
     def forward(self, u: Tensor, shortcut: Tensor) -> Tensor:
         x = u if self.convolution is None else self.convolution(u)
@@ -216,18 +218,32 @@ class GatedResidual(nn.Module):
     def _channel_gate(self, u: Tensor, x: Tensor) -> Tensor:
         """SE's gate, shaped to multiply ``x``."""
         block: Any = self.block
+        seen = x
         if self.squeezes_early:
-            c: Any = self.convolution
-            seen = u[(slice(None), slice(None), *(slice(None, None, step) for step in c.stride))]
-            mean = F.linear(gate.squeeze(seen), c.weight.flatten(1), c.bias)
-        else:
-            mean = gate.squeeze(x)
+            stride: Any = self.convolution.stride  # type: ignore[union-attr]
+            strided = any(step > 1 for step in stride)
+            seen = u[(..., *(slice(None, None, step) for step in stride))] if strided else u
+        assert self.fc1 is not None
+        hidden = self.fc1(gate.squeeze(seen))
         if isinstance(block, SqueezeExcite):
-            weights = block.excite(mean)
-        else:  # timm: two 1x1 convolutions of a 1x1 map, here two products
-            hidden = block.act(F.linear(mean, block.fc1.weight.flatten(1), block.fc1.bias))
-            weights = block.gate(F.linear(hidden, block.fc2.weight.flatten(1), block.fc2.bias))
-        return weights.reshape(*weights.shape, *[1] * (x.ndim - 2))
+            weights = block.open(hidden)
+        else:  # timm: 1x1 convolutions of a 1x1 map
+            weights = block.gate(F.linear(block.act(hidden), block.fc2.weight.flatten(1), block.fc2.bias))
+        return weights.to(x.dtype).reshape(*weights.shape, *[1] * (x.ndim - 2))
+
+
+def _linear(fc1: Any, convolution: Any) -> nn.Linear:
+    """SE's first layer; with a 1x1 convolution, both as one layer, whose weights are far fewer to read."""
+    weight, bias = fc1.weight.flatten(1).double(), fc1.bias
+    bias = torch.zeros_like(weight[:, 0]) if bias is None else bias.double()
+    if convolution is not None:
+        if convolution.bias is not None:
+            bias = bias + weight @ convolution.bias.double()
+        weight = weight @ convolution.weight.flatten(1).double()
+    joined = nn.Linear(weight.shape[1], weight.shape[0], device="meta").requires_grad_(False)
+    joined.weight = nn.Parameter(weight.to(fc1.weight.dtype), requires_grad=False)
+    joined.bias = nn.Parameter(bias.to(fc1.weight.dtype), requires_grad=False)
+    return joined
 
 
 def _join_gates(net: fx.GraphModule, report: list[str]) -> None:

@@ -348,3 +348,14 @@ def test_a_second_derivative_raises():
     (grad,) = torch.autograd.grad(attention.softmax_attention(q, k, v).sum(), q, create_graph=True)
     with pytest.raises(RuntimeError):
         grad.sum().backward()
+
+
+def test_few_scores_are_written_out_and_more_go_in_tiles(monkeypatch):
+    monkeypatch.setattr(attention, "FEW_SCORES", 2 * 33 * 47)
+    q, k, v = qkv()
+    assert attention.explain(q, k, v).backend == "reference"
+    more_keys = torch.cat([k, k[:, :1]], 1), torch.cat([v, v[:, :1]], 1)
+    assert attention.explain(q, *more_keys).backend == "streamed"
+    assert_equal(attention.softmax_attention, reference.softmax_attention, (q, k, v), 1e-13)
+    transposed = attention.softmax_attention(*qkv(transposed=True))
+    assert transposed.mT.is_contiguous()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 OURS = "foveal"
+MATMUL_SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Case:
         group: cases of one group share their ``faster`` bar: it holds for their geometric mean, and none may be
             slower than the other call.
         tolerance: largest difference allowed between results, relative to the largest magnitude.
+        operations: floating-point operations that no exact algorithm avoids, two a multiply-add. With the rate of
+            matrix products, timed in the same rounds, they give the highest ratio that can be reached.
+        must_save: bytes that backward cannot do without.
     """
 
     name: str
@@ -49,6 +53,8 @@ class Case:
     bars: Mapping[str, Bar]
     group: str | None = None
     tolerance: float = 1e-4
+    operations: int = 0
+    must_save: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Growth:
 
 @dataclass
 class Row:
-    """One figure of the table: measured against its bar."""
+    """One figure of the table: measured against its bar, and the best value that the hardware allows if known."""
 
     case: str
     figure: str
@@ -72,6 +78,7 @@ class Row:
     bar: float
     at_least: bool
     detail: dict[str, Any] = field(default_factory=dict)
+    limit: float | None = None
 
     @property
     def met(self) -> bool:
@@ -84,6 +91,7 @@ class Row:
             "measured": round(self.measured, 4),
             "bar": f"{'>=' if self.at_least else '<='} {self.bar:g}",
             "met": self.met,
+            **({} if self.limit is None else {"limit": round(self.limit, 4)}),
             **self.detail,
         }
 
@@ -154,7 +162,8 @@ def run_case(case: Case, repeats: int) -> list[Row]:
 
     calls = case.make()
     _check_equal(case, calls)
-    times = measure_time(calls, repeats=repeats, warmup=1)
+    timed = {**calls, "matmul": matmul(MATMUL_SIZE)} if case.operations else calls
+    times = measure_time(timed, repeats=repeats, warmup=1)
     peaks = {name: peak_bytes(call) for name, call in calls.items()}
     detail = {
         "time_ms": {name: round(timing.time_ms, 3) for name, timing in times.items()},
@@ -165,7 +174,13 @@ def run_case(case: Case, repeats: int) -> list[Row]:
         against = f"times as fast as {other}"
         ratio = times[other].time_ms / times[OURS].time_ms
         if bar.faster is not None:
-            rows.append(Row(case.name, against, ratio, 1.0 if case.group else bar.faster, True, detail))
+            limit = None
+            if case.operations:
+                floor_ms = times["matmul"].time_ms * case.operations / (2 * MATMUL_SIZE**3)
+                detail = {**detail, "floor_ms": round(floor_ms, 3)}
+                limit = times[other].time_ms / floor_ms
+            least = 1.0 if case.group else bar.faster
+            rows.append(Row(case.name, against, ratio, least, True, detail, limit))
         if bar.memory is not None:
             share = peaks[OURS] / max(peaks[other], 1)
             rows.append(Row(case.name, f"peak memory, share of {other}", share, bar.memory, False, detail))
@@ -173,9 +188,9 @@ def run_case(case: Case, repeats: int) -> list[Row]:
             saved = {name: saved_bytes(calls[name]) for name in (OURS, other)}
             share = saved[OURS] / max(saved[other], 1)
             detail = {**detail, "saved_bytes": saved}
-            rows.append(
-                Row(case.name, f"saved for backward, share of {other}", share, bar.saved, False, detail)
-            )
+            figure = f"saved for backward, share of {other}"
+            limit = case.must_save / max(saved[other], 1)
+            rows.append(Row(case.name, figure, share, bar.saved, False, detail, limit))
     return rows
 
 
@@ -246,15 +261,20 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def matmul_rate(size: int = 2048, repeats: int = 9) -> float:
-    """Median operations a second (two a multiply-add) of a square float32 matrix product."""
+def matmul(size: int) -> Callable[[], Any]:
+    """A square float32 matrix product, the fastest arithmetic a processor does."""
     import torch
 
+    a, b, c = (torch.randn(size, size) for _ in range(3))
+    return lambda: torch.mm(a, b, out=c)
+
+
+def matmul_rate(repeats: int = 9) -> float:
+    """Median operations a second (two a multiply-add) of `matmul`."""
     from foveal.measure import measure_time
 
-    a, b, c = (torch.randn(size, size) for _ in range(3))
-    timing = measure_time({"matmul": lambda: torch.mm(a, b, out=c)}, repeats=repeats, warmup=1)["matmul"]
-    return 2 * size**3 / (timing.time_ms / 1000)
+    timing = measure_time({"matmul": matmul(MATMUL_SIZE)}, repeats=repeats, warmup=1)["matmul"]
+    return 2 * MATMUL_SIZE**3 / (timing.time_ms / 1000)
 
 
 def _check_equal(case: Case, calls: Mapping[str, Callable[[], Any]]) -> None:
@@ -290,4 +310,6 @@ def _group_rows(cases: Sequence[Case], rows: Sequence[Row]) -> list[Row]:
 def _line(row: Row) -> str:
     sign = ">=" if row.at_least else "<="
     met = "met" if row.met else "NOT MET"
+    if not row.met and row.limit is not None:
+        met += f" (the hardware's limit: {row.limit:.3f})"
     return f"{row.case:<58} {row.figure:<42} {row.measured:>8.3f}  {sign} {row.bar:<6g} {met}"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,18 +34,21 @@ def _inputs(*shapes: tuple[int, ...], grad: bool) -> list[Tensor]:
 
 
 def _call(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], Any]:
-    """The forward pass or, where the inputs want gradients, forward and backward."""
+    """The forward pass or, where the inputs want gradients, forward and backward from a given gradient."""
     if not inputs[0].requires_grad:
         return lambda: function(*inputs)
+    grad_y = torch.ones_like(function(*inputs))
 
     def both() -> tuple[Tensor, ...]:
         y = function(*inputs)
-        return y, *torch.autograd.grad(y, inputs, torch.ones_like(y))
+        return y, *torch.autograd.grad(y, inputs, grad_y)
 
     return both
 
 
-def _case(name: str, ours: Callable, literal: Callable, shapes: list, forward: Bar, both: Bar) -> list[Case]:
+def _case(
+    name: str, ours: Callable, literal: Callable, shapes: list, forward: Bar, both: Bar, operations: int = 0
+) -> list[Case]:
     def make(grad: bool) -> Callable[[], dict[str, Callable[[], Any]]]:
         def calls() -> dict[str, Callable[[], Any]]:
             inputs = _inputs(*shapes, grad=grad)
@@ -53,8 +57,9 @@ def _case(name: str, ours: Callable, literal: Callable, shapes: list, forward: B
         return calls
 
     return [
-        Case(f"{name}, forward", make(False), {"literal": forward}),
-        Case(f"{name}, forward and backward", make(True), {"literal": both}),
+        Case(f"{name}, forward", make(False), {"literal": forward}, operations=operations),
+        # backward: two products for each of forward
+        Case(f"{name}, forward and backward", make(True), {"literal": both}, operations=operations * 3),
     ]
 
 
@@ -82,6 +87,7 @@ CASES = [
         [(1, POSITIONS, 32), (1, POSITIONS, 32), (1, POSITIONS, 256)],
         Bar(faster=2, memory=0.1),
         Bar(faster=1.3, memory=0.1),
+        operations=2 * POSITIONS**2 * (32 + 256),
     ),
 ]
 
@@ -132,14 +138,11 @@ def position_attention_at_full_size() -> dict[str, Any]:
 
     Peak memory is the rise of the resident set above the imports, as the system counts it.
     """
-    import resource
     import time
-
-    import psutil
 
     from foveal.nn import PositionAttention
 
-    before = psutil.Process().memory_info().rss
+    before = _peak_resident_bytes()
     torch.manual_seed(0)
     block = PositionAttention(512)
     torch.nn.init.ones_(block.gamma)
@@ -149,7 +152,7 @@ def position_attention_at_full_size() -> dict[str, Any]:
     middle = time.perf_counter()
     y.backward(torch.ones(()).expand_as(y))
     end = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = _peak_resident_bytes()
     n, d, e = x[0, 0].numel(), 512 // 8, 512
     # queries, keys, values by 1x1 convolutions; scores and weighted sum; backward is twice forward
     operations = 3 * 2 * (n * 512 * (2 * d + e) + n * n * (d + e))
@@ -161,6 +164,19 @@ def position_attention_at_full_size() -> dict[str, Any]:
         "matmul_gflops": round(matmul_rate() / 1e9, 1),
         "peak_bytes": peak - before,
     }
+
+
+def _peak_resident_bytes() -> int:
+    """The largest resident set of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # not getrusage: there a child begins with its parent's peak
+        return (
+            next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024
+        )
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _position_attention_rows() -> list[Row]:

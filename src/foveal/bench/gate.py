@@ -96,7 +96,9 @@ def _case(
 
     what = "training step" if train else "inference"
     name = f"{block} {what} against {other}, ({batch}, {CHANNELS}, {SIDE}, {SIDE}) {layout}"
-    return Case(name, make, {other: bar}, group=f"{block} {what} against {other}")
+    # the gradient of a gate is the product of its input and the gradient behind it: the input has to be kept
+    kept = batch * CHANNELS * SIDE * SIDE * 4 if train else 0
+    return Case(name, make, {other: bar}, group=f"{block} {what} against {other}", must_save=kept)
 
 
 CASES = [

@@ -76,11 +76,15 @@ class SqueezeExcite(nn.Module):
 
     def excite(self, squeezed: Float[Tensor, "sb c"]) -> Float[Tensor, "b c"]:
         """The gate from the squeezes of ``x``, as ``gate.squeeze_through`` returns them."""
-        logits = self.fc2(F.relu(self.fc1(squeezed)))
+        return self.open(self.fc1(squeezed)).to(squeezed.dtype)
+
+    def open(self, hidden: Float[Tensor, "sb hidden"]) -> Float[Tensor, "b c"]:
+        """The gate from what the first layer returned."""
+        logits = self.fc2(F.relu(hidden))
         if self.squeeze == "both":
             logits = logits.unflatten(0, (2, -1)).sum(0)
         weights = ACTIVATIONS[self.activation](logits)
-        return (weights if self.gate_gain == 1 else self.gate_gain * weights).to(squeezed.dtype)
+        return weights if self.gate_gain == 1 else self.gate_gain * weights
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map(type(self).__name__, x, self.channels)

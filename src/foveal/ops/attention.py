@@ -1,9 +1,10 @@
 """Softmax attention with unequal key and value widths, and the attentions built on it.
 
 Shapes as in ``reference``: positions before width, queries ``n``, keys ``m``. Nothing of size n x m is stored,
-forward or backward, unless ``backend="reference"`` is asked for. Scores, softmax and sums are float32 (float64 for
-float64), also for half inputs and under autocast; the result has the dtype of ``value`` and, where that is the
-transposed view of a feature map (b, e, m), the same memory order. First derivatives only: a second one raises.
+forward or backward, but for at most `FEW_SCORES` scores, or where ``backend="reference"`` is asked for. Scores,
+softmax and sums are float32 (float64 for float64), also for half inputs and under autocast; the result has the dtype
+of ``value`` and, where that is the transposed view of a feature map (b, e, m), the same memory order. First
+derivatives only for what runs in tiles and in Triton: a second one raises.
 
 While exporting (``torch.export``, ONNX, ``torch.jit.trace``) the literal equation is emitted, from operators that
 every runtime knows.
@@ -18,9 +19,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foveal.ops import _streamed, reference
-from foveal.ops.pairwise import exporting, full_precision, sum_dtype
+from foveal.ops.pairwise import exporting, full_precision, is_transposed, sum_dtype
 
 BACKENDS = ("reference", "streamed", "sdpa", "triton")
+FEW_SCORES = 2**17
+"""On a CPU so few scores, half a MiB in float32, are written out: quicker than cutting them into tiles."""
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
@@ -51,16 +54,16 @@ def explain(
     """Which backend ``softmax_attention(..., backend="auto")`` takes for these tensors, and why not the others.
 
     Example:
-        >>> print(explain(torch.randn(1, 64, 8), torch.randn(1, 64, 8), torch.randn(1, 64, 32)))
+        >>> print(explain(torch.randn(1, 900, 8), torch.randn(1, 900, 8), torch.randn(1, 900, 32)))
         streamed: in tiles on cpu: any widths, dtypes and masks
-        not reference: stores all n x m weights: the oracle of tests, and what is exported
+        not reference: stores all n x m weights: the oracle of tests, what is exported, and for few scores
         not sdpa: slower here at unequal widths, 8 and 32
         not triton: Triton needs a CUDA tensor, got one on cpu
     """
     _check("explain", query, key, value, mask)
     backend, why = _choose(query, key, value, mask)
     others = {
-        "reference": "stores all n x m weights: the oracle of tests, and what is exported",
+        "reference": "stores all n x m weights: the oracle of tests, what is exported, and for few scores",
         "streamed": "written for CPUs, slower here",
         "sdpa": f"slower here at unequal widths, {query.shape[-1]} and {value.shape[-1]}",
         "triton": "slower here: it is chosen for half types on CUDA",
@@ -81,6 +84,8 @@ def _choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> t
                 return name, f"the fastest for {query.dtype} on {query.device.type} that takes these tensors"
     if query.shape[-1] == value.shape[-1] and _refusal("sdpa", query, key, value, mask) is None:
         return "sdpa", "keys and values have one width, which PyTorch's kernel is made for"
+    if query.device.type == "cpu" and query.shape[0] * query.shape[1] * key.shape[1] <= FEW_SCORES:
+        return "reference", f"at most {FEW_SCORES} scores: to write them out is quicker than tiles"
     return "streamed", f"in tiles on {query.device.type}: any widths, dtypes and masks"
 
 
@@ -182,7 +187,8 @@ def _run(
             return _sdpa(query, key, value, scale)
         dtype = sum_dtype(value)
         tensors = query.to(dtype), key.to(dtype), value.to(dtype)
-        return reference.softmax_attention(*tensors, scale=scale, mask=mask).to(value.dtype)
+        y = reference.softmax_attention(*tensors, scale=scale, mask=mask).to(value.dtype)
+        return y.mT.contiguous().mT if is_transposed(value) else y
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
