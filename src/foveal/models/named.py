@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from foveal.insert import insert
+from foveal.models.caffe import LEGACY, legacy_senet, stride_in_first
 from foveal.models.cifar_resnet import CifarResNet
 from foveal.models.segmentation import HEADS, SegmentationNet
 from foveal.models.video import KINDS, VideoResNet, nonlocal_sites
@@ -39,10 +40,16 @@ def at_residuals(
     pretrained: bool = False,
     num_classes: int = 1000,
     in_chans: int = 3,
+    stride_first: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """``backbone`` with ``block`` at the end of every residual branch, at the paper's initialisation."""
+    """``backbone`` with ``block`` at the end of every residual branch, at the paper's initialisation.
+
+    ``stride_first`` moves stride 2 from the 3x3 into the first 1x1 convolution, where the released networks have it.
+    """
     net = _backbone(backbone, pretrained, num_classes, in_chans, options)
+    if stride_first:
+        stride_in_first(net)
     example = torch.zeros(1, in_chans, *SMALL)
     return insert(net, block, at="residual", **{"start": "paper", "example": example, **options})
 
@@ -110,6 +117,7 @@ NAMED: dict[str, Callable[..., nn.Module]] = {
         for depth in (50, 101)
     },
     "se_net154": senet154,
+    **{f"legacy_se_{name}": functools.partial(legacy_senet, name) for name in LEGACY},
     **{f"cifar_se_resnet{depth}": functools.partial(cifar, "se", depth) for depth in (20, 32, 56, 110)},
     **{
         f"cbam_resnet{depth}": functools.partial(at_residuals, "cbam", f"resnet{depth}", variant="article")

@@ -54,6 +54,7 @@ class SegmentationNet(nn.Module):
         channel_form: softmax of the channel attention, ``"code"`` or ``"paper"``, see `ChannelAttention`.
         auxiliary: a plain classifier on the stage before the last (mmsegmentation gives its loss weight 0.4).
         dropout: before each classifier.
+        align_corners: of the bilinear enlargement of the logits; True in DANet's code, False in mmsegmentation.
 
     ``forward``: images (b, in_chans, h, w) of any size -> dictionary of logits (b, num_classes, h, w): ``"fused"``
     and, while training, ``"position"``, ``"channel"`` and ``"auxiliary"`` where the head has them.
@@ -87,6 +88,7 @@ class SegmentationNet(nn.Module):
         channel_form: str = "code",
         auxiliary: bool = False,
         dropout: float = 0.1,
+        align_corners: bool = False,
     ):
         super().__init__()
         if head not in HEADS:
@@ -114,6 +116,7 @@ class SegmentationNet(nn.Module):
             _dilate(backbone_net, tuple(multi_grid))
         before, last = backbone_net.feature_info.channels()
         self.backbone = backbone_net
+        self.align_corners = align_corners
         width = width or max(64, last // 4)
         self.default_cfg = {"input_size": (in_chans, 224, 224)}
         self.position = self.channel = None
@@ -154,7 +157,13 @@ class SegmentationNet(nn.Module):
                 if head is not None:
                     logits[name] = head(features)
         size = x.shape[-2:]
-        return {k: F.interpolate(v, size, mode="bilinear", align_corners=False) for k, v in logits.items()}
+        return {
+            k: F.interpolate(v, size, mode="bilinear", align_corners=self.align_corners)
+            for k, v in logits.items()
+        }
+
+    def extra_repr(self) -> str:
+        return f"align_corners={self.align_corners}"
 
 
 def _dilate(backbone: Any, multi_grid: tuple[int, ...]) -> None:

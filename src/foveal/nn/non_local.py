@@ -32,6 +32,8 @@ class NonLocal(nn.Module):
         scaled: multiply dot products by 1/sqrt(width). Not in the paper; on in the released code and mmcv.
         norm: ``"batch"``: BatchNorm after W, its scale starting at 0; ``"none"``: W starts at 0. Either way
             the block starts as the identity.
+        out_bias: bias of W; where not given, only without BatchNorm. The common PyTorch port has it in both, though
+            BatchNorm takes it away again.
         start: ``"paper"`` and ``"identity"`` are the same here.
 
     Raises:
@@ -61,6 +63,7 @@ class NonLocal(nn.Module):
         subsample: str = "none",
         scaled: bool = False,
         norm: str = "batch",
+        out_bias: bool | None = None,
         start: str = "paper",
     ) -> None:
         super().__init__()
@@ -83,9 +86,14 @@ class NonLocal(nn.Module):
         if pairwise == "concatenation":
             self.pair_weight = nn.Parameter(torch.empty(2, inner).uniform_(-1, 1) * (2 * inner) ** -0.5)
         self.g = pointwise(dims, channels, inner)
-        self.out = pointwise(dims, inner, channels, bias=norm == "none")
+        self.out = pointwise(dims, inner, channels, bias=norm == "none" if out_bias is None else out_bias)
         self.norm = BatchNorm(channels) if norm == "batch" else nn.Identity()
-        zero_scale(self.norm if norm == "batch" else self.out)
+        if norm == "batch":
+            zero_scale(self.norm)
+        else:
+            nn.init.zeros_(self.out.weight)
+            if self.out.bias is not None:
+                nn.init.zeros_(self.out.bias)
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """theta(x), phi(x) and g(x) as maps; the last two on the grid of keys."""
