@@ -1,12 +1,19 @@
 """A small network with one block of each kind, its scales away from zero, saved as training saves it."""
 
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+import uvicorn
+from fastapi import FastAPI
 
 import foveal
 from foveal.data import decode_image
+from foveal.look import serve
 from foveal.look.network import Network, open_network
 
 INFO = {
@@ -34,6 +41,21 @@ def save_network(path: Path, seed: int) -> Path:
     return path
 
 
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """The address of a real server on a free port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http=serve.ImpatientProtocol, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_network(tmp_path_factory.mktemp("one") / "one.safetensors", seed=0)
@@ -47,6 +69,11 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def network(weights: Path) -> Network:
     return open_network(weights)
+
+
+@pytest.fixture(scope="session")
+def networks(weights: Path, other_weights: Path) -> list[Network]:
+    return [open_network(weights), open_network(other_weights)]
 
 
 @pytest.fixture(scope="session")

@@ -6,18 +6,17 @@ With FOVEAL_SCREENSHOTS=docs/images the pictures of the documentation are taken 
 import base64
 import io
 import os
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from foveal.look import serve
-from foveal.look.network import Network, open_network
+from foveal.look.network import Network
+
+from .conftest import serving
 
 CHROMIUM = Path("/usr/bin/chromium")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -25,22 +24,9 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's c
 
 
 @pytest.fixture(scope="module")
-def networks(weights: Path, other_weights: Path) -> list[Network]:
-    return [open_network(weights), open_network(other_weights)]
-
-
-@pytest.fixture(scope="module")
 def address(networks: list[Network]) -> Iterator[str]:
-    app = serve.make_app(networks, serve.bundled_images(2))
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, http=serve.ImpatientProtocol, log_level="error", lifespan="off")
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(timeout=20)
+    with serving(serve.make_app(networks, serve.bundled_images(2))) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from foveal.look import score as scoring
 from foveal.look.curves import perturbation_curves
+from foveal.look.profile import gate_profile
 from foveal.look.record import watch
+from foveal.look.report import table, write_scores
 from foveal.nn import BLOCKS
 
 
@@ -148,7 +150,7 @@ def test_gate_profile_is_the_mean_per_class() -> None:
     images = torch.rand(6, 3, 5, 5)
     labels = torch.tensor([0, 1, 0, 1, 1, 0])
     batches = [{"image": images[:4], "label": labels[:4]}, {"image": images[4:], "label": labels[4:]}]
-    profile = scoring.gate_profile(net, batches, classes=2)["0"]
+    profile = gate_profile(net, batches, classes=2)["0"]
     with watch(net) as seen:
         net(images)
     torch.testing.assert_close(profile[0], seen["0"].gates[labels == 0].mean(0))
@@ -158,10 +160,10 @@ def test_scores_are_written_as_table_csv_and_json(tmp_path: Path) -> None:
     scores = scoring.score_sites(
         classifier(Planted()), planted_batches(on_object=True, images=11), curve_images=1
     )
-    text = scoring.table(scores)
+    text = table(scores)
     assert "share_gain" in text
     assert "-> attention on the object: above chance" in text
-    scoring.write_scores(scores, tmp_path)
+    write_scores(scores, tmp_path)
     with (tmp_path / "scores.csv").open() as file:
         rows = {row["measure"]: row for row in csv.DictReader(file)}
     assert float(rows["share"]["mean"]) == pytest.approx(1)

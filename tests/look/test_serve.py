@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,38 +16,23 @@ import httpx
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from PIL import Image
 
 from foveal.look import serve
-from foveal.look.network import Network, open_network
+from foveal.look.network import Network
 from foveal.ops import reference
 
+from .conftest import serving
 from .test_html import unpacked
 
 PAGE = {"X-Foveal": "1"}
 
 
 @pytest.fixture(scope="module")
-def networks(weights: Path, other_weights: Path) -> list[Network]:
-    return [open_network(weights), open_network(other_weights)]
-
-
-@pytest.fixture(scope="module")
 def address(networks: list[Network]) -> Iterator[str]:
-    """A real server on a free port."""
-    app = serve.make_app(
-        networks, [("black", torch.zeros(3, 40, 40, dtype=torch.uint8))], allow_hosts=("lab",)
-    )
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, http=serve.ImpatientProtocol, log_level="error", lifespan="off")
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(timeout=20)
+    black = [("black", torch.zeros(3, 40, 40, dtype=torch.uint8))]
+    with serving(serve.make_app(networks, black, allow_hosts=("lab",))) as address:
+        yield address
 
 
 @pytest.fixture
@@ -320,7 +304,7 @@ def upload_header(host: str, port: str) -> bytes:
 def test_slow_clients_do_not_block_others_and_are_let_go(
     address: str, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "UPLOAD_SECONDS", 1.0)
+    monkeypatch.setattr("foveal.look.refusal.UPLOAD_SECONDS", 1.0)
     host, port = address.removeprefix("http://").split(":")
     slow = [socket.create_connection((host, int(port)), timeout=30) for _ in range(20)]
     for one in slow:

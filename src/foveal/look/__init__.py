@@ -19,8 +19,9 @@ if TYPE_CHECKING:
         draw_mask,
         draw_rows,
     )
+    from foveal.look.profile import gate_profile
     from foveal.look.record import Record, Seen, on_pixels, watch
-    from foveal.look.score import attention_map, gate_profile, score_sites, share_on_object
+    from foveal.look.score import attention_map, score_sites, share_on_object
     from foveal.look.verbs import look
 
 __all__ = [
@@ -44,9 +45,9 @@ __all__ = [
     "watch",
 ]
 
-_OTHERS = {"grad_cam": "cam", "look": "verbs"}
+_OTHERS = {"gate_profile": "profile", "grad_cam": "cam", "look": "verbs"}
 _OTHERS |= dict.fromkeys(("Record", "Seen", "on_pixels", "watch"), "record")
-_OTHERS |= dict.fromkeys(("attention_map", "gate_profile", "score_sites", "share_on_object"), "score")
+_OTHERS |= dict.fromkeys(("attention_map", "score_sites", "share_on_object"), "score")
 
 
 def __getattr__(name: str) -> Any:

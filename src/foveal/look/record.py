@@ -10,26 +10,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveal.insert import inserted
-from foveal.ops import reference
-
-Reader = Callable[[nn.Module, Tensor, Sequence[tuple[int, ...]] | None, tuple[int, ...]], dict[str, Tensor]]
-
-# Modules of other libraries whose gate is the output of one named child: {class name: {child: what it is}}.
-FOREIGN_GATES = {
-    "SEModule": {"gate": "channel_gate"},
-    "SqueezeExcite": {"gate": "channel_gate"},
-    "EffectiveSEModule": {"gate": "channel_gate"},
-    "EcaModule": {"gate": "channel_gate"},
-    "SqueezeExcitation": {"scale_activation": "channel_gate"},
-    "CbamModule": {"channel.gate": "channel_gate", "spatial.gate": "spatial_mask"},
-}
+from foveal.look.readers import (
+    Reader,
+    foreign_gates,
+    is_token_attention,
+    reader_of,
+    token_grid,
+    token_rows,
+)
 
 
 class Record:
@@ -49,7 +43,7 @@ class Record:
         self.block = type(module).__name__
         self.options = options
         self.weights = weights
-        self.tokens = reader is _token_rows
+        self.tokens = reader is token_rows
         self.spatial: tuple[int, ...] = ()
         self.image_size: tuple[int, ...] = ()
         self.problem = (
@@ -158,13 +152,20 @@ class Record:
         return found[key]
 
     def _frozen_module(self) -> nn.Module:
-        """A float32 copy of the block, so that reading later neither touches nor depends on the network's mode.
+        """The block, or a float32 copy, so that reading later neither touches nor depends on the network's mode.
+
+        A float32 block that was and is in eval mode is read as it is: the copies of many recordings would take more
+        memory than the recordings. Gates of other libraries are caught by hooks, which only a copy may carry.
 
         BatchNorm keeps the mode it recorded in, for it decides the output; all else is in eval mode, where
         spectral norm reuses the vectors of the recorded pass instead of improving them once more.
         """
         if self._versions != _versions(self._module):
             raise ValueError(f"watch: the weights of {self.name!r} changed since the recording; record again")
+        still = not any(self._training) and not any(module.training for module in self._module.modules())
+        exact = all(p.dtype == self._exact_input().dtype for p in self._module.parameters())
+        if still and exact and self._reader is not foreign_gates:
+            return self._module
         if self._frozen is None:
             frozen = copy.deepcopy(self._module).eval()
             for module, training in zip(frozen.modules(), self._training, strict=True):
@@ -285,8 +286,8 @@ def watch(
                 record._forget("it was called with a mask or further inputs, which the rows would not show")
                 return
             x = args[0]
-            tokens = _is_token_attention(record._module)
-            spatial = _token_grid(net, x, record.image_size) if tokens else tuple(x.shape[2:])
+            tokens = is_token_attention(record._module)
+            spatial = token_grid(net, x, record.image_size) if tokens else tuple(x.shape[2:])
             needed = x.numel() * x.element_size()
             if spatial is None:
                 record._forget(f"its {x.shape[1]} tokens are not the grid of the image")
@@ -345,7 +346,7 @@ def _find(net: nn.Module, weights: str) -> tuple[dict[str, Record], dict[str, st
     for name, module in net.named_modules():
         if any(name.startswith(f"{found}.") for found in records):
             continue
-        reader = _reader(module)
+        reader = reader_of(module)
         if reader is not None:
             named = [f"{key}={value!r}" for key, value in options.get(id(module), {}).items()]
             stated = dict.fromkeys([*named, *filter(None, module.extra_repr().split(", "))])
@@ -354,74 +355,6 @@ def _find(net: nn.Module, weights: str) -> tuple[dict[str, Record], dict[str, st
             unread[name] = f"{type(module).__module__}.{type(module).__name__} has no exact reader"
     holds_record = {name for name in unread for found in records if found.startswith(f"{name}.")}
     return records, {name: reason for name, reason in unread.items() if name not in holds_record}
-
-
-def _reader(module: nn.Module) -> Reader | None:
-    if callable(getattr(module, "attention", None)):
-        return _block_attention
-    library = type(module).__module__.partition(".")[0]
-    if library in ("timm", "torchvision") and type(module).__name__ in FOREIGN_GATES:
-        return _foreign_gates
-    if _is_token_attention(module):
-        return _token_rows
-    return None
-
-
-def _block_attention(
-    block: Any, x: Tensor, positions: Sequence[tuple[int, ...]] | None, _spatial: object
-) -> dict[str, Tensor]:
-    return block.attention(x, positions)
-
-
-def _foreign_gates(module: nn.Module, x: Tensor, _positions: object, _spatial: object) -> dict[str, Tensor]:
-    """Run the (copied) module once and take the outputs of its gate functions."""
-    found: dict[str, Tensor] = {}
-
-    def keep(key: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(_module: nn.Module, _args: object, gate: Tensor) -> None:
-            found[key] = gate if key == "spatial_mask" else gate.reshape(gate.shape[0], -1)
-
-        return hook
-
-    gates = FOREIGN_GATES[type(module).__name__]
-    handles = [module.get_submodule(child).register_forward_hook(keep(key)) for child, key in gates.items()]
-    try:
-        module.forward(x)  # not module(x): the copy carries the hooks of the original, this recording's too
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _is_token_attention(module: nn.Module) -> bool:
-    """timm's plain multi-head self-attention (ViT, DeiT, DINO); its relatives add biases, windows or rotations."""
-    return type(module).__name__ == "Attention" and type(module).__module__ == "timm.layers.attention"
-
-
-def _token_grid(net: nn.Module, x: Tensor, image_size: tuple[int, ...]) -> tuple[int, int] | None:
-    """Patch grid of a timm transformer for this input, or None when the tokens are not one grid of patches."""
-    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
-    if patch is None or len(image_size) != 2:
-        return None
-    rows, columns = (-(-pixels // edge) for pixels, edge in zip(image_size, patch, strict=True))
-    return (rows, columns) if rows * columns + getattr(net, "num_prefix_tokens", 0) == x.shape[1] else None
-
-
-def _token_rows(
-    module: Any, x: Tensor, positions: Sequence[tuple[int, ...]] | None, grid: tuple[int, ...]
-) -> dict[str, Tensor]:
-    """softmax(q k / sqrt(d)) of patch queries, mean over heads, on patch tokens (class tokens come first)."""
-    b, n, _ = x.shape
-    prefix = n - grid[0] * grid[1]
-    asked = [prefix + y * grid[1] + x_ for y, x_ in positions or [(grid[0] // 2, grid[1] // 2)]]
-    qkv: Tensor = module.qkv(x).reshape(b, n, 3, module.num_heads, -1)
-    query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    query, key = module.q_norm(query[:, :, asked]), module.k_norm(key)
-    weights = reference.softmax_weights(
-        reference.dot_scores(query.flatten(0, 1), key.flatten(0, 1), float(query.shape[-1]) ** -0.5)
-    )
-    rows = weights.unflatten(0, (b, -1)).mean(1)[..., prefix:]
-    return {"rows": rows.reshape(b, len(asked), *grid)}
 
 
 def _versions(module: nn.Module) -> tuple[int, ...]:

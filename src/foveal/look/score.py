@@ -1,11 +1,8 @@
 """Numbers beside the pictures, so that a map is evidence: is it selective, does it matter, is it on the object?"""
 
-import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -235,59 +232,6 @@ def object_mask(batch: Mapping[str, Tensor]) -> Bool[Tensor, "b H W"] | None:
     return (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
 
 
-def gate_profile(
-    net: nn.Module, batches: Iterable[Mapping[str, Tensor]], classes: int
-) -> dict[str, Float[Tensor, "classes c"]]:
-    """Mean channel gate per class over a data set, for each site with channel gates, in order of depth.
-
-    Args:
-        batches: dictionaries with ``image`` and ``label`` (b,).
-        classes: number of classes; classes without an image have nan.
-
-    Source: Hu et al., "Squeeze-and-Excitation Networks", section 6.4 (figure of activations per class).
-    """
-    sums: dict[str, Tensor] = {}
-    counts = torch.zeros(classes)
-    for batch in batches:
-        with watch(net) as seen, torch.no_grad():
-            net(batch["image"])
-        one_hot = nn.functional.one_hot(batch["label"].cpu(), classes).float()
-        counts += one_hot.sum(0)
-        for name, record in seen.items():
-            gates = record.attention().get("channel_gate")
-            if gates is not None:
-                sums[name] = sums.get(name, 0) + one_hot.T @ gates.cpu().float()
-    return {name: total / counts[:, None] for name, total in sums.items()}
-
-
-def table(scores: Sequence[SiteScore]) -> str:
-    """The scores as text: a block of lines a site, each measure with its interval, and the verdict."""
-    lines = []
-    for site in scores:
-        lines.append(f"{site.site} ({site.block})")
-        lines += [f"  {key:<22}{value!s:<26}{MEASURES[key]}" for key, value in site.values.items()]
-        lines.append(f"  -> {site.verdict}")
-    return "\n".join(lines)
-
-
-def write_scores(scores: Sequence[SiteScore], folder: Path) -> list[Path]:
-    """Write ``scores.csv`` (one row a site and measure) and ``scores.json`` into ``folder``."""
-    rows = [
-        {"site": site.site, "block": site.block, "measure": key, **asdict(value), "verdict": site.verdict}
-        for site in scores
-        for key, value in site.values.items()
-    ]
-    with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(
-            file, ["site", "block", "measure", "mean", "low", "high", "images", "verdict"]
-        )
-        writer.writeheader()
-        writer.writerows(rows)
-    document = {"measures": MEASURES, "sites": [asdict(site) for site in scores]}
-    (folder / "scores.json").write_text(json.dumps(_finite(document), indent=1), encoding="utf-8")
-    return [folder / "scores.csv", folder / "scores.json"]
-
-
 # --------------------------------------------------------------------------------------------- measures per image
 
 
@@ -353,12 +297,3 @@ def _verdict(values: Mapping[str, Tensor], tests: int) -> str:
             low = interval(values[key], 1 - 0.05 / tests).low
             said.append(f"{name}: {'above chance' if low > 0 else 'does not beat chance'}")
     return "; ".join(said) or "no map or no known object: nothing to compare with chance"
-
-
-def _finite(value: object) -> object:
-    """JSON has no nan: write null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value

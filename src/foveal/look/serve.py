@@ -7,7 +7,6 @@ answering; a client that sends slowly holds a connection and nothing else.
 
 import asyncio
 import base64
-import ipaddress
 import secrets
 import socket
 import threading
@@ -23,7 +22,6 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from starlette.requests import ClientDisconnect
 from torch import Tensor
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -31,9 +29,8 @@ from foveal.look.html import page, page_with
 from foveal.look.network import Network, Prediction
 from foveal.look.payload import image_payload, png, row_payload
 from foveal.look.record import Seen
+from foveal.look.refusal import Refusal, foreign, printable, read_body, refused, whole_number
 
-MAX_UPLOAD = 20 * 2**20
-"""Bytes of one upload."""
 MAX_PIXELS = 40_000_000
 """Pixels of one image, judged by its header before anything is decoded."""
 MAX_KEPT_BYTES = 2**29
@@ -41,22 +38,11 @@ MAX_KEPT_BYTES = 2**29
 MAX_KEPT_IMAGES = 64
 MAX_UPLOADS = 32
 """Uploads under way at once; more are told to come back."""
-UPLOAD_SECONDS = 20.0
-"""Time for the whole of one upload."""
 HEADER_SECONDS = 10.0
 """Time until a connection has sent the header of its first request."""
 
 # What a file begins with, for the formats that are decoded at all.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*")
-
-
-class Refusal(Exception):
-    """An answer that is not an image: an HTTP status and a sentence for the person at the page."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
 
 @dataclass(frozen=True)
@@ -126,8 +112,8 @@ def make_app(
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[..., Any]) -> Response:
-        refusal = _foreign(request, allow_hosts)
-        response: Response = _refused(refusal) if refusal else await call_next(request)
+        refusal = foreign(request, allow_hosts)
+        response: Response = refused(refusal) if refusal else await call_next(request)
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
         response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
@@ -138,16 +124,16 @@ def make_app(
 
     @app.exception_handler(Refusal)
     async def refuse(_request: Request, refusal: Refusal) -> Response:
-        return _refused(refusal)
+        return refused(refusal)
 
     @app.exception_handler(404)
     @app.exception_handler(405)
     async def unknown(_request: Request, error: Any) -> Response:
-        return _refused(Refusal(error.status_code, "there is nothing here; the page is at /"))
+        return refused(Refusal(error.status_code, "there is nothing here; the page is at /"))
 
     @app.exception_handler(500)
     async def fail(_request: Request, _error: Exception) -> Response:
-        return _refused(Refusal(500, "the server failed at this; its terminal says why"))
+        return refused(Refusal(500, "the server failed at this; its terminal says why"))
 
     @app.get("/")
     async def index() -> HTMLResponse:
@@ -171,10 +157,10 @@ def make_app(
             raise Refusal(503, f"{uploads} uploads are under way; try again in a moment")
         uploads += 1
         try:
-            body = await _read_body(request)
+            body = await read_body(request)
         finally:
             uploads -= 1
-        name = _printable(request.query_params.get("name", "image"))
+        name = printable(request.query_params.get("name", "")) or "image"
         image = await run_in_threadpool(_decode, body, name)
         async with turn:
             return JSONResponse(await run_in_threadpool(look_at, name, image))
@@ -182,7 +168,7 @@ def make_app(
     @app.get("/api/images/{image}/row")
     async def row(request: Request, image: str) -> JSONResponse:
         kept, asked = shelf.get(image), request.query_params
-        number = _whole(asked.get("network", "0"), "network", len(kept.answers))
+        number = whole_number(asked.get("network", "0"), "network", len(kept.answers))
         _, seen = kept.answers[number]
         site = asked.get("site", "")
         if site not in list(seen):
@@ -191,7 +177,7 @@ def make_app(
         if len(record.spatial) != 2:
             raise Refusal(400, f"site {site!r} has no rows over an image")
         height, width = record.spatial
-        cell = _whole(asked.get("y", ""), "y", height), _whole(asked.get("x", ""), "x", width)
+        cell = whole_number(asked.get("y", ""), "y", height), whole_number(asked.get("x", ""), "x", width)
         try:
             return JSONResponse(await run_in_threadpool(row_payload, record, cell))
         except ValueError as error:
@@ -208,10 +194,14 @@ def make_app(
 
 
 class ImpatientProtocol(H11Protocol):
-    """uvicorn's HTTP protocol, which also drops connections that never finish their first header."""
+    """uvicorn's HTTP protocol, which sends at once and drops connections that never finish their first header."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            # Otherwise the body of an answer waits 40 ms for the client to acknowledge its header.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.loop.call_later(HEADER_SECONDS, self._drop_if_silent)
 
     def _drop_if_silent(self) -> None:
@@ -225,64 +215,6 @@ def run_server(app: FastAPI, listener: socket.socket) -> None:
     uvicorn.Server(config).run(sockets=[listener])
 
 
-# ------------------------------------------------------------------------------------------------------ refusals
-
-
-def _refused(refusal: Refusal) -> JSONResponse:
-    return JSONResponse({"error": refusal.message}, status_code=refusal.status)
-
-
-def _foreign(request: Request, allow_hosts: tuple[str, ...]) -> Refusal | None:
-    """Requests that another site's page makes a browser send, or that come under a foreign name."""
-    host = request.headers.get("host", "")
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    if not (name in ("localhost", *allow_hosts) or _is_address(name.strip("[]"))):
-        return Refusal(
-            403, f"requests to the host {_printable(name)!r} are not answered; use the address printed"
-        )
-    origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != host:
-        return Refusal(403, "requests from other sites are not answered")
-    top_level = request.url.path == "/" and request.method in ("GET", "HEAD")
-    if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not top_level:
-        return Refusal(403, "requests from other sites are not answered")
-    # A browser lets a foreign page send this header only after asking, and the answer would be no.
-    if request.method not in ("GET", "HEAD") and "x-foveal" not in request.headers:
-        return Refusal(403, "requests that do not come from the page are not answered (header X-Foveal)")
-    return None
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-async def _read_body(request: Request) -> bytes:
-    declared = request.headers.get("content-length", "0")
-    limit = f"an image file may have at most {MAX_UPLOAD // 2**20} MB"
-    if not declared.isdecimal() or int(declared) > MAX_UPLOAD:
-        raise Refusal(413, f"{limit}, got {_printable(declared)[:20]} bytes")
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(UPLOAD_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size > MAX_UPLOAD:
-                    raise Refusal(413, f"{limit}, got more")
-                parts.append(part)
-    except TimeoutError:
-        raise Refusal(408, f"the upload took longer than {UPLOAD_SECONDS:g} seconds") from None
-    except ClientDisconnect:
-        raise Refusal(400, "the upload was broken off") from None
-    if size == 0:
-        raise Refusal(400, "the upload is empty")
-    return b"".join(parts)
-
-
 def _decode(body: bytes, name: str) -> Tensor:
     from foveal.data import decode_image
 
@@ -292,19 +224,6 @@ def _decode(body: bytes, name: str) -> Tensor:
         return decode_image(body, name=name, max_pixels=MAX_PIXELS)
     except ValueError as error:
         raise Refusal(413 if "pixels" in str(error) else 422, str(error)) from error
-
-
-def _whole(text: str, name: str, below: int) -> int:
-    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) >= below:
-        raise Refusal(
-            400, f"{name} must be a whole number from 0 to {below - 1}, got {_printable(text)[:20]!r}"
-        )
-    return int(text)
-
-
-def _printable(text: str) -> str:
-    """A client's words, fit to be repeated: printable and short."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:120] or "image"
 
 
 # ------------------------------------------------------------------------------------------------------- answers

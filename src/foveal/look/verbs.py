@@ -195,7 +195,9 @@ def _score(
     options: dict[str, Any],
 ) -> int:
     from foveal.look import draw
-    from foveal.look.score import gate_profile, score_sites, table, write_scores
+    from foveal.look.profile import gate_profile
+    from foveal.look.report import table, write_scores
+    from foveal.look.score import score_sites
 
     batches = _batches(network, source, split, limit, options)
     scores = score_sites(network.net, batches, sites=sites)

@@ -1,0 +1,47 @@
+"""Scores as a person reads them, and as files."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from foveal.look.score import MEASURES, SiteScore
+
+
+def table(scores: Sequence[SiteScore]) -> str:
+    """The scores as text: a block of lines a site, each measure with its interval, and the verdict."""
+    lines = []
+    for site in scores:
+        lines.append(f"{site.site} ({site.block})")
+        lines += [f"  {key:<22}{value!s:<26}{MEASURES[key]}" for key, value in site.values.items()]
+        lines.append(f"  -> {site.verdict}")
+    return "\n".join(lines)
+
+
+def write_scores(scores: Sequence[SiteScore], folder: Path) -> list[Path]:
+    """Write ``scores.csv`` (one row a site and measure) and ``scores.json`` into ``folder``."""
+    rows = [
+        {"site": site.site, "block": site.block, "measure": key, **asdict(value), "verdict": site.verdict}
+        for site in scores
+        for key, value in site.values.items()
+    ]
+    with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(
+            file, ["site", "block", "measure", "mean", "low", "high", "images", "verdict"]
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+    document = {"measures": MEASURES, "sites": [asdict(site) for site in scores]}
+    (folder / "scores.json").write_text(json.dumps(_finite(document), indent=1), encoding="utf-8")
+    return [folder / "scores.csv", folder / "scores.json"]
+
+
+def _finite(value: object) -> object:
+    """JSON has no nan: write null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
