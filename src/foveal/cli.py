@@ -274,8 +274,9 @@ def _run(name: str, arguments: list[str]) -> int:
     del options["config"]
     if verb.words and options[verb.words] is None:
         del options[verb.words]
-    if options.get("data_options"):
-        options["data_options"] = {key: _read(value) for key, value in options["data_options"].items()}
+    for name in ("data_options", "model_options"):
+        if options.get(name):
+            options[name] = {key: _read(value) for key, value in options[name].items()}
     if verb.run is train:
         resume = options.pop("resume")
         return train(TrainConfig(**options), resume)

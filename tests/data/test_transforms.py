@@ -69,9 +69,9 @@ def test_scaled_masks_are_aligned_to_half_a_pixel() -> None:
     stripes = torch.arange(16).repeat(16, 1).to(torch.uint8)
     from torchvision import tv_tensors
 
-    from foveal.data.transforms import RandomScale
+    from foveal.data.transforms import Rescale
 
-    half = RandomScale(0.5, 0.5)(
+    half = Rescale(0.5, 0.5)(
         {"image": tv_tensors.Image(stripes.expand(3, -1, -1)), "mask": tv_tensors.Mask(stripes)}
     )
     assert half["mask"][0].tolist() == [1, 3, 5, 7, 9, 11, 13, 15]

@@ -23,8 +23,9 @@ from foveal.compare.summary import Row, summarise
 from foveal.compare.variants import NONE, Variant, control_of, parse_variants
 from foveal.compare.worker import Job
 from foveal.data import open_dataset
+from foveal.train.classify import augmentation, natural_size
 from foveal.train.config import TrainConfig
-from foveal.train.run import Interrupted, _augmentation, _classes, _colours, _natural_size, make_network
+from foveal.train.run import Interrupted, _classes, _colours, make_network
 
 SCENES = {
     "epochs": 2,
@@ -90,12 +91,12 @@ def run(
     config = _config(options)
     data = {split: open_dataset(config.data, split, **config.data_options) for split in ("train", "val")}
     classes = _classes(config, data)
-    size = config.image_size or _natural_size(data["train"])
+    size = config.image_size or natural_size(data["train"])
     device = _device(accelerator)
     costliest = control_of(variants, config, classes=len(classes), image_size=size)
     variants = [NONE, *([costliest] if control else []), *variants]
 
-    crop, flip = _augmentation(config, data["train"])
+    crop, flip = augmentation(config, data["train"])
     template = Job(
         variant=NONE,
         config=config,

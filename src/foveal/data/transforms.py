@@ -184,6 +184,7 @@ def _check_size(function: str, size: int) -> None:
 def segmentation_train_transform(
     size: int | tuple[int, int],
     *,
+    shorter: int | None = None,
     scale: Sequence[float] = (0.5, 2.0),
     flip: float = 0.5,
     jitter: float = 0.0,
@@ -198,7 +199,8 @@ def segmentation_train_transform(
 
     Args:
         size: height and width of the crop in pixels, or one number for both.
-        scale: smallest and largest factor by which the image is resized, drawn log-uniformly.
+        shorter: bring the shorter side of every image to this many pixels before all else, aspect ratio kept.
+        scale: smallest and largest factor by which the image is then resized, drawn log-uniformly.
         flip, jitter, mean, std: as in ``train_transform``.
         ignore_index: mask value of the padding; the data set's ``ignore_index``.
 
@@ -226,7 +228,9 @@ def segmentation_train_transform(
         if not 0 <= value <= 1:
             raise ValueError(f"segmentation_train_transform: {name} must be between 0 and 1, got {value}")
     fill = {tv_tensors.Image: [round(255 * m) for m in mean], tv_tensors.Mask: ignore_index, "others": 0}
-    steps: list[Any] = [RandomScale(*scale)] if tuple(scale) != (1, 1) else []
+    if shorter is not None:
+        _check_size("segmentation_train_transform", shorter)
+    steps: list[Any] = [Rescale(*scale, shorter=shorter)]
     steps.append(v2.RandomCrop(crop, pad_if_needed=True, fill=fill))
     if flip:
         steps.append(v2.RandomHorizontalFlip(flip))
@@ -236,30 +240,65 @@ def segmentation_train_transform(
 
 
 def segmentation_eval_transform(
-    mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    *,
+    shorter: int | None = None,
 ) -> Transform:
-    """Normalise, and nothing else: the whole image, scored at its own size."""
-    return JointTransform([], mean, std)
+    """The whole image, normalised, its shorter side at ``shorter`` pixels; the mask stays as it is stored.
+
+    Example:
+        >>> import torch
+        >>> sample = {"image": torch.zeros(3, 40, 60, dtype=torch.uint8), "mask": torch.zeros(40, 60).byte()}
+        >>> out = segmentation_eval_transform(shorter=20)(sample)
+        >>> out["image"].shape, out["mask"].shape
+        (torch.Size([3, 20, 30]), torch.Size([40, 60]))
+    """
+    if shorter is not None:
+        _check_size("segmentation_eval_transform", shorter)
+    return JointTransform([Rescale(shorter=shorter, masks=False)], mean, std)
 
 
-class RandomScale:
-    """Resize a joint sample by one factor, drawn log-uniformly between ``smallest`` and ``largest``."""
+class Rescale:
+    """Resize a joint sample, aspect ratio kept: its shorter side to ``shorter``, times a random factor.
 
-    def __init__(self, smallest: float, largest: float) -> None:
-        self.smallest, self.largest = smallest, largest
+    Args:
+        smallest, largest: between which the factor is drawn, log-uniformly.
+        shorter: in pixels; None takes the sample's own.
+        masks: False leaves masks at their size.
+    """
+
+    def __init__(
+        self,
+        smallest: float = 1.0,
+        largest: float = 1.0,
+        *,
+        shorter: int | None = None,
+        masks: bool = True,
+    ) -> None:
+        self.smallest, self.largest, self.shorter, self.masks = smallest, largest, shorter, masks
 
     def __call__(self, joint: Sample) -> Sample:
         from torchvision import tv_tensors
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
 
-        factor = self.smallest * (self.largest / self.smallest) ** torch.rand(()).item()
         height, width = joint["image"].shape[-2:]
+        factor = 1.0 if self.shorter is None else self.shorter / min(height, width)
+        if self.smallest != self.largest:
+            factor *= self.smallest * (self.largest / self.smallest) ** torch.rand(()).item()
+        else:
+            factor *= self.smallest
         size = [max(1, round(height * factor)), max(1, round(width * factor))]
+        if size == [height, width]:
+            return joint
         out = {}
         for name, value in joint.items():
-            # For masks v2 would take NEAREST, which is half a pixel off against the image.
             mask = isinstance(value, tv_tensors.Mask)
+            if mask and not self.masks:
+                out[name] = value
+                continue
+            # For masks v2 would take NEAREST, which is half a pixel off against the image.
             mode = InterpolationMode.NEAREST_EXACT if mask else InterpolationMode.BILINEAR
             out[name] = functional.resize(value, size, interpolation=mode, antialias=True)
         return out

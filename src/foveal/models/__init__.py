@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from foveal.models.cifar_resnet import CifarResNet
-from foveal.models.named import NAMED
+from foveal.models.named import NAMED, segmentation_net
 
 OWN: dict[str, Callable[..., nn.Module]] = {
     **{f"cifar_resnet{depth}": functools.partial(CifarResNet, depth) for depth in (8, 20, 32, 56, 110)},
@@ -27,7 +27,8 @@ def create_model(
 
     Args:
         name: one of `list_models`: ours, such as ``"cifar_resnet20"`` or ``"se_resnet50"``, or any timm model,
-            such as ``"resnet50"`` or ``"resnet50.a1_in1k"``.
+            such as ``"resnet50"`` or ``"resnet50.a1_in1k"``, or a segmentation head on one, such as
+            ``"danet_mobilenetv3_small_050"``.
         pretrained: load published weights of the backbone (needs a network connection or a cache).
         num_classes: outputs.
         in_chans: channels of the image.
@@ -48,7 +49,11 @@ def create_model(
     """
     kept = {"num_classes": num_classes, "in_chans": in_chans, **kwargs}
     try:
-        net = _own(name, pretrained, kept) if name in OWN else _from_timm(name, pretrained, kept)
+        build = OWN.get(name) or segmentation_net(str(name))
+        if build is None:
+            net = _from_timm(name, pretrained, kept)
+        else:  # not every one has weights to offer, and those without refuse the argument
+            net = build(**kept, **({"pretrained": True} if pretrained else {}))
     except (RuntimeError, TypeError, AssertionError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"create_model: {name!r} could not be built: {reason}") from error
@@ -68,11 +73,6 @@ def list_models(pattern: str = "*") -> list[str]:
     import timm
 
     return [name for name in [*OWN, *timm.list_models()] if fnmatch.fnmatchcase(name, pattern)]
-
-
-def _own(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    # not every one has weights to offer, and those without refuse the argument
-    return OWN[name](**kwargs, **({"pretrained": True} if pretrained else {}))
 
 
 def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:

@@ -135,3 +135,17 @@ NAMED: dict[str, Callable[..., nn.Module]] = {
         for depth in (18, 34, 50, 101)
     },
 }
+
+
+def segmentation_net(name: str) -> Callable[..., nn.Module] | None:
+    """The builder of ``HEAD_BACKBONE`` for any timm backbone, such as ``"danet_mobilenetv3_small_050"``, or None.
+
+    Example:
+        >>> segmentation_net("danet_position_resnet18")().position is not None
+        True
+    """
+    heads = [head for head in HEADS if name.startswith(f"{head}_")]
+    if not heads:
+        return None
+    head = max(heads, key=len)  # "danet_position_x" is not "danet" on "position_x"
+    return functools.partial(SegmentationNet, head, name[len(head) + 1 :])

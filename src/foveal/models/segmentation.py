@@ -3,6 +3,7 @@
 ``danet`` is Fu et al.'s; the others hold everything else equal, so that a comparison measures the attention alone.
 """
 
+import difflib
 from typing import Any
 
 import torch.nn.functional as F
@@ -96,7 +97,9 @@ class SegmentationNet(nn.Module):
         import timm
 
         if not timm.is_model(backbone):
-            raise ValueError(f"SegmentationNet: backbone must be a timm model, got {backbone!r}")
+            close = difflib.get_close_matches(backbone, timm.list_models(), n=3, cutoff=0.5)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise ValueError(f"SegmentationNet: backbone must be a timm model, got {backbone!r}{hint}")
         try:
             backbone_net: Any = timm.create_model(
                 backbone,

@@ -67,14 +67,14 @@ class InOrder:
             yield [(0, index) for index in self.indices[i : i + self.batch_size]]
 
 
-def open_data(spec: str, split: str, options: dict[str, Any]) -> Any:
+def open_data(spec: str, split: str, options: dict[str, Any], task: str = "classify") -> Any:
     """`foveal.data.open_dataset` with options that a person typed.
 
     Raises:
         ValueError: as there, or the value of an option has the wrong type.
     """
     try:
-        return open_dataset(spec, split, **options)
+        return open_dataset(spec, split, task=task, **options)
     except TypeError as error:
         raise ValueError(f"data: data_options must fit {spec}, got {options}: {error}") from error
 
@@ -87,6 +87,16 @@ def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
     if "mask" in samples[0]:
         batch["mask"] = torch.stack([torch.as_tensor(sample["mask"]) for sample in samples])
     return batch
+
+
+def collate_by_size(samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
+    """`collate`, one batch for each size of image and mask among the samples, in the order of their first."""
+    groups: dict[Any, list[Sample]] = {}
+    for sample in samples:
+        mask = sample.get("mask")
+        sizes = (sample["image"].shape, None if mask is None else torch.as_tensor(mask).shape)
+        groups.setdefault(sizes, []).append(sample)
+    return [collate(group) for group in groups.values()]
 
 
 def worker_count(asked: int | None, image_size: int) -> int:
@@ -104,12 +114,16 @@ def make_loader(
     seed: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
+    by_size: bool = False,
 ) -> DataLoader:
-    """A DataLoader whose content depends on its arguments alone, not on torch's random state or ``workers``."""
+    """A DataLoader whose content depends on its arguments alone, not on torch's random state or ``workers``.
+
+    Its batches are `collate`'s, or, ``by_size``, the lists of `collate_by_size`.
+    """
     return DataLoader(
         Augmented(data, transform, seed),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=collate_by_size if by_size else collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,

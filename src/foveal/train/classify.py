@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from foveal.data import Scenes, eval_transform, train_transform
 from foveal.train.config import TrainConfig
 from foveal.train.recipe import classification_loss
 
@@ -49,6 +51,32 @@ def metrics(counts: Tensor) -> dict[str, float]:
     """
     images, right, right5, losses = counts.sum(0).tolist()
     return {"val_loss": losses / images, "val_accuracy": right / images, "val_top5": right5 / images}
+
+
+def facts(config: TrainConfig, data: dict[str, Any]) -> dict[str, Any]:
+    """What else the weights file must say: nothing."""
+    return {}
+
+
+def natural_size(data: Any) -> int:
+    """Side of the square images where the user names none: the data's own up to 96 pixels, else 224."""
+    longest = max(data[0]["image"].shape[-2:])
+    return longest if longest <= 96 else 224
+
+
+def augmentation(config: TrainConfig, data: Any) -> tuple[str, float]:
+    """How to crop, and how often to mirror."""
+    if not config.augment or isinstance(
+        data, Scenes
+    ):  # a scene's digit is anywhere already, and crops cut it
+        return "none", 0.0
+    return "auto", 0.5 if getattr(data, "mirror", True) else 0.0
+
+
+def transforms(config: TrainConfig, data: Any, size: int, colours: dict[str, Any]) -> tuple[Any, Any]:
+    """From a stored sample to what the network takes: to train on, and to evaluate."""
+    crop, flip = augmentation(config, data)
+    return train_transform(size, crop=crop, flip=flip, **colours), eval_transform(size, **colours)
 
 
 def wilson_interval(right: int, images: int, z: float = 1.959964) -> tuple[float, float]:

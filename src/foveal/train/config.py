@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+DEFAULT_MODELS = {"classify": "cifar_resnet8", "segment": "danet_resnet18"}
+SCALE_RANGE = (0.5, 2.0)
+# Options that mean nothing to the other task, with their defaults.
+ONLY_FOR = {
+    "classify": {"label_smoothing": 0.0, "mixup": 0.0},
+    "segment": {"crop_size": None, "scale_range": list(SCALE_RANGE), "class_weights": None, "ohem": False},
+}
+
 
 @dataclass
 class TrainConfig:
@@ -19,10 +27,13 @@ class TrainConfig:
     """
 
     # what
-    task: Literal["classify"] = "classify"
-    """classify: one label an image."""
-    model: str = "cifar_resnet8"
-    """A name from `foveal list`: one of ours or any timm model."""
+    task: Literal["classify", "segment"] = "classify"
+    """classify: one label an image; segment: one a pixel."""
+    model: str = ""
+    """A name from `foveal list`: one of ours or any timm model; to segment, danet_, danet_position_, danet_channel_,
+    fcn_nonlocal_ or fcn_ and a timm model. Default: a small network for the task."""
+    model_options: dict = field(default_factory=dict)
+    """More options of the model, such as --model_options.channel_form paper for danet_resnet18."""
     pretrained: bool = False
     """Begin with the published weights of the model (fetched once from the network)."""
     insert: list[str] = field(default_factory=list)
@@ -34,9 +45,14 @@ class TrainConfig:
     data_options: dict = field(default_factory=dict)
     """More options of the data set, such as --data_options.size 48 for scenes."""
     image_size: int | None = None
-    """Side of the square images the network sees, in pixels. Default: that of the data up to 96, else 224."""
+    """classify: side of the square images the network sees, in pixels; default: that of the data up to 96, else 224.
+    segment: shorter side of the images as the network sees them; default: the data's own, their median."""
+    crop_size: int | None = None
+    """segment: side of the square crops to train on, in pixels of images of image_size. Default: image_size."""
+    scale_range: list[float] = field(default_factory=lambda: list(SCALE_RANGE))
+    """segment: smallest and largest factor by which a training image is resized before the crop, as in DANet's code."""
     augment: bool = True
-    """Random crop and flip of the training images, where the data set allows it."""
+    """Random scale, crop and flip of the training images, where the data set allows it."""
 
     # how long and how fast
     epochs: int = 8
@@ -66,9 +82,14 @@ class TrainConfig:
 
     # what the loss sees
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over all classes, from 0 to 1."""
+    """classify: share of the target spread evenly over all classes, from 0 to 1."""
     mixup: float = 0.0
-    """Mix pairs of images with a share drawn from Beta(mixup, mixup); 0 mixes none."""
+    """classify: mix pairs of images with a share drawn from Beta(mixup, mixup); 0 mixes none."""
+    class_weights: list[float] | Literal["balanced"] | None = None
+    """segment: factor of each class in the loss, in their order, such as [1,1,2.5]; or balanced: from the training
+    masks, by median frequency."""
+    ohem: bool = False
+    """segment: only hard pixels count, those whose class has less than 0.7 probability, at least a sixteenth of all."""
     ema: float = 0.0
     """Decay of a running average of the weights, such as 0.999, which is then what is evaluated; 0 keeps none."""
 
@@ -97,6 +118,7 @@ class TrainConfig:
     """Write checkpoint.ckpt at each epoch's end and after this many optimiser steps within one; 0: epochs only."""
 
     def __post_init__(self) -> None:
+        self.model = self.model or DEFAULT_MODELS.get(self.task, "")
         at_least = {
             **dict.fromkeys(("epochs", "batch_size", "accumulate", "nodes"), 1),
             **dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "clip_norm", "freeze_epochs"), 0),
@@ -112,8 +134,31 @@ class TrainConfig:
                 raise ValueError(f"train: {name} must be below 1, got {getattr(self, name)}")
         if self.devices < 1 and self.devices != -1:
             raise ValueError(f"train: devices must be at least 1, or -1 for all, got {self.devices}")
-        if self.image_size is not None and self.image_size < 8:
-            raise ValueError(f"train: image_size must be at least 8, got {self.image_size}")
+        for name in ("image_size", "crop_size"):
+            value = getattr(self, name)
+            if value is not None and value < 8:
+                raise ValueError(f"train: {name} must be at least 8, got {value}")
+        self._check_task()
+
+    def _check_task(self) -> None:
+        """Options of the other task, and the values of those that only segmentation has."""
+        if self.task not in DEFAULT_MODELS:
+            raise ValueError(f"train: task must be one of {', '.join(DEFAULT_MODELS)}, got {self.task}")
+        for task, options in ONLY_FOR.items():
+            for name, default in options.items():
+                if self.task != task and getattr(self, name) != default:
+                    raise ValueError(
+                        f"train: {name} is an option of task {task}, got it with task {self.task}"
+                    )
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(
+                f"train: scale_range must be two factors, 0 < smallest <= largest, got {self.scale_range}"
+            )
+        weights = self.class_weights
+        if isinstance(weights, list) and (
+            not sum(weights) > 0 or not all(0 <= w < float("inf") for w in weights)
+        ):
+            raise ValueError(f"train: class_weights must be finite, at least 0 and not all 0, got {weights}")
 
     @classmethod
     def from_dict(cls, options: dict) -> TrainConfig:

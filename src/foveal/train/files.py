@@ -166,6 +166,8 @@ def write_curves(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> Non
     """Draw training and validation loss, and the metric, against epochs."""
     from matplotlib.figure import Figure
 
+    from foveal.train.progress import metric_name
+
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     loss_axes, metric_axes = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
@@ -174,7 +176,7 @@ def write_curves(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> Non
     loss_axes.set(xlabel="epoch", ylabel="loss")
     loss_axes.legend()
     metric_axes.plot(epochs, [row[metric] for row in rows], marker=".", color="C2")
-    metric_axes.set(xlabel="epoch", ylabel=metric.replace("_", " "))
+    metric_axes.set(xlabel="epoch", ylabel=f"validation {metric_name(metric)}")
     for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)

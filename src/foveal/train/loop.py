@@ -76,9 +76,11 @@ class Training(LightningModule):
             weight_decay=c.weight_decay,
         )
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """A batch to train on, or the list of batches, one a size of image, to validate on."""
         if self.config.channels_last:
-            batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
+            for one in batch if isinstance(batch, list) else [batch]:
+                one["image"] = one["image"].contiguous(memory_format=torch.channels_last)
         return batch
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -136,9 +138,10 @@ class Training(LightningModule):
         if self.average is not None:
             self.average.update(self.net)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        counts = self.task.count(self.evaluated, batch, self.classes)
-        self.counts = counts if self.counts is None else self.counts + counts
+    def validation_step(self, batches: list[dict[str, Tensor]], batch_idx: int) -> None:
+        for batch in batches:
+            counts = self.task.count(self.evaluated, batch, self.classes)
+            self.counts = counts if self.counts is None else self.counts + counts
 
     def epoch_row(self) -> dict[str, float]:
         """Training loss and validation figures of the epoch that ends, over all processes."""

@@ -12,6 +12,16 @@ from rich.progress import Progress as Bars
 from foveal.train.config import TrainConfig
 
 
+def metric_name(metric: str) -> str:
+    """A figure's name for people.
+
+    Example:
+        >>> metric_name("val_miou"), metric_name("val_accuracy")
+        ('mIoU', 'accuracy')
+    """
+    return metric.removeprefix("val_").replace("_", " ").replace("miou", "mIoU")
+
+
 class Progress:
     """Lines on the standard error output, so that results alone go to the standard output.
 
@@ -52,10 +62,10 @@ class Progress:
             )
 
     def epoch(self, row: dict[str, Any], better: bool) -> None:
-        name = self.metric.removeprefix("val_").replace("_", " ")
         self.console.print(
             f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  train loss {row['train_loss']:.3f}  "
-            f"val loss {row['val_loss']:.3f}  {name} {100 * row[self.metric]:.1f} %  {row['seconds']:.1f} s"
+            f"val loss {row['val_loss']:.3f}  {metric_name(self.metric)} {100 * row[self.metric]:.1f} %  "
+            f"{row['seconds']:.1f} s"
             f"{'  best so far' if better else ''}",
             soft_wrap=True,
         )

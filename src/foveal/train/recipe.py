@@ -214,7 +214,7 @@ class Average(nn.Module):
 
 
 def backbone_parameters(net: nn.Module) -> list[nn.Parameter]:
-    """Every parameter that is neither in an inserted block nor in the classifier."""
+    """Every parameter that is neither in an inserted block nor in the classifier or segmentation head."""
     kept = {id(p) for module in _trained_first(net) for p in module.parameters()}
     return [p for p in net.parameters() if id(p) not in kept]
 
@@ -226,10 +226,12 @@ def backbone_norms(net: nn.Module) -> list[nn.Module]:
 
 
 def _trained_first(net: nn.Module) -> list[nn.Module]:
-    """Inserted blocks, and the classifier where the network names it."""
+    """Inserted blocks, and the classifier where the network names it, or all but its ``backbone``."""
+    blocks = [insertion.module for insertion in inserted(net)]
+    if isinstance(getattr(net, "backbone", None), nn.Module):
+        return [*blocks, *(child for name, child in net.named_children() if name != "backbone")]
     get = getattr(net, "get_classifier", None)
     classifier = get() if callable(get) else getattr(net, "fc", None)
-    blocks = [insertion.module for insertion in inserted(net)]
     return [*blocks, classifier] if isinstance(classifier, nn.Module) else blocks
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foveal.train.inference import Evaluation, Prediction
+from foveal.train.progress import metric_name
 from foveal.train.run import RunResult
 
 SHOWN = 5  # unreadable files or classes listed by name
@@ -22,7 +23,7 @@ SHOWN = 5  # unreadable files or classes listed by name
 def summary(result: RunResult) -> RenderableType:
     """The outcome of a run, the health of its blocks, where the files are, and what to type next."""
     best, seconds = result.best, sum(row["seconds"] for row in result.rows)
-    name = result.metric.removeprefix("val_").replace("_", " ")
+    name = metric_name(result.metric)
     parts: list[RenderableType] = [
         Text(
             f"\n{result.config.model} on {result.config.data}: {name} {100 * best[result.metric]:.1f} % "

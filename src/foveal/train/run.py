@@ -17,20 +17,21 @@ import torch
 from torch import nn
 
 from foveal.checkpoint import load
-from foveal.data import Scenes, eval_transform, train_transform
 from foveal.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from foveal.insert import insert, parse_insertion
 from foveal.models import create_model
-from foveal.train import classify, files
-from foveal.train.batches import Augmented, InOrder, collate, make_loader, open_data, worker_count
+from foveal.models.segmentation import HEADS, SegmentationNet
+from foveal.train import classify, files, segment
+from foveal.train.batches import Augmented, InOrder, collate_by_size, make_loader, open_data, worker_count
 from foveal.train.config import MOVABLE, TrainConfig
 from foveal.train.health import health
 from foveal.train.progress import Progress
 from foveal.train.recipe import EpochBatches, seed_for
 
-TASKS = {"classify": classify}
+TASKS = {"classify": classify, "segment": segment}
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 HEALTH_IMAGES = 128
+HEALTH_PIXELS = 2**23  # of all images for the health table together
 FOLDER_VARIABLE = "FOVEAL_RUN_FOLDER"  # tells the processes that Lightning starts where the first one writes
 
 
@@ -98,9 +99,12 @@ def fit(
     config, folder = _settled(config, resume)
     task = TASKS[config.task]
     with torch.random.fork_rng(devices=[]), _quietly():
-        data = {part: open_data(config.data, part, config.data_options) for part in ("train", "val")}
+        data = {
+            part: open_data(config.data, part, config.data_options, config.task) for part in ("train", "val")
+        }
         classes = _classes(config, data)
-        size = config.image_size or _natural_size(data["train"])
+        facts = task.facts(config, data)
+        size = config.image_size or task.natural_size(data["train"])
         net = make_network(config, classes=len(classes), image_size=size)
         colours = _colours(config, net)
 
@@ -112,24 +116,21 @@ def fit(
             len(data["train"]), config.batch_size, seed=config.seed, world=trainer.world_size
         )
         val_batches = InOrder(len(data["val"]), 2 * config.batch_size, world=trainer.world_size)
-        crop, flip = _augmentation(config, data["train"])
-        to_train, to_eval = (
-            train_transform(size, crop=crop, flip=flip, **colours),
-            eval_transform(size, **colours),
-        )
+        to_train, to_eval = task.transforms(config, data["train"], size, colours)
         how = {
             "workers": worker_count(config.workers, size),
             "pin_memory": trainer.strategy.root_device.type == "cuda",
         }
         train_loader = make_loader(data["train"], to_train, batches, seed=config.seed, **how)
-        val_loader = make_loader(data["val"], to_eval, val_batches, **how)
+        val_loader = make_loader(data["val"], to_eval, val_batches, by_size=True, **how)
 
         if folder is None:
             folder = files.new_folder(config) if first_process else _folder_of_first_process(config)
             os.environ[FOLDER_VARIABLE] = str(folder)
         steps = config.epochs * -(-len(batches) // config.accumulate)
-        module = loop.Training(net, task, config, classes=len(classes), steps=steps)
-        info = {"task": config.task, "classes": classes, "image_size": size, **colours}
+        weighted = replace(config, class_weights=facts.get("class_weights"))
+        module = loop.Training(net, task, weighted, classes=len(classes), steps=steps)
+        info = {"task": config.task, "classes": classes, "image_size": size, **colours, **facts}
         info |= {"data": config.data, "data_options": config.data_options}
         progress = Progress(config, len(batches), task.METRIC, quiet=quiet or not first_process)
         keeper = loop.RunFolder(module, folder, config, info, batches, val_batches, progress)
@@ -139,7 +140,8 @@ def fit(
         table: list[dict[str, Any]] = []
         if first_process:
             images = Augmented(data["val"], to_eval, seed=0)
-            table = _health_of(folder / "weights" / "best.safetensors", images)
+            device = trainer.strategy.root_device
+            table = _health_of(folder / "weights" / "best.safetensors", images, device)
             files.write_json(folder / "health.json", table)
             files.write_curves(folder / "curves.png", keeper.rows, task.METRIC)
     assert keeper.best is not None
@@ -156,7 +158,15 @@ def make_network(config: TrainConfig, *, classes: int, image_size: int) -> nn.Mo
         ValueError: unknown model or block, or a site where a block cannot go.
     """
     torch.manual_seed(seed_for(config.seed, "weights"))
-    net = create_model(config.model, pretrained=config.pretrained, num_classes=classes)
+    net = create_model(
+        config.model, pretrained=config.pretrained, **{**config.model_options, "num_classes": classes}
+    )
+    if isinstance(net, SegmentationNet) != (config.task == "segment"):
+        kind = "segment" if config.task == "segment" else "classify"
+        raise ValueError(
+            f"train: task {config.task} needs a network that can {kind}, got {config.model}"
+            f"; to segment, take one of {', '.join(f'{head}_BACKBONE' for head in HEADS)}"
+        )
     example = torch.zeros(1, 3, image_size, image_size)
     for text in config.insert:
         insert(net, **{"start": config.start, "example": example, **parse_insertion(text)})
@@ -201,24 +211,10 @@ def _classes(config: TrainConfig, data: dict[str, Any]) -> list[str]:
     return classes
 
 
-def _natural_size(data: Any) -> int:
-    longest = max(data[0]["image"].shape[-2:])
-    return longest if longest <= 96 else 224
-
-
 def _colours(config: TrainConfig, net: nn.Module) -> dict[str, Any]:
     """Mean and standard deviation to normalise by: those the published weights were trained with."""
     own = getattr(net, "pretrained_cfg", None) if config.pretrained else None
     return {"mean": (own or {}).get("mean", IMAGENET_MEAN), "std": (own or {}).get("std", IMAGENET_STD)}
-
-
-def _augmentation(config: TrainConfig, data: Any) -> tuple[str, float]:
-    """How to crop, and how often to mirror."""
-    if not config.augment or isinstance(
-        data, Scenes
-    ):  # a scene's digit is anywhere already, and crops cut it
-        return "none", 0.0
-    return "auto", 0.5 if getattr(data, "mirror", True) else 0.0
 
 
 def _process_number() -> int:
@@ -351,14 +347,18 @@ def _quietly() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _health_of(weights: Path, images: Augmented) -> list[dict[str, Any]]:
-    """Over images spread evenly, since folders list one class after the other."""
-    chosen = range(0, len(images), max(1, len(images) // HEALTH_IMAGES))[:HEALTH_IMAGES]
+def _health_of(weights: Path, images: Augmented, device: torch.device) -> list[dict[str, Any]]:
+    """Over images spread evenly, since folders list one class after the other; fewer where they are large."""
+    pixels = images[0, 0]["image"][0].numel()
+    wanted = min(HEALTH_IMAGES, max(1, HEALTH_PIXELS // pixels))
+    together = max(1, min(32, wanted // 4))
+    chosen = range(0, len(images), max(1, len(images) // wanted))[:wanted]
     batches = (
-        collate(images.__getitems__([(0, i) for i in chosen[k : k + 32]]))["image"]
-        for k in range(0, len(chosen), 32)
+        batch["image"].to(device)
+        for k in range(0, len(chosen), together)
+        for batch in collate_by_size(images.__getitems__([(0, i) for i in chosen[k : k + together]]))
     )
-    return health(load(weights), batches)
+    return health(load(weights).to(device), batches)
 
 
 def _line(error: BaseException) -> str:

@@ -5,17 +5,25 @@ Masks hold class numbers; any value that is no class (11 in CamVid, 255 elsewher
 
 from __future__ import annotations
 
+import statistics
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from foveal.data import segmentation_eval_transform, segmentation_train_transform
+from foveal.data.segmentation import SceneMasks
 from foveal.models.segmentation import AUXILIARY_WEIGHT
+from foveal.train.config import TrainConfig
 
 METRIC = "val_miou"
 NO_CLASS = -100
 OHEM_CONFIDENCE = 0.7
 OHEM_SHARE = 1 / 16
+LOOKED_AT = 32  # images whose size is looked at to find that of a data set
+PIXELS_AT_ONCE = 2**22  # of one validation batch that go through the network together
 
 
 def targets(mask: Int[Tensor, "b h w"], classes: int) -> Int[Tensor, "b h w"]:
@@ -114,11 +122,11 @@ def scores(matrix: Shaped[Tensor, "k k"]) -> dict[str, float | list[float]]:
 # ------------------------------------------------------------------------------- what the training loop calls
 
 
-def loss(net: nn.Module, batch: dict[str, Tensor], config, generator: torch.Generator) -> Tensor:
+def loss(net: nn.Module, batch: dict[str, Tensor], config: TrainConfig, generator: torch.Generator) -> Tensor:
     """The training loss of one batch, with the config's class weights and hard-pixel mining."""
-    weights = config.class_weights
-    if weights is not None:
-        weights = torch.tensor(weights, dtype=torch.float32, device=batch["image"].device)
+    weights = None
+    if config.class_weights is not None:
+        weights = torch.tensor(config.class_weights, dtype=torch.float32, device=batch["image"].device)
     return segmentation_loss(net(batch["image"]), batch["mask"], class_weights=weights, ohem=config.ohem)
 
 
@@ -127,15 +135,27 @@ def count(net: nn.Module, batch: dict[str, Tensor], classes: int) -> Tensor:
     """Sums over a batch that add over batches and processes, float64 (classes, classes + 2).
 
     The confusion matrix; then, in the first row, the sum of the cross-entropies and the number of labelled pixels.
+    Logits are brought to the size of the mask before the highest is chosen: what is counted are the mask's own pixels.
     """
-    logits = net(batch["image"])["fused"].float()
-    target = targets(batch["mask"], classes)
-    losses = F.cross_entropy(logits, target, ignore_index=NO_CLASS, reduction="none").double()
-    sums = torch.zeros(classes, classes + 2, dtype=torch.float64, device=logits.device)
-    sums[:, :classes] = confusion(logits.argmax(1), batch["mask"], classes)
-    sums[0, classes] = losses.sum()
-    sums[0, classes + 1] = (target != NO_CLASS).sum()
+    images, masks = batch["image"], batch["mask"]
+    together = max(1, PIXELS_AT_ONCE // max(images[0, 0].numel(), masks[0].numel()))
+    sums = torch.zeros(classes, classes + 2, dtype=torch.float64, device=images.device)
+    for image, mask in zip(images.split(together), masks.split(together), strict=True):
+        logits = resized(net(image)["fused"], mask.shape[-2:])
+        target = targets(mask, classes)
+        losses = F.cross_entropy(logits, target, ignore_index=NO_CLASS, reduction="none").double()
+        sums[:, :classes] += confusion(logits.argmax(1), mask, classes)
+        sums[0, classes] += losses.sum()
+        sums[0, classes + 1] += (target != NO_CLASS).sum()
     return sums
+
+
+def resized(logits: Float[Tensor, "b k h w"], size: Any) -> Float[Tensor, "b k H W"]:
+    """Logits in float32 at another size, bilinearly."""
+    logits = logits.float()
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
 
 
 def metrics(counts: Tensor) -> dict[str, float]:
@@ -148,3 +168,67 @@ def metrics(counts: Tensor) -> dict[str, float]:
         "val_miou": float(values["miou"]),  # type: ignore[arg-type]
         "val_pixel_accuracy": float(values["pixel_accuracy"]),  # type: ignore[arg-type]
     }
+
+
+# --------------------------------------------------------------------------------------------- what a run asks for
+
+
+def facts(config: TrainConfig, data: dict[str, Any]) -> dict[str, Any]:
+    """What the weights file must also say: ``ignore_index``, ``crop_size`` and the class weights as numbers.
+
+    Raises:
+        ValueError: a part has no labelled pixel at all, or as many class weights as classes are not given.
+    """
+    classes = len(data["train"].classes)
+    for part, images in data.items():
+        if not any((targets(images[i]["mask"], classes) != NO_CLASS).any() for i in range(len(images))):
+            raise ValueError(
+                f"train: the masks must hold at least 1 labelled pixel for {part}, got none in {config.data}"
+            )
+    weights = config.class_weights
+    if weights == "balanced":
+        weights = balanced_weights(data["train"], classes)
+    if weights is not None and len(weights) != classes:
+        raise ValueError(
+            f"train: class_weights must be one a class, {classes} of them ({', '.join(data['train'].classes)}), "
+            f"got {len(weights)}"
+        )
+    return {"ignore_index": data["train"].ignore_index, "class_weights": weights}
+
+
+def balanced_weights(data: Any, classes: int) -> list[float]:
+    """Median frequency over the frequency of each class, in the images that hold it; 1 for a class in no image.
+
+    Source: Eigen and Fergus (2015), section 6.3.2.
+    """
+    pixels, of_images = torch.zeros(classes), torch.zeros(classes)
+    for index in range(len(data)):
+        target = targets(data[index]["mask"], classes)
+        counts = torch.bincount(target[target != NO_CLASS], minlength=classes)
+        pixels += counts
+        of_images += (counts > 0) * counts.sum()
+    share = pixels / of_images  # nan for a class in no image
+    return (share.nanmedian() / share).nan_to_num(nan=1.0).tolist()
+
+
+def natural_size(data: Any) -> int:
+    """The shorter side of the data's images in pixels: its median over some of them."""
+    chosen = range(0, len(data), max(1, len(data) // LOOKED_AT))
+    return int(statistics.median_low(min(data[i]["image"].shape[-2:]) for i in chosen))
+
+
+def transforms(config: TrainConfig, data: Any, size: int, colours: dict[str, Any]) -> tuple[Any, Any]:
+    """From a stored sample to what the network takes: a square crop to train on, the whole image to evaluate.
+
+    Scenes are left as they are: their digits lie anywhere already, and a scaled or mirrored one may be no digit.
+    """
+    augment = config.augment and not isinstance(data, SceneMasks)
+    to_train = segmentation_train_transform(
+        config.crop_size or size,
+        shorter=size,
+        scale=config.scale_range if augment else (1.0, 1.0),
+        flip=0.5 if augment and getattr(data, "mirror", True) else 0.0,
+        ignore_index=data.ignore_index,
+        **colours,
+    )
+    return to_train, segmentation_eval_transform(shorter=size, **colours)
