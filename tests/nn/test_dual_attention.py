@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from pytorchcv.models.danet import ChaAttBlock, PosAttBlock
@@ -13,11 +15,11 @@ def position_equations(block, x):
     return block.gamma * torch.einsum("bij,bcj->bci", s, value).reshape(x.shape) + x
 
 
-def channel_equations(block, x):
+def channel_equations(block, x, form):
     """DANet equations 3 and 4; the released code subtracts each energy from its row's maximum first."""
     a = x.flatten(2)
     energy = torch.einsum("bin,bjn->bij", a, a)
-    if block.form == "code":
+    if form == "code":
         energy = energy.max(-1, keepdim=True).values - energy
     weights = torch.softmax(energy, -1)
     return block.gamma * torch.einsum("bij,bjn->bin", weights, a).reshape(x.shape) + x
@@ -30,12 +32,13 @@ def test_follows_the_papers_equations(form, size, start, randomise, assert_same)
     block = randomise(DualAttention(16, form=form, dims=len(size), start=start).double())
     x = 0.3 * torch.randn(2, 16, *size)
     position, channel = block.position, block.channel
-    for half, equations in [(position, position_equations), (channel, channel_equations)]:
+    halves = [(position, position_equations), (channel, functools.partial(channel_equations, form=form))]
+    for half, equations in halves:
         assert_same(half, lambda x, h=half, e=equations: e(h, x), x, [(w, w) for w in half.parameters()])
     added_once = 1 if start == "identity" else 0
 
     def total(x):
-        return position_equations(position, x) + channel_equations(channel, x) - added_once * x
+        return position_equations(position, x) + channel_equations(channel, x, form) - added_once * x
 
     assert_same(block, total, x, [(w, w) for w in block.parameters()])
 
@@ -92,6 +95,23 @@ def test_channel_energies_do_not_overflow_in_half_precision(randomise):
     matrix = block.attention(x)["channel_matrix"]
     assert matrix.isfinite().all()
     assert block.half()(x).isfinite().all()
+
+
+def test_attention_is_of_float32_scores_under_autocast(randomise):
+    """Energies of about 100, where a bfloat16 product is off by 0.5 and a weight by half its value."""
+    block = randomise(DualAttention(16))
+    x = 2 * torch.randn(1, 16, 6, 5, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        query, key = (layer(x).float().flatten(2) for layer in (block.position.query, block.position.key))
+        seen = block.attention(x, [(1, 2)])
+    energy = torch.einsum("bdr,bdj->brj", query[..., 7:8], key)
+    torch.testing.assert_close(seen["rows"].flatten(2), energy.softmax(-1), rtol=1e-4, atol=1e-6)
+    flat = x.flatten(2)
+    energy = flat @ flat.mT
+    assert energy.max() > 50
+    expected = (energy.amax(-1, keepdim=True) - energy).softmax(-1)
+    torch.testing.assert_close(seen["channel_matrix"], expected, rtol=1e-4, atol=1e-6)
+    assert {value.dtype for value in seen.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
