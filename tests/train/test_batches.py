@@ -1,7 +1,7 @@
 import torch
 
 from foveal.data import Scenes, train_transform
-from foveal.train.batches import Augmented, InOrder, collate, make_loader, worker_count
+from foveal.train.batches import Augmented, Decoded, InOrder, collate, make_loader, worker_count
 from foveal.train.recipe import EpochBatches
 
 TRANSFORM = train_transform(24, crop="pad", flip=0.5, jitter=0.5)
@@ -54,3 +54,23 @@ def test_small_images_need_no_reading_processes():
     assert worker_count(None, 32) == 0
     assert 1 <= worker_count(None, 224) <= 8
     assert worker_count(3, 32) == 3
+
+
+def test_small_data_is_decoded_once_and_memory_is_bounded():
+    class Counting(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return {"image": torch.full((3, 2, 2), index, dtype=torch.uint8), "label": index}
+
+    stored = Counting(range(10))
+    data = Decoded(stored, limit=5 * 12)
+    for _ in range(2):
+        assert [int(s["image"][0, 0, 0]) for s in data.__getitems__([3, 1, 3, 9])] == [3, 1, 3, 9]
+    assert stored.reads == 3
+    data.__getitems__(range(10))
+    assert len(data.kept) == 5
+    assert stored.reads == 3 + 7
+    data.__getitems__(range(10))
+    assert stored.reads == 3 + 7 + 5

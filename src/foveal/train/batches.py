@@ -15,6 +15,37 @@ from foveal.train.recipe import EpochBatches, seed_for
 
 Sample = dict[str, Any]
 
+KEPT_BYTES = 2**28
+"""Decoded images that one process keeps in memory, so that a small data set is decoded once."""
+
+
+class Decoded(Dataset):
+    """``data`` with the items asked for first kept in memory, up to ``limit`` bytes of tensors."""
+
+    def __init__(self, data: Any, limit: int = KEPT_BYTES) -> None:
+        self.data, self.room = data, limit
+        self.kept: dict[int, Sample] = {}
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        missing = [index for index in dict.fromkeys(indices) if index not in self.kept]
+        if missing and hasattr(self.data, "__getitems__"):
+            read = dict(zip(missing, self.data.__getitems__(missing), strict=True))
+        else:
+            read = {index: self.data[index] for index in missing}
+        samples = [self.kept[index] if index in self.kept else read[index] for index in indices]
+        for index, sample in read.items():
+            size = sum(value.nbytes for value in sample.values() if isinstance(value, Tensor))
+            if size <= self.room:
+                self.kept[index] = sample
+                self.room -= size
+        return samples
+
 
 class Augmented(Dataset):
     """Items of ``data`` after ``transform``, addressed by (epoch, index).
@@ -24,7 +55,7 @@ class Augmented(Dataset):
     """
 
     def __init__(self, data: Any, transform: Callable[[Sample], Sample], seed: int) -> None:
-        self.data, self.transform, self.seed = data, transform, seed
+        self.data, self.transform, self.seed = Decoded(data), transform, seed
 
     def __len__(self) -> int:
         return len(self.data)
@@ -33,11 +64,7 @@ class Augmented(Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample]:
-        indices = [index for _, index in keys]
-        if hasattr(self.data, "__getitems__"):
-            samples = self.data.__getitems__(indices)
-        else:
-            samples = [self.data[index] for index in indices]
+        samples = self.data.__getitems__([index for _, index in keys])
         state = torch.default_generator.get_state()
         try:
             return [self._transformed(key, sample) for key, sample in zip(keys, samples, strict=True)]
