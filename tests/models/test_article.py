@@ -11,7 +11,10 @@ def cbam(y, w):
     """Mean and maximum through one bottleneck of a sixteenth, without biases; then a 7x7 over [mean, maximum]."""
     down, up, kernel = w["channel.fc1.weight"], w["channel.fc2.weight"], w["spatial.conv.weight"]
     squeezed = [y.mean((2, 3)), y.amax((2, 3))]
-    y = torch.sigmoid(sum(F.relu(z @ down.flatten(1).T) @ up.flatten(1).T for z in squeezed))[..., None, None] * y
+    y = (
+        torch.sigmoid(sum(F.relu(z @ down.flatten(1).T) @ up.flatten(1).T for z in squeezed))[..., None, None]
+        * y
+    )
     maps = torch.stack([y.mean(1), y.amax(1)], dim=1)
     return torch.sigmoid(F.conv2d(maps, kernel, padding=3)) * y
 

@@ -4,11 +4,13 @@ import difflib
 import fnmatch
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
 
 from foveal.models.cifar_resnet import CifarResNet
+from foveal.models.fetching import fetching
 from foveal.models.named import NAMED, segmentation_net
 
 OWN: dict[str, Callable[..., nn.Module]] = {
@@ -40,6 +42,7 @@ def create_model(
     Raises:
         ValueError: unknown name (close ones are suggested), options the model does not take, or pretrained
             weights that do not exist.
+        ConnectionError: published weights are neither in the cache nor to be fetched.
 
     Example:
         >>> import foveal
@@ -49,11 +52,12 @@ def create_model(
     """
     kept = {"num_classes": num_classes, "in_chans": in_chans, **kwargs}
     try:
-        build = OWN.get(name) or segmentation_net(str(name))
-        if build is None:
-            net = _from_timm(name, pretrained, kept)
-        else:  # not every one has weights to offer, and those without refuse the argument
-            net = build(**kept, **({"pretrained": True} if pretrained else {}))
+        with fetching(name) if pretrained else nullcontext():
+            build = OWN.get(name) or segmentation_net(str(name))
+            if build is None:
+                net = _from_timm(name, pretrained, kept)
+            else:  # not every one has weights to offer, and those without refuse the argument
+                net = build(**kept, **({"pretrained": True} if pretrained else {}))
     except (RuntimeError, TypeError, AssertionError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"create_model: {name!r} could not be built: {reason}") from error
