@@ -19,6 +19,7 @@ ROOMS = {
     "look": {"ops", "nn", "insert"},
     "data": set(),
 }
+ROOMS["published"] = {"ops", "nn", "insert", "models", "checkpoint"}
 ROOMS["fuse"] = {"ops", "nn", "insert"}
 ROOMS["bench"] = {"ops", "nn", "insert", "measure", "fuse"}
 ROOMS["train"] = set(ROOMS) | {"train"}
@@ -26,7 +27,7 @@ ROOMS["compare"] = set(ROOMS) | {"compare"}
 ROOMS["export"] = set(ROOMS)
 ROOMS["cli"] = set(ROOMS)
 # the verb `look` opens weights and images; what records, draws and scores does not
-VERBS = {"look/network.py", "look/serve.py", "look/verbs.py"}
+VERBS = {"look/images.py", "look/network.py", "look/serve.py"}
 TORCH_ALONE = {"ops", "nn"}
 ALLOWED_THERE = {"torch", "jaxtyping", "triton"}
 FORBIDDEN_NAMES = {"utils", "misc", "helpers", "common", "core", "base"}

@@ -1,21 +1,26 @@
 """A small network with one block of each kind, its scales away from zero, saved as training saves it."""
 
+import io
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
 import torch
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 
 import foveal
 from foveal.data import decode_image
 from foveal.look import serve
 from foveal.look.network import Network, open_network
 
+PAGE = {"X-Foveal": "1"}
 INFO = {
     "task": "classify",
     "classes": [str(i) for i in range(10)],
@@ -67,6 +72,22 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def danet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DANet for eleven classes, as training for segmentation saves it."""
+    torch.manual_seed(0)
+    net = foveal.create_model("danet_resnet18", num_classes=11)
+    for block in (net.position[1], net.channel[1]):
+        torch.nn.init.constant_(block.gamma, 0.5)
+    path = tmp_path_factory.mktemp("danet") / "danet.safetensors"
+    classes = ["background", *INFO["classes"]]
+    facts = {"task": "segment", "classes": classes, "image_size": 64, "ignore_index": 255}
+    foveal.save(
+        net, path, **{**INFO, **facts, "class_weights": None, "data_options": {"digit_size": [20, 24]}}
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
 def network(weights: Path) -> Network:
     return open_network(weights)
 
@@ -78,10 +99,34 @@ def networks(weights: Path, other_weights: Path) -> list[Network]:
 
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from PIL import Image
     from sklearn.datasets import load_sample_images
 
     path = tmp_path_factory.mktemp("photo") / "photo.jpg"
     Image.fromarray(load_sample_images().images[0][:200, :300]).save(path)
     assert decode_image(path).shape == (3, 200, 300)
     return path
+
+
+@pytest.fixture(scope="session")
+def address(networks: list[Network]) -> Iterator[str]:
+    black = [("black", torch.zeros(3, 40, 40, dtype=torch.uint8))]
+    with serving(serve.make_app(networks, black, allow_hosts=("lab",))) as address:
+        yield address
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, headers=PAGE, timeout=60) as opened:
+        yield opened
+
+
+def png(width: int = 40, height: int = 40, seed: int = 0) -> bytes:
+    """A file of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]

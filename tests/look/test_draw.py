@@ -130,6 +130,18 @@ def test_gate_profile_has_a_line_a_class_and_the_mean() -> None:
     figure.canvas.draw()
 
 
+def test_segmentation_names_the_classes_that_occur_in_their_colours() -> None:
+    class_map = torch.zeros(16, 24, dtype=torch.uint8)
+    class_map[:4] = 2
+    figure = draw.draw_segmentation(IMAGE, class_map, ["road", "sky", "tree"], "best.safetensors")
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["road, 75%", "tree, 25%"]
+    drawn = figure.axes[1].get_images()[-1].get_array()
+    assert drawn[0, 0].tolist() == draw.CLASS_COLOURS[2].tolist()
+    assert "best.safetensors" in words(figure)
+    figure.canvas.draw()
+
+
 def test_a_site_without_the_asked_attention_is_refused() -> None:
     with pytest.raises(ValueError, match=r"draw_mask: '1' \(NonLocal\) has no spatial mask"):
         draw.draw_mask(record("nonlocal"), IMAGE)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveal
-from foveal.data import eval_transform
+from foveal.data import eval_transform, segmentation_eval_transform
 from foveal.look.network import Network, open_network
 
 
@@ -59,6 +59,21 @@ def test_segmentation_gives_a_class_map() -> None:
     assert prediction.class_map is not None
     assert prediction.class_map.shape == (16, 16)
     assert sum(share for _, share in prediction.labels) == pytest.approx(1)
+
+
+def test_a_segmentation_network_sees_the_whole_image(danet: Path) -> None:
+    network = open_network(danet)
+    image = torch.randint(0, 256, (3, 96, 160), dtype=torch.uint8)
+    view = network.view({"image": image})["image"]
+    assert view.shape == (3, 64, 107)
+    expected = segmentation_eval_transform(network.mean, network.std, shorter=64)({"image": image})["image"]
+    torch.testing.assert_close(network.prepare(view), expected)
+    assert network.point((96, 160), (95, 159)) == (63, 106)
+    prediction, seen = network.look(view)
+    assert prediction.class_map is not None
+    assert prediction.class_map.shape == (64, 107)
+    assert seen["position"].rows((3, 5)).shape == (1, 1, 8, 14)
+    assert seen["channel"].channels.shape == (1, 128, 128)
 
 
 def test_weights_that_training_did_not_write_are_refused(tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
 """Numbers: known maps get known scores, and chance is called chance."""
 
-import csv
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +8,6 @@ from torch import Tensor, nn
 
 from foveal.look import score as scoring
 from foveal.look.curves import perturbation_curves
-from foveal.look.profile import gate_profile
-from foveal.look.record import watch
-from foveal.look.report import table, write_scores
-from foveal.nn import BLOCKS
 
 
 class Planted(nn.Module):
@@ -142,34 +135,6 @@ def test_the_interval_is_the_t_interval_and_skips_nan() -> None:
     assert low_high.images == 3
     assert low_high.low == pytest.approx(7 / 3 - 4.302653 * math.sqrt(7 / 9), abs=1e-4)
     assert math.isnan(scoring.interval([1.0]).low)
-
-
-def test_gate_profile_is_the_mean_per_class() -> None:
-    torch.manual_seed(0)
-    net = classifier(BLOCKS["se"](3, reduction=1))
-    images = torch.rand(6, 3, 5, 5)
-    labels = torch.tensor([0, 1, 0, 1, 1, 0])
-    batches = [{"image": images[:4], "label": labels[:4]}, {"image": images[4:], "label": labels[4:]}]
-    profile = gate_profile(net, batches, classes=2)["0"]
-    with watch(net) as seen:
-        net(images)
-    torch.testing.assert_close(profile[0], seen["0"].gates[labels == 0].mean(0))
-
-
-def test_scores_are_written_as_table_csv_and_json(tmp_path: Path) -> None:
-    scores = scoring.score_sites(
-        classifier(Planted()), planted_batches(on_object=True, images=11), curve_images=1
-    )
-    text = table(scores)
-    assert "share_gain" in text
-    assert "-> attention on the object: above chance" in text
-    write_scores(scores, tmp_path)
-    with (tmp_path / "scores.csv").open() as file:
-        rows = {row["measure"]: row for row in csv.DictReader(file)}
-    assert float(rows["share"]["mean"]) == pytest.approx(1)
-    document = json.loads((tmp_path / "scores.json").read_text())
-    assert document["sites"][0]["values"]["deletion"]["low"] is None
-    assert set(scoring.CHANCE) <= set(document["measures"])
 
 
 def test_no_images_are_refused() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from foveal.data import open_dataset
 from foveal.look.verbs import look
 
 
@@ -55,6 +56,39 @@ def test_scores_of_scenes_are_written_with_the_picture_by_class(
     assert {"share_gain", "query_dependence", "deletion_vs_grad_cam"} <= {row["measure"] for row in rows}
     assert (tmp_path / "out" / "gates-by-class.png").exists()
     assert "chance" in capsys.readouterr().out
+
+
+def test_a_danet_shows_classes_rows_and_channels_of_the_whole_image(
+    photo: Path, danet: Path, tmp_path: Path
+) -> None:
+    look(str(photo), str(danet), query="10,299", out=str(tmp_path / "out"))
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    sites = ("channel.1--channels", "position.1--atlas", "position.1--row")
+    assert names == sorted(["index.html", "photo--classes.png", *(f"photo--{site}.png" for site in sites)])
+
+
+def test_a_danet_is_scored_without_what_wants_a_class_score(danet: Path, tmp_path: Path) -> None:
+    look("scenes", str(danet), score=True, images=3, out=str(tmp_path / "out"))
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        found = {(row["site"], row["measure"]) for row in csv.DictReader(file)}
+    assert {("position.1", "entropy"), ("position.1", "query_dependence")} <= found
+    assert {site for site, _ in found} == {"position.1", "channel.1"}
+    assert not {measure for _, measure in found} & {"share", "deletion"}
+
+
+def test_the_data_of_the_training_are_opened_with_its_options(
+    danet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def opened(source: str, split: str, **options: object) -> object:
+        asked.append(options)
+        return open_dataset(source, split, **options)
+
+    monkeypatch.setattr("foveal.look.images.open_dataset", opened)
+    look("scenes", str(danet), images=1, html=str(tmp_path / "page.html"))
+    look("scenes", str(danet), images=1, html=str(tmp_path / "page.html"), data_options={"size": 80})
+    assert asked == [{"task": "segment", "digit_size": [20, 24]}, {"task": "segment", "size": 80}]
 
 
 def test_the_default_folder_is_the_first_free(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         draw_grad_cam,
         draw_mask,
         draw_rows,
+        draw_segmentation,
     )
     from foveal.look.profile import gate_profile
     from foveal.look.record import Record, Seen, on_pixels, watch
@@ -36,6 +37,7 @@ __all__ = [
     "draw_grad_cam",
     "draw_mask",
     "draw_rows",
+    "draw_segmentation",
     "gate_profile",
     "grad_cam",
     "look",

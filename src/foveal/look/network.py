@@ -1,6 +1,6 @@
 """A trained network as the page and the pictures need it: how it takes an image, and what its answers are called."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -35,6 +35,9 @@ class Network:
 
     Attributes:
         weights: name of the file, shown in every picture.
+        image_size: side of the square that a classifier sees, shorter side of the whole image for segmentation.
+        task: "classify" or "segment".
+        data, data_options: what it was trained on, as typed.
     """
 
     net: nn.Module
@@ -43,12 +46,19 @@ class Network:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    task: str = "classify"
+    data: str | None = None
+    data_options: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def _resize(self) -> Any:
-        from foveal.data import JointTransform, eval_transform
+        from foveal.data import JointTransform, eval_transform, segmentation_eval_transform
 
-        whole: Any = eval_transform(self.image_size)
+        whole: Any = (
+            segmentation_eval_transform(shorter=self.image_size)
+            if self.task == "segment"
+            else eval_transform(self.image_size)
+        )
         return JointTransform(whole.steps, normalise=False)
 
     @cached_property
@@ -58,7 +68,10 @@ class Network:
         return JointTransform([], self.mean, self.std)
 
     def view(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """The part of an image that the network sees, at its size and still uint8; masks and boxes with it."""
+        """What the network sees of an image, at its size and still uint8; masks and boxes with it.
+
+        The central square for a classifier, the whole image for segmentation, as in evaluation.
+        """
         return self._resize(sample)
 
     def point(self, image_size: tuple[int, int], pixel: tuple[int, int]) -> tuple[int, int]:
@@ -72,17 +85,18 @@ class Network:
             raise ValueError(f"query: must lie inside the image of {height}x{width}, got {y},{x}")
         box = torch.tensor([x, y, x + 1.0, y + 1.0])
         image = torch.empty(3, height, width, dtype=torch.uint8)
-        x1, y1, x2, y2 = self.view({"image": image, "box_xyxy": box})["box_xyxy"].tolist()
+        view = self.view({"image": image, "box_xyxy": box})
+        x1, y1, x2, y2 = view["box_xyxy"].tolist()
         if x2 <= x1 or y2 <= y1:
             raise ValueError(f"query: must lie in the central square that the network sees, got {y},{x}")
-        edge = self.image_size - 1
-        return min(int((y1 + y2) / 2), edge), min(int((x1 + x2) / 2), edge)
+        rows, columns = view["image"].shape[1:]
+        return min(int((y1 + y2) / 2), rows - 1), min(int((x1 + x2) / 2), columns - 1)
 
-    def prepare(self, view: UInt8[Tensor, "3 s s"]) -> Float[Tensor, "3 s s"]:
+    def prepare(self, view: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
         """A view, normalised as in training."""
         return self._normalise({"image": view})["image"]
 
-    def look(self, view: UInt8[Tensor, "3 s s"], max_bytes: int = 2**28) -> tuple[Prediction, Seen]:
+    def look(self, view: UInt8[Tensor, "3 h w"], max_bytes: int = 2**28) -> tuple[Prediction, Seen]:
         """Run the network on one view, recording every attention site.
 
         Raises:
@@ -134,7 +148,15 @@ def open_network(weights: str | Path | None = None) -> Network:
         )
     net.eval().requires_grad_(False)
     return Network(
-        net, name, list(info["classes"]), info["image_size"], tuple(info["mean"]), tuple(info["std"])
+        net=net,
+        weights=name,
+        classes=list(info["classes"]),
+        image_size=info["image_size"],
+        mean=tuple(info["mean"]),
+        std=tuple(info["std"]),
+        task=info.get("task", "classify"),
+        data=info.get("data"),
+        data_options=dict(info.get("data_options") or {}),
     )
 
 

@@ -157,7 +157,10 @@ def score_sites(
     steps: int = 10,
     seed: int = 0,
 ) -> list[SiteScore]:
-    """Score every attention site of a classifier over a data set.
+    """Score every attention site of a network over a data set.
+
+    Curves and Grad-CAM follow a class score, so a network without logits (b, k), such as one for segmentation, is
+    scored without them.
 
     Args:
         net: in eval mode.
@@ -182,9 +185,10 @@ def score_sites(
     for batch in batches:
         images = batch["image"]
         with watch(net, sites) as seen, torch.no_grad():
-            logits = net(images)
+            output = net(images)
         objects = object_mask(batch)
-        curved = images[: max(0, curve_images - seen_images)]
+        logits = output if isinstance(output, Tensor) and output.ndim == 2 else None
+        curved = images[: max(0, curve_images - seen_images) if logits is not None else 0]
         mapped = {name: attention_map(record, queries) for name, record in seen.items() if has_map(record)}
         cams = {}
         explained = [name for name in mapped if not seen[name].tokens]
@@ -198,7 +202,7 @@ def score_sites(
                 centre = objects[:, objects.shape[1] // 2, objects.shape[2] // 2].float()
                 found |= {"share": share, "share_chance": chance, "share_gain": share - chance}
                 found |= {"pointing": pointing, "centre": centre, "pointing_gain": pointing - chance}
-            if name in mapped and len(curved):
+            if name in mapped and logits is not None and len(curved):
                 noise = torch.Generator().manual_seed(seed + seen_images)
                 maps = mapped[name][: len(curved)]
                 rivals = {"random": torch.rand(maps.shape, generator=noise).to(maps)}

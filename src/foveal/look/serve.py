@@ -33,6 +33,8 @@ from foveal.look.refusal import Refusal, foreign, printable, read_body, refused,
 
 MAX_PIXELS = 40_000_000
 """Pixels of one image, judged by its header before anything is decoded."""
+MAX_ASPECT = 8
+"""How many times as long as wide an image may be: its shorter side is brought to the network's size."""
 MAX_KEPT_BYTES = 2**29
 """Bytes of all recordings kept for later questions; the oldest go first."""
 MAX_KEPT_IMAGES = 64
@@ -161,8 +163,8 @@ def make_app(
         finally:
             uploads -= 1
         name = printable(request.query_params.get("name", "")) or "image"
-        image = await run_in_threadpool(_decode, body, name)
-        async with turn:
+        async with turn:  # decoded images are large: only one waits for the networks
+            image = await run_in_threadpool(_decode, body, name)
             return JSONResponse(await run_in_threadpool(look_at, name, image))
 
     @app.get("/api/images/{image}/row")
@@ -221,9 +223,15 @@ def _decode(body: bytes, name: str) -> Tensor:
     if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
         raise Refusal(415, f"{name} is no JPEG, PNG, WebP, GIF, BMP or TIFF image by its content")
     try:
-        return decode_image(body, name=name, max_pixels=MAX_PIXELS)
+        image = decode_image(body, name=name, max_pixels=MAX_PIXELS)
     except ValueError as error:
         raise Refusal(413 if "pixels" in str(error) else 422, str(error)) from error
+    height, width = image.shape[1:]
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise Refusal(
+            422, f"an image may be {MAX_ASPECT} times as long as wide, got {name} of {height}x{width}"
+        )
+    return image
 
 
 # ------------------------------------------------------------------------------------------------------- answers
@@ -252,14 +260,17 @@ def _content_policy(content: str) -> str:
     )
 
 
-def bundled_images(count: int = 6) -> list[tuple[str, Tensor]]:
+def bundled_images(count: int = 6, task: str = "classify") -> list[tuple[str, Tensor]]:
     """Scenes and the two photographs of scikit-learn: what the page offers before anyone brings an image."""
     from sklearn.datasets import load_sample_images
 
     from foveal.data import open_dataset
 
-    scenes = open_dataset("scenes", "val", length=count)
-    found = [(f"scene {i + 1} (digit {scenes[i]['label']})", scenes[i]["image"]) for i in range(count)]
+    scenes = open_dataset("scenes", "val", task=task, length=count)
+    found = []
+    for i in range(count):
+        digit = f" (digit {scenes[i]['label']})" if task == "classify" else ""
+        found.append((f"scene {i + 1}{digit}", scenes[i]["image"]))
     photographs: Any = load_sample_images()
     names = [name.rpartition("/")[2] for name in photographs.filenames]
     return found + [

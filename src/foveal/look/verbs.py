@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from foveal.look.network import Network
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 DRAWN = 12
 SCORED = 256
 IN_PAGE = 24
@@ -50,8 +49,9 @@ def look(
         out: Folder to write to; must be new or empty. Default: the first free runs/look/NAME.
         split: Which part of a data set.
         images: How many images at most. Default: 12 pictures, or 256 to score.
-        data_options: More options of the data set.
+        data_options: More options of the data set. Default: those of the training, where source is its data.
     """
+    from foveal.look.images import images_of
     from foveal.look.network import open_network
 
     if images is not None and images < 1:
@@ -60,9 +60,10 @@ def look(
         raise ValueError("look: score must be given without html, query and grad_cam, for it draws no image")
     pixel = _pixel(query)
     network = open_network(weights)
+    options = data_options or (network.data_options if source == network.data else {})
     if score:
-        return _score(network, source, sites, out, split, images or SCORED, data_options or {})
-    samples = _samples(source, split, images or DRAWN, data_options or {})
+        return _score(network, source, sites, out, split, images or SCORED, options)
+    samples = images_of(network.task, source, split, images or DRAWN, options)
     if html is not None:
         _write_page(network, samples, Path(html))
         return 0
@@ -103,7 +104,7 @@ def serve(
         raise ValueError(f"serve: port must be from 0 to 65535, got {port}")
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = listener.getsockname()[1]
-    app = make_app(networks, bundled_images(), allow_hosts=tuple(allow_hosts or ()))
+    app = make_app(networks, bundled_images(task=networks[0].task), allow_hosts=tuple(allow_hosts or ()))
     shown = f"[{host}]" if ":" in host else host
     print(f"open http://{shown}:{port} (Ctrl-C ends)", flush=True)
     run_server(app, listener)
@@ -136,6 +137,10 @@ def _draw(
     if not chosen:
         raise ValueError(f"look: sites must match one of {', '.join(seen)}, got {sites!r}")
     count = 0
+    if prediction.class_map is not None:
+        figure = draw.draw_segmentation(view, prediction.class_map, network.classes, network.weights)
+        figure.savefig(folder / f"{Path(name).stem}--classes.png")
+        count += 1
     for record in chosen:
         shows = record.shows()
         figures: dict[str, Any] = {}
@@ -144,7 +149,7 @@ def _draw(
         if "spatial_mask" in shows:
             figures["mask"] = draw.draw_mask(record, view)
         if "rows" in shows:
-            query = point or record.pixel(automatic_query(record))
+            query = point if point is not None else record.pixel(automatic_query(record))
             figures["row"] = draw.draw_rows(record, view, [query])
             figures["atlas"] = draw.draw_atlas(record, view)
         if "channel_matrix" in shows:
@@ -195,11 +200,12 @@ def _score(
     options: dict[str, Any],
 ) -> int:
     from foveal.look import draw
+    from foveal.look.images import batches_of
     from foveal.look.profile import gate_profile
     from foveal.look.report import table, write_scores
     from foveal.look.score import score_sites
 
-    batches = _batches(network, source, split, limit, options)
+    batches = batches_of(network, source, split, limit, options)
     scores = score_sites(network.net, batches, sites=sites)
     folder = _new_folder(out, source)
     total = sum(len(batch["image"]) for batch in batches)
@@ -215,79 +221,7 @@ def _score(
     return 0
 
 
-def _batches(
-    network: Network, source: str, split: str, limit: int, options: dict[str, Any]
-) -> list[dict[str, Tensor]]:
-    """The first ``limit`` images of a data set, spread evenly over it, in batches of 32 as the network takes them."""
-    import torch
-
-    if _is_data_set(source):
-        from foveal.data import open_dataset
-
-        data = open_dataset(source, split, **options)
-        chosen = sorted({i * len(data) // min(limit, len(data)) for i in range(min(limit, len(data)))})
-        samples = [data[i] for i in chosen]
-        unknown = [c for c in data.classes if c not in network.classes]
-        places = None if unknown else torch.tensor([network.classes.index(c) for c in data.classes])
-    else:
-        samples = [{"image": image} for _, image in _samples(source, split, limit, options)]
-        places = None
-    batches = []
-    for start in range(0, len(samples), 32):
-        part = [network.view(sample) for sample in samples[start : start + 32]]
-        batch = {"image": torch.stack([network.prepare(sample["image"]) for sample in part])}
-        for key in ("mask", "box_xyxy"):
-            if key in part[0]:
-                batch[key] = torch.stack([torch.as_tensor(sample[key]) for sample in part])
-        if places is not None and "label" in part[0]:
-            batch["label"] = places[torch.tensor([int(sample["label"]) for sample in part])]
-        batches.append(batch)
-    return batches
-
-
 # -------------------------------------------------------------------------------------------------- what is asked
-
-
-def _samples(source: str, split: str, limit: int, options: dict[str, Any]) -> list[tuple[str, Tensor]]:
-    """Names and images, at most ``limit``; unreadable files are named and left out."""
-    from foveal.data import decode_image, open_dataset
-
-    if _is_data_set(source):
-        data = open_dataset(source, split, **options)
-        count = min(limit, len(data))
-        return [(f"{Path(source).name}-{split}-{i}", data[i]["image"]) for i in range(count)]
-    path = Path(source)
-    if path.is_file():
-        return [(path.name, decode_image(path))]
-    if not path.exists():
-        raise ValueError(
-            f"look: source must be an image, a folder or a data set, got {source!r}, which is not there"
-        )
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if len(files) > limit:
-        print(f"the first {limit} of {len(files)} images (option images)")
-    found = []
-    for file in files[:limit]:
-        try:
-            found.append((file.relative_to(path).as_posix().replace("/", "-"), decode_image(file)))
-        except ValueError as error:
-            print(f"skipped: {error}")
-    if not found:
-        raise ValueError(f"look: a folder must hold an image that can be read, got {source} with none")
-    return found
-
-
-def _is_data_set(source: str) -> bool:
-    """Names and Parquet are data sets, and so is a folder of folders; a folder with images in it is just that."""
-    path = Path(source)
-    if source == "scenes" or source.startswith("torchvision:") or path.suffix == ".parquet":
-        return True
-    if not path.is_dir():
-        return False
-    entries = [p for p in path.iterdir() if not p.name.startswith(".")]
-    if any(p.suffix.lower() in IMAGE_SUFFIXES for p in entries):
-        return False
-    return any(p.suffix == ".parquet" for p in path.rglob("*")) or any(p.is_dir() for p in entries)
 
 
 def _pixel(query: str | None) -> tuple[int, int] | None:
