@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
+from foveal.ops import gate, reference
 from foveal.ops.convolution import narrow_convolution
 
 
@@ -47,3 +48,27 @@ def test_half_types_and_other_dimensions_go_to_pytorch():
     ]:
         convolution = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.ndim]
         assert torch.equal(narrow_convolution(x, weight), convolution(x, weight, padding=1))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_statistics_of_a_gate_are_recomputed_not_kept(gated):
+    """Output, gradients and second derivatives are those of the convolution of kept statistics."""
+    x = torch.randn(2, 5, 4, 3, dtype=torch.float64, requires_grad=True)
+    channel = torch.rand(2, 5, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    inputs = (x, weight, channel) if gated else (x, weight)
+
+    def ours(x, weight, *channel):
+        return narrow_convolution(gate.gated_statistics(x, *channel)[1], weight)
+
+    def literal(x, weight, *channel):
+        return F.conv2d(reference.spatial_statistics(x, *channel), weight, padding=1)
+
+    dy = torch.randn(2, 1, 4, 3, dtype=torch.float64)
+    found, wanted = (torch.autograd.grad(f(*inputs), inputs, dy) for f in (ours, literal))
+    torch.testing.assert_close(found, wanted)
+    assert gradgradcheck(ours, inputs)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        ours(*inputs)
+    assert (2, 2, 4, 3) not in kept

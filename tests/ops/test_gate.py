@@ -313,13 +313,12 @@ def saved_bytes(net: nn.Module, x: Tensor) -> int:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_cbam_keeps_its_input_where_timm_keeps_two_maps(memory_format):
-    """The input alone is 49.5 % of what timm keeps; with the maps of one channel it is 50.4 %."""
+    """The input alone is 49.5 % of what timm keeps; with a map of one channel and indices less than half."""
     from timm.layers.cbam import CbamModule
 
     x = torch.randn(1, 256, 56, 56).contiguous(memory_format=memory_format).requires_grad_()
     ours, theirs = saved_bytes(CBAM(256, variant="timm"), x), saved_bytes(CbamModule(256), x)
-    assert ours <= 0.505 * theirs
-    assert ours - x.nbytes <= 0.03 * (theirs - x.nbytes)
+    assert ours <= 0.5 * theirs
 
 
 def test_se_keeps_its_input_and_a_thousandth():

@@ -67,7 +67,7 @@ class Squeeze(torch.autograd.Function):
                 rows["max"], place = _max_with_place(x.flatten(2), 2)
         if "mean" in statistics and "mean" not in rows:
             rows["mean"] = reference.squeeze(x, "mean")
-        ctx.save_for_backward(place)
+        ctx.save_for_backward(None if place is None else _narrow(place, x.shape[2:].numel()))
         return x, rows[statistics[0]] if len(statistics) == 1 else torch.cat([rows[s] for s in statistics])
 
     @staticmethod
@@ -76,6 +76,7 @@ class Squeeze(torch.autograd.Function):
         if dsqueezed is None:
             return dx, None
         (place,) = ctx.saved_tensors
+        place = None if place is None else place.long()
         b, c = ctx.shape[:2]
         n = ctx.shape[2:].numel()
         rows = zip(ctx.statistics, dsqueezed.view(-1, b, c), strict=True)
@@ -97,10 +98,10 @@ class Squeeze(torch.autograd.Function):
 
 
 class Statistics(torch.autograd.Function):
-    """x, mean and max over channels of x * gate, x * gate = f(x, gate)."""
+    """x, mean and max over channels of x * gate, x * gate, places of the maxima = f(x, gate)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(ctx: Any, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.source = x.shape, id(x.grad_fn)
         gated = None
@@ -112,15 +113,14 @@ class Statistics(torch.autograd.Function):
             flat = (x if gated is None else gated).flatten(2)
             peak, place = _max_with_place(flat, 1)
             statistics = torch.stack([flat.mean(1), peak], 1).view(x.shape[0], 2, *x.shape[2:])
-        narrow = torch.uint8 if x.shape[1] <= 2**8 else torch.int32
-        ctx.save_for_backward(x, gate, place.to(narrow))
-        if gated is not None:
-            ctx.mark_non_differentiable(gated)
-        return x, statistics, gated
+        place = _narrow(place, x.shape[1])
+        ctx.save_for_backward(x, gate, place)
+        ctx.mark_non_differentiable(*(t for t in (gated, place) if t is not None))
+        return x, statistics, gated, place
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        dx, dstatistics, _ = gradients
+        dx, dstatistics, *_ = gradients
         if dstatistics is None:
             return dx, None
         x, gate, place = ctx.saved_tensors
@@ -255,6 +255,11 @@ def _to_add_to(ctx: Any, gradient: Tensor | None, like: Tensor) -> Tensor:
         del gradient._adds_for  # pyright: ignore[reportAttributeAccessIssue]
         return gradient
     return gradient.clone(memory_format=torch.contiguous_format)
+
+
+def _narrow(place: Tensor, size: int) -> Tensor:
+    """Indices below ``size`` in as few bytes as hold them."""
+    return place.to(torch.uint8 if size <= 2**8 else torch.int16 if size <= 2**15 else torch.int32)
 
 
 def _spread(values: Tensor, place: Tensor, dim: int, size: int) -> Tensor:

@@ -35,7 +35,7 @@ def narrow_convolution(x: Float[Tensor, "b i *spatial"], weight: Float[Tensor, "
     if not ours or torch.compiler.is_compiling() or exporting() or torch.is_autocast_enabled("cpu"):
         return _CONVOLUTIONS[x.ndim](x, weight, padding=weight.shape[-1] // 2)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _NarrowConvolution.apply(x, weight)
+        return _NarrowConvolution.apply(x, weight, *getattr(x, "recomputed_from", ()))
     return _convolve(x, weight)
 
 
@@ -57,23 +57,40 @@ def _convolve(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class _NarrowConvolution(torch.autograd.Function):
+    """Keeps ``x`` for backward or, given the map, gate and places that the gate's statistics ``x`` came from, those:
+    they are kept anyway.
+    """
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, *source: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, *(source or [x]))
         return _convolve(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
-        x, weight = ctx.saved_tensors
+        weight, *source = ctx.saved_tensors
         dx = dweight = None
-        with full_precision(x.device):
+        with full_precision(dy.device):
             if ctx.needs_input_grad[0]:
                 dx = narrow_convolution(dy, weight.flip(2, 3).transpose(0, 1))
             if ctx.needs_input_grad[1]:
+                x = source[0] if len(source) == 1 else _statistics(*source)
                 b, i, h, _ = x.shape
                 o, _, k, _ = weight.shape
                 shifted = F.pad(dy, (0, 0, k - 1, k - 1)).unfold(2, h + k - 1, 1).transpose(3, 4)
                 product = torch.bmm(shifted.reshape(b, o * k, -1), _columns(x, k).mT).sum(0)
                 dweight = product.view(o, k, i, k).flip(1).transpose(1, 2)
-        return dx, dweight
+        return dx, dweight, *[None] * (len(ctx.needs_input_grad) - 2)
+
+
+def _statistics(x: Tensor, gate: Tensor | None, place: Tensor) -> Tensor:
+    """Mean and max over channels of (gated) ``x``, the maxima from their places."""
+    flat, place = x.flatten(2), place.long()
+    peak = flat.gather(1, place[:, None])
+    if gate is None:
+        mean = flat.mean(1, keepdim=True)
+    else:
+        mean = torch.bmm(gate[:, None] / x.shape[1], flat)
+        peak = peak * gate.gather(1, place)[:, None]
+    return torch.cat([mean, peak], 1).view(len(x), 2, *x.shape[2:])

@@ -93,7 +93,9 @@ def gated_statistics(
     Source: CBAM section 3.2.
     """
     if _needs_grad(x, gate) and _gate.can_run(x, gate):
-        return _gate.Statistics.apply(x, gate)
+        x, statistics, gated, place = _gate.Statistics.apply(x, gate)
+        statistics.recomputed_from = x, gate, place  # so that the convolution after it need not keep it
+        return x, statistics, gated
     if kernels := _gate.kernels(x):
         return x, kernels.spatial_statistics(x, gate)[0], None
     gated = None if gate is None else reference.channel_scale(x, gate)
