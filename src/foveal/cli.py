@@ -34,8 +34,11 @@ def train(config: TrainConfig, resume: str | None = None) -> int:
     """
     from foveal.train import fit
     from foveal.train.report import summary
+    from foveal.train.run import first_process
 
-    print_rich(summary(fit(config, resume=resume)))
+    result = fit(config, resume=resume)
+    if first_process():
+        print_rich(summary(result))
     return 0
 
 
@@ -44,19 +47,29 @@ def measure_weights(
     data: str | None = None,
     split: Literal["train", "val", "test"] = "val",
     data_options: dict | None = None,
-    batch_size: int = 128,
+    inference: Literal["whole", "sliding", "multiscale"] = "whole",
+    crop: int | None = None,
+    stride: int | None = None,
+    scales: list[float] | None = None,
+    flip: bool = False,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
     out: str | None = None,
 ) -> int:
-    """Measure trained weights on a data set.
+    """Measure trained weights on a data set: accuracy, or mIoU of weights that segment.
 
     Args:
         weights: A weights file of a run, runs/train/NAME/weights/best.safetensors.
         data: As for train. Default: the data the weights were trained on.
         split: Which part of the data.
         data_options: More options of the data set.
-        batch_size: Images at a time.
+        inference: To segment: each image whole, in sliding windows, or at several scales; the figures say which.
+        crop: sliding: side of the windows, in pixels of images of image_size. Default: that of the training crops.
+        stride: sliding: distance of the windows. Default: two thirds of crop.
+        scales: multiscale: factors on the size of the image. Default: [0.75,1,1.25,1.5].
+        flip: multiscale: also the mirror image at each scale.
+        batch_size: Images at a time. Default: 128; to segment, 16 whole images.
         workers: Processes that read images. Default: none for small images, else one a core up to 8.
         device: cpu, cuda or auto.
         out: Also write the figures to this JSON file.
@@ -64,20 +77,31 @@ def measure_weights(
     from dataclasses import asdict
     from pathlib import Path
 
-    from foveal.train import evaluate
+    from foveal.train import evaluate, evaluate_masks
     from foveal.train.files import write_json
-    from foveal.train.report import evaluation_table
+    from foveal.train.inference import task_of
+    from foveal.train.report import evaluation_table, mask_evaluation_table
 
-    result = evaluate(
-        weights,
-        data,
-        split=split,
-        data_options=data_options,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-    )
-    print_rich(evaluation_table(result))
+    common: dict[str, Any] = {
+        "split": split,
+        "data_options": data_options,
+        "workers": workers,
+        "device": device,
+    }
+    ways: dict[str, Any] = {
+        "inference": inference,
+        "crop": crop,
+        "stride": stride,
+        "scales": scales,
+        "flip": flip,
+    }
+    if task_of(weights) == "segment":
+        result = evaluate_masks(weights, data, batch_size=batch_size or 16, **common, **ways)
+        print_rich(mask_evaluation_table(result))
+    else:
+        _refuse_if_given(weights, **{**ways, "inference": inference != "whole"})
+        result = evaluate(weights, data, batch_size=batch_size or 128, **common)
+        print_rich(evaluation_table(result))
     if out is not None:
         write_json(Path(out), asdict(result))
     return 0
@@ -87,38 +111,78 @@ def label_files(
     paths: list[str],
     weights: str,
     format: Literal["csv", "json"] = "csv",
-    top: int = 5,
+    top: int | None = None,
     out: str | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     device: str = "auto",
 ) -> int:
-    """Label image files and folders of them; labels and probabilities go to the standard output.
+    """Label image files and folders of them, or segment them.
+
+    Labels and probabilities go to the standard output; of weights that segment, masks, colours, overlays and the
+    share of each class go to a folder.
 
     Args:
         paths: Image files, and folders to search for them.
         weights: A weights file of a run, runs/train/NAME/weights/best.safetensors.
         format: csv: one row a file; json: a list, and the unreadable files with the reason.
-        top: How many labels a file.
-        out: Write to this file instead.
-        batch_size: Images at a time.
+        top: How many labels a file. Default: 5. Not to segment.
+        out: Write to this file instead; to segment: to this folder, new or empty, by default runs/predict/MODEL.
+        batch_size: Images at a time. Default: 32. Not to segment.
         device: cpu, cuda or auto.
     """
     from pathlib import Path
 
     from foveal.train import predict
     from foveal.train.files import write_text
+    from foveal.train.inference import task_of
     from foveal.train.report import predictions_text
 
-    found, unreadable = predict(weights, paths, top=top, batch_size=batch_size, device=device)
+    if task_of(weights) == "segment":
+        _refuse_if_given(weights, top=top, batch_size=batch_size)
+        return _segment_files(paths, weights, format, out, device)
+    found, unreadable = predict(
+        weights,
+        paths,
+        top=5 if top is None else top,
+        batch_size=32 if batch_size is None else batch_size,
+        device=device,
+    )
     text = predictions_text(found, unreadable, format)
     if out is None:
         sys.stdout.write(text)
     else:
         write_text(Path(out), text)
+    return _after_prediction(len(found), unreadable)
+
+
+def _segment_files(
+    paths: list[str], weights: str, format: Literal["csv", "json"], out: str | None, device: str
+) -> int:
+    from foveal.checkpoint import read_info
+    from foveal.train import predict_masks
+    from foveal.train.files import free_folder
+    from foveal.train.report import predicted_masks_text
+
+    folder = out or free_folder("runs/predict", read_info(weights)["model"]["name"])
+    found, unreadable = predict_masks(weights, paths, folder, format=format, device=device)
+    print_rich(predicted_masks_text(found, str(folder), format))
+    return _after_prediction(len(found), unreadable)
+
+
+def _refuse_if_given(weights: str, **options: Any) -> None:
+    """Options that mean nothing to a network of this task."""
+    from foveal.train.inference import task_of
+
+    for name, value in options.items():
+        if value:
+            raise ValueError(f"{name} must not be given for task {task_of(weights)}, got it with {weights}")
+
+
+def _after_prediction(found: int, unreadable: dict[str, str]) -> int:
     for reason in unreadable.values():
         complain("predict", f"skipped: {reason}")
     if unreadable:
-        complain("predict", f"{len(unreadable)} of {len(found) + len(unreadable)} files could not be read")
+        complain("predict", f"{len(unreadable)} of {found + len(unreadable)} files could not be read")
     return 0 if found else 2
 
 

@@ -86,10 +86,7 @@ def new_folder(config: TrainConfig) -> Path:
             )
     else:
         blocks = [text.split("@")[0].split("(")[0] for text in config.insert]
-        name = "-".join([config.model.replace("/", "_").replace(":", "_"), *blocks])
-        taken = {p.name for p in Path("runs/train").glob("*")}
-        number = next(n for n in range(1, len(taken) + 2) if _numbered(name, n) not in taken)
-        folder = Path("runs/train") / _numbered(name, number)
+        folder = free_folder("runs/train", "-".join([config.model, *blocks]))
     try:
         (folder / "weights").mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -100,6 +97,14 @@ def new_folder(config: TrainConfig) -> Path:
     write_config(folder, config)
     write_json(folder / "environment.json", environment(config.seed))
     return folder
+
+
+def free_folder(parent: str, name: str) -> Path:
+    """The first of parent/NAME, parent/NAME-2, ... that does not exist."""
+    name = name.replace("/", "_").replace(":", "_")
+    taken = {p.name for p in Path(parent).glob("*")}
+    number = next(n for n in range(1, len(taken) + 2) if _numbered(name, n) not in taken)
+    return Path(parent) / _numbered(name, number)
 
 
 def _numbered(name: str, number: int) -> str:

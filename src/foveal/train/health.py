@@ -1,4 +1,4 @@
-"""What each inserted block does in a trained network: a table that says plainly when one does nothing."""
+"""What each attention block does in a trained network: a table that says plainly when one does nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.insert import inserted
+from foveal.nn import BLOCKS
 
 INERT = 1e-3
 """A block that changes its input by less than this share of the input's norm is called inert."""
@@ -16,10 +17,10 @@ INERT = 1e-3
 
 @torch.no_grad()
 def health(net: nn.Module, batches: Iterable[Tensor]) -> list[dict[str, Any]]:
-    """One row for each inserted block, over the given images.
+    """One row for each inserted block and each block that is part of the network, such as DANet's two modules.
 
     Args:
-        net: a network with inserted blocks; it is left as it was, in train or eval mode.
+        net: a network with such blocks; it is left as it was, in train or eval mode.
         batches: normalised images (b, c, h, w), on the network's device.
 
     Returns:
@@ -36,9 +37,9 @@ def health(net: nn.Module, batches: Iterable[Tensor]) -> list[dict[str, Any]]:
         >>> row["contribution"], row["gate_mean"], row["verdict"]
         (0.0, 1.0, 'inert: changes its input by less than 0.1 %')
     """
-    sites = inserted(net)
-    sums = {one.path: torch.zeros(2, dtype=torch.float64) for one in sites}
-    gates: dict[str, list[Tensor]] = {one.path: [] for one in sites}
+    blocks = _blocks(net)
+    sums = {path: torch.zeros(2, dtype=torch.float64) for path, _, _ in blocks}
+    gates: dict[str, list[Tensor]] = {path: [] for path, _, _ in blocks}
 
     def watch(path: str):
         def hook(block: Any, args: tuple[Tensor, ...], y: Tensor) -> None:
@@ -53,7 +54,7 @@ def health(net: nn.Module, batches: Iterable[Tensor]) -> list[dict[str, Any]]:
         return hook
 
     training = {module: module.training for module in net.modules()}
-    handles = [one.module.register_forward_hook(watch(one.path)) for one in sites]
+    handles = [module.register_forward_hook(watch(path)) for path, _, module in blocks]
     try:
         net.eval()
         for images in batches:
@@ -63,7 +64,21 @@ def health(net: nn.Module, batches: Iterable[Tensor]) -> list[dict[str, Any]]:
             handle.remove()
         for module, mode in training.items():
             module.training = mode
-    return [_row(one.path, one.block, one.module, sums[one.path], gates[one.path]) for one in sites]
+    return [_row(path, name, module, sums[path], gates[path]) for path, name, module in blocks]
+
+
+def _blocks(net: nn.Module) -> list[tuple[str, str, nn.Module]]:
+    """(path, name, module) of each block, in the order of the network's modules; parts of a block are none."""
+    names = {made: name for name, made in BLOCKS.items()}
+    known = {one.path: one.block for one in inserted(net)}
+    listed: list[tuple[str, str, nn.Module]] = []
+    for path, module in net.named_modules():
+        if any(path.startswith(f"{above}.") for above, _, _ in listed):
+            continue
+        name = known.get(path) or names.get(type(module))
+        if name is not None:
+            listed.append((path, name, module))
+    return listed
 
 
 def _row(path: str, name: str, block: nn.Module, sums: Tensor, gates: list[Tensor]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveal.checkpoint import load
+from foveal.checkpoint import load, read_info
 from foveal.data import decode_image, eval_transform
 from foveal.train.batches import InOrder, make_loader, open_data, worker_count
 from foveal.train.classify import count, metrics, wilson_interval
@@ -20,23 +20,33 @@ KEPT = ("task", "classes", "image_size", "mean", "std", "data", "data_options")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2")
 
 
-def open_weights(weights: str | os.PathLike[str], device: str = "auto") -> tuple[nn.Module, dict[str, Any]]:
+def task_of(weights: str | os.PathLike[str]) -> str:
+    """The task a weights file was trained for; "classify" where it says nothing."""
+    return read_info(weights)["info"].get("task", "classify")
+
+
+def open_weights(
+    weights: str | os.PathLike[str], device: str = "auto", task: str = "classify"
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a weights file in eval mode, and what training kept with it.
 
     Raises:
-        ValueError: no file of ours, or one that was not written by training (it has no class names).
+        ValueError: no file of ours, one that was not written by training (it has no class names), or one of a
+            network for another task.
         FileNotFoundError: no such file.
     """
     net = load(weights)
     info: dict[str, Any] = net.foveal_info  # pyright: ignore[reportAssignmentType]
-    missing = [
-        name
-        for name in ("task", "classes", "image_size", "mean", "std", "data", "data_options")
-        if name not in info
-    ]
+    missing = [name for name in KEPT if name not in info]
     if missing:
         raise ValueError(
             f"weights: the file must hold {', '.join(missing)}, as files of foveal train do, got {weights} without"
+        )
+    if info["task"] != task:
+        functions = {"classify": "evaluate and predict", "segment": "evaluate_masks and predict_masks"}
+        raise ValueError(
+            f"weights: must be of task {task}, got task {info['task']} in {weights}; "
+            f"use {functions.get(info['task'], 'another version of foveal')}"
         )
     return net.eval().requires_grad_(False).to(chosen_device(device)), info
 
@@ -115,7 +125,7 @@ def evaluate(
         data_options = data_options or info["data_options"]
     data = str(data or info["data"])
     dataset = open_data(data, split, data_options or {})
-    place = _class_places(list(dataset.classes), info["classes"], data)
+    place = class_places(list(dataset.classes), info["classes"], data)
     transform = eval_transform(info["image_size"], mean=info["mean"], std=info["std"])
     loader = make_loader(
         dataset,
@@ -146,7 +156,7 @@ def evaluate(
     )
 
 
-def _class_places(theirs: Sequence[str], ours: Sequence[str], data: str) -> Tensor:
+def class_places(theirs: Sequence[str], ours: Sequence[str], data: str) -> Tensor:
     """Where each class of a data set stands among the network's: by name, never by number."""
     unknown = [name for name in theirs if name not in ours]
     if unknown:

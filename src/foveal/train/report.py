@@ -14,8 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from foveal.train.inference import Evaluation, Prediction
+from foveal.train.mask_evaluation import MaskEvaluation
+from foveal.train.mask_prediction import MaskPrediction
 from foveal.train.progress import metric_name
 from foveal.train.run import RunResult
+from foveal.train.windows import Inference
 
 SHOWN = 5  # unreadable files or classes listed by name
 
@@ -47,8 +50,8 @@ def summary(result: RunResult) -> RenderableType:
 
 
 def health_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One row for each inserted block; see `foveal.train.health.health` for the columns."""
-    table = Table(title="inserted blocks", title_justify="left")
+    """One row for each attention block; see `foveal.train.health.health` for the columns."""
+    table = Table(title="attention blocks", title_justify="left")
     for column in (
         "site",
         "block",
@@ -88,6 +91,40 @@ def evaluation_table(result: Evaluation) -> RenderableType:
     if not result.skipped:
         return table
     return Group(table, Text(f"{len(result.skipped)} files could not be read and were left out"))
+
+
+def mask_evaluation_table(result: MaskEvaluation) -> RenderableType:
+    """mIoU with its interval and how it was measured, and the IoU of every class."""
+    low, high = result.interval
+    table = Table(title=f"{result.data}, split {result.split}, {result.images} images", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_row("mIoU, one confusion matrix of all pixels", f"{100 * result.miou:.2f} %")
+    table.add_row(f"95 % interval ({result.interval_of})", f"{100 * low:.2f} to {100 * high:.2f} %")
+    table.add_row("pixel accuracy", f"{100 * result.pixel_accuracy:.2f} %")
+    table.add_row("loss", f"{result.loss:.4f}")
+    for name, value in result.iou.items():
+        table.add_row(f"IoU of {name}", "absent" if value is None else f"{100 * value:.1f} %")
+    notes = [
+        Text(f"inference {Inference(**result.inference)}"),
+        Text(
+            f"images with a shorter side of {result.image_size} pixels, scored over their masks' own pixels"
+        ),
+    ]
+    if result.skipped:
+        notes.append(Text(f"{len(result.skipped)} files could not be read and were left out"))
+    return Group(table, *notes)
+
+
+def predicted_masks_text(found: Sequence[MaskPrediction], folder: str, format: str) -> Text:
+    """How many files were segmented and where their pictures are."""
+    return Text(
+        f"{len(found)} files segmented\n"
+        f"class numbers  {folder}/masks\n"
+        f"colours        {folder}/colours (legend.png, classes.json)\n"
+        f"overlays       {folder}/overlays\n"
+        f"shares         {folder}/shares.{format}"
+    )
 
 
 def predictions_text(found: Sequence[Prediction], unreadable: dict[str, str], format: str) -> str:

@@ -17,6 +17,7 @@ from foveal.data import segmentation_eval_transform, segmentation_train_transfor
 from foveal.data.segmentation import SceneMasks
 from foveal.models.segmentation import AUXILIARY_WEIGHT
 from foveal.train.config import TrainConfig
+from foveal.train.windows import resized
 
 METRIC = "val_miou"
 NO_CLASS = -100
@@ -137,10 +138,8 @@ def count(net: nn.Module, batch: dict[str, Tensor], classes: int) -> Tensor:
     The confusion matrix; then, in the first row, the sum of the cross-entropies and the number of labelled pixels.
     Logits are brought to the size of the mask before the highest is chosen: what is counted are the mask's own pixels.
     """
-    images, masks = batch["image"], batch["mask"]
-    together = max(1, PIXELS_AT_ONCE // max(images[0, 0].numel(), masks[0].numel()))
-    sums = torch.zeros(classes, classes + 2, dtype=torch.float64, device=images.device)
-    for image, mask in zip(images.split(together), masks.split(together), strict=True):
+    sums = torch.zeros(classes, classes + 2, dtype=torch.float64, device=batch["image"].device)
+    for image, mask in in_turn(batch):
         logits = resized(net(image)["fused"], mask.shape[-2:])
         target = targets(mask, classes)
         losses = F.cross_entropy(logits, target, ignore_index=NO_CLASS, reduction="none").double()
@@ -150,12 +149,11 @@ def count(net: nn.Module, batch: dict[str, Tensor], classes: int) -> Tensor:
     return sums
 
 
-def resized(logits: Float[Tensor, "b k h w"], size: Any) -> Float[Tensor, "b k H W"]:
-    """Logits in float32 at another size, bilinearly."""
-    logits = logits.float()
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+def in_turn(batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Images and masks of a batch, in parts that the memory for their logits allows."""
+    images, masks = batch["image"], batch["mask"]
+    together = max(1, PIXELS_AT_ONCE // max(images[0, 0].numel(), masks[0].numel()))
+    return list(zip(images.split(together), masks.split(together), strict=True))
 
 
 def metrics(counts: Tensor) -> dict[str, float]:
@@ -193,7 +191,8 @@ def facts(config: TrainConfig, data: dict[str, Any]) -> dict[str, Any]:
             f"train: class_weights must be one a class, {classes} of them ({', '.join(data['train'].classes)}), "
             f"got {len(weights)}"
         )
-    return {"ignore_index": data["train"].ignore_index, "class_weights": weights}
+    ignore = data["train"].ignore_index
+    return {"ignore_index": ignore, "crop_size": config.crop_size, "class_weights": weights}
 
 
 def balanced_weights(data: Any, classes: int) -> list[float]:
