@@ -3,15 +3,14 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import foveal
 from foveal.train.recipe import (
     Average,
     EpochBatches,
-    backbone_norms,
-    backbone_parameters,
+    Freeze,
     classification_loss,
-    drop_gradients,
     first_non_finite,
     make_optimizer,
     mix_pairs,
@@ -120,17 +119,43 @@ def test_a_frozen_backbone_keeps_its_weights_while_blocks_and_classifier_learn()
     torch.manual_seed(0)
     net = foveal.insert(foveal.create_model("cifar_resnet8", num_classes=3), "se", reduction=4, stages=(2,))
     optimizer = make_optimizer(net, lr=0.1, weight_decay=0.1)
-    before = {k: v.clone() for k, v in net.named_parameters()}
-    for norm in backbone_norms(net):
-        norm.eval()
-    classification_loss(net, torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])).backward()
-    drop_gradients(backbone_parameters(net))
-    optimizer.step()
-    changed = {k for k, v in net.named_parameters() if not torch.equal(v, before[k])}
-    assert changed
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    freeze = Freeze(net, epochs=1)
+
+    def step():
+        optimizer.zero_grad()
+        classification_loss(net, torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+        return {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+
+    assert freeze.begin(0)
+    changed = step()
     assert all(".se." in k or k.startswith("fc.") for k in changed)
-    assert {k for k in before if k.startswith("fc.")} <= changed
-    assert all(n.num_batches_tracked == 0 for n in backbone_norms(net))
+    assert {"fc.weight", "fc.bias"} <= changed
+    assert net.layer1[0].conv1.weight.grad is None
+    assert freeze.begin(1)
+    assert not freeze.begin(2)
+    assert set(net.state_dict()) - step() <= {"layer2.0.bn2.se.fc1.weight", "layer2.0.bn2.se.fc1.bias"}
+
+
+def test_a_frozen_backbones_backward_ends_at_the_first_block_and_computes_no_gradient_of_its_weights():
+    net = foveal.insert(foveal.create_model("cifar_resnet8", num_classes=3), "se", reduction=4, stages=(3,))
+    Freeze(net, epochs=1).begin(0)
+    with FlopCounterMode(display=False) as frozen:
+        net(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert "aten.convolution_backward" not in {str(op) for op in frozen.get_flop_counts()["Global"]}
+
+
+def test_the_network_of_segmentation_keeps_its_head_in_training():
+    net = foveal.create_model("fcn_resnet18", num_classes=3)
+    Freeze(net, epochs=1).begin(0)
+    assert not any(p.requires_grad for p in net.backbone.parameters())
+    assert all(p.requires_grad for name, p in net.named_parameters() if not name.startswith("backbone."))
+
+
+def test_freezing_all_there_is_is_refused():
+    with pytest.raises(ValueError, match="something must be left to train"):
+        Freeze(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), epochs=1)
 
 
 def test_the_first_module_that_breaks_is_named():

@@ -23,9 +23,10 @@ from foveal.compare.summary import Row, summarise
 from foveal.compare.variants import NONE, Variant, control_of, parse_variants
 from foveal.compare.worker import Job
 from foveal.data import open_dataset
+from foveal.train.batches import class_names, colours_of
 from foveal.train.classify import augmentation, natural_size
 from foveal.train.config import TrainConfig
-from foveal.train.run import Interrupted, _classes, _colours, make_network
+from foveal.train.run import Interrupted, make_network
 
 SCENES = {
     "epochs": 2,
@@ -90,7 +91,7 @@ def run(
     variants = parse_variants(insertions)
     config = _config(options)
     data = {split: open_dataset(config.data, split, **config.data_options) for split in ("train", "val")}
-    classes = _classes(config, data)
+    classes = class_names(config, data)
     size = config.image_size or natural_size(data["train"])
     device = _device(accelerator)
     costliest = control_of(variants, config, classes=len(classes), image_size=size)
@@ -104,7 +105,9 @@ def run(
         classes=classes,
         image_size=size,
         augmentation={"crop": crop, "flip": flip} if config.augment else {},
-        colours=_colours(config, make_network(config, classes=len(classes), image_size=size)),
+        colours=colours_of(
+            make_network(config, classes=len(classes), image_size=size), pretrained=config.pretrained
+        ),
         device=device,
         result="",
         weights=None,

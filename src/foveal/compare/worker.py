@@ -30,6 +30,7 @@ from foveal.train.classify import count, metrics
 from foveal.train.config import TrainConfig
 from foveal.train.files import write_json
 from foveal.train.lean import train_in_memory
+from foveal.train.recipe import NonFiniteLoss
 
 BATCH = 256
 SHARE_IMAGES = 512
@@ -80,9 +81,7 @@ def run(job: Job, on_step: Callable[[int, float], None] | None = None) -> dict[s
         net = train_in_memory(
             net, images, labels, job.config, on_step=on_step, augment=preparation(job, augment=True)
         )
-    except ValueError as error:
-        if "loss must be finite" not in str(error):
-            raise
+    except NonFiniteLoss as error:
         result["failed"] = str(error).partition(": ")[2]
     else:
         net.eval()

@@ -50,15 +50,35 @@ def parameter_groups(
     return [group for group in groups.values() if group["params"]]
 
 
-def freeze_backbone(net: nn.Module, keep: Iterable[str] = ()) -> Callable[[], None]:
+def backbone(
+    net: nn.Module, keep: Iterable[nn.Module] = ()
+) -> tuple[list[nn.Parameter], list[nn.modules.batchnorm._NormBase]]:
+    """Parameters, and normalisations with running statistics, in neither inserted blocks nor the modules ``keep``.
+
+    Of a network that calls a part of it ``backbone``, as those for segmentation do, what lies in that part.
+    """
+    body = getattr(net, "backbone", None)
+    body = body if isinstance(body, nn.Module) else net
+    kept = {m for top in [*(one.module for one in inserted(net)), *keep] for m in top.modules()}
+    kept_parameters = {id(p) for m in kept for p in m.parameters(recurse=False)}
+    norms = [m for m in body.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m not in kept]
+    return (
+        [p for p in body.parameters() if id(p) not in kept_parameters],
+        [m for m in norms if m.running_mean is not None],
+    )
+
+
+def freeze_backbone(net: nn.Module, keep: Iterable[str | nn.Module] = ()) -> Callable[[], None]:
     """Stop training everything but the inserted blocks; the returned function thaws it again.
 
     Parameters get ``requires_grad=False`` (and no gradient), and batch normalisation keeps its running
-    statistics (momentum 0), so that a thawed network is the one it was.
+    statistics (momentum 0), so that a thawed network is the one it was. Backward computes no gradient of a frozen
+    weight, and nothing at all below the first module that trains.
 
     Args:
-        net: network with inserted blocks.
-        keep: path patterns (as in `insert`) of modules that go on training, such as a new classifier ``"fc"``.
+        net: network with inserted blocks. Where it calls a part of it ``backbone``, only that part is frozen.
+        keep: modules that go on training, or path patterns of them (as in `insert`), such as a new classifier
+            ``"fc"``.
 
     Returns:
         A function without arguments that restores what was changed. It does nothing the second time.
@@ -76,26 +96,25 @@ def freeze_backbone(net: nn.Module, keep: Iterable[str] = ()) -> Callable[[], No
         >>> net.conv1.weight.requires_grad
         True
     """
-    kept_modules = {m for one in inserted(net) for m in one.module.modules()}
+    kept: list[nn.Module] = []
     for pattern in keep:
+        if isinstance(pattern, nn.Module):
+            kept.append(pattern)
+            continue
         matches = match(pattern)
         matched = [module for name, module in net.named_modules() if matches(name)]
         if not matched:
             raise ValueError(
                 f"freeze_backbone: keep must match modules of {type(net).__name__}, got {pattern!r}"
             )
-        kept_modules |= {m for module in matched for m in module.modules()}
-    kept = {id(p) for m in kept_modules for p in m.parameters(recurse=False)}
-    frozen = [p for p in net.parameters() if p.requires_grad and id(p) not in kept]
-    if not any(p.requires_grad for p in net.parameters() if id(p) in kept):
+        kept += matched
+    parameters, normalisations = backbone(net, kept)
+    frozen = [p for p in parameters if p.requires_grad]
+    if len(frozen) == sum(p.requires_grad for p in net.parameters()):
         raise ValueError(
             "freeze_backbone: something must be left to train, got no inserted blocks and no keep"
         )
-    norms = [
-        (module, module.momentum)
-        for module in net.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module not in kept_modules
-    ]
+    norms = [(module, module.momentum) for module in normalisations]
     for parameter in frozen:
         parameter.requires_grad_(False)
         parameter.grad = None

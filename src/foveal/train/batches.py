@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from foveal.data import open_dataset
+from foveal.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from foveal.train.config import TrainConfig
 from foveal.train.recipe import EpochBatches, seed_for
 
 Sample = dict[str, Any]
@@ -104,6 +106,33 @@ def open_data(spec: str, split: str, options: dict[str, Any], task: str = "class
         return open_dataset(spec, split, task=task, **options)
     except TypeError as error:
         raise ValueError(f"data: data_options must fit {spec}, got {options}: {error}") from error
+
+
+def class_names(config: TrainConfig, data: dict[str, Any]) -> list[str]:
+    """The classes of the parts of a data set, in the order of their numbers.
+
+    Raises:
+        ValueError: fewer than 2, not the same in every part, or a part without images.
+    """
+    classes = list(data["train"].classes)
+    if len(classes) < 2:
+        raise ValueError(f"train: the data must have at least 2 classes, got {classes} in {config.data}")
+    if list(data["val"].classes) != classes:
+        differ = sorted(set(classes) ^ set(data["val"].classes))
+        raise ValueError(
+            f"train: training and validation data must have the same classes, got {', '.join(differ)} in one only"
+        )
+    for part, images in data.items():
+        if len(images) == 0:
+            raise ValueError(f"train: the data must hold at least 1 image for {part}, got 0 in {config.data}")
+    return classes
+
+
+def colours_of(net: nn.Module, *, pretrained: bool) -> dict[str, Any]:
+    """Mean and standard deviation to normalise by: those the published weights were trained with."""
+    body = getattr(net, "backbone", net)
+    own = getattr(body, "pretrained_cfg", None) if pretrained else None
+    return {"mean": (own or {}).get("mean", IMAGENET_MEAN), "std": (own or {}).get("std", IMAGENET_STD)}
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 DEFAULT_MODELS = {"classify": "cifar_resnet8", "segment": "danet_resnet18"}
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 SCALE_RANGE = (0.5, 2.0)
 # Options that mean nothing to the other task, with their defaults.
 ONLY_FOR = {
@@ -101,7 +102,8 @@ class TrainConfig:
     nodes: int = 1
     """How many machines."""
     strategy: str = "auto"
-    """How several devices share the work: ddp, fsdp or another of Lightning's strategies."""
+    """How several devices share the work: auto or ddp; a network of yours that skips some of its own parameters
+    wants ddp_find_unused_parameters_true."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """bfloat16 and float16 mean automatic mixed precision: weights stay float32."""
     channels_last: bool = False
@@ -134,6 +136,11 @@ class TrainConfig:
                 raise ValueError(f"train: {name} must be below 1, got {getattr(self, name)}")
         if self.devices < 1 and self.devices != -1:
             raise ValueError(f"train: devices must be at least 1, or -1 for all, got {self.devices}")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(
+                f"train: strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy}: checkpoints are written "
+                "from a network that is whole on every device; take ddp"
+            )
         for name in ("image_size", "crop_size"):
             value = getattr(self, name)
             if value is not None and value < 8:

@@ -11,10 +11,9 @@ from foveal.train.config import TrainConfig
 from foveal.train.recipe import (
     Average,
     EpochBatches,
-    backbone_norms,
-    backbone_parameters,
+    Freeze,
+    NonFiniteLoss,
     classification_loss,
-    drop_gradients,
     make_optimizer,
     rate_factor,
     seed_for,
@@ -45,7 +44,7 @@ def train_in_memory(
         What to evaluate: ``net``, or its running average with ``config.ema``.
 
     Raises:
-        ValueError: the loss became infinite or not a number.
+        NonFiniteLoss: a ValueError; the loss became infinite or not a number.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
@@ -65,13 +64,11 @@ def train_in_memory(
         weight_decay=config.weight_decay,
     )
     average = Average(net, config.ema) if config.ema else None
-    backbone = backbone_parameters(net) if config.freeze_epochs else []
+    freeze = Freeze(net, config.freeze_epochs)
     step = 0
     for epoch in range(config.epochs):
         batches.epoch = epoch
-        net.train()
-        for norm in backbone_norms(net) if epoch < config.freeze_epochs else []:
-            norm.eval()
+        freeze.begin(epoch)
         for number, keys in enumerate(batches):
             seed = seed_for(config.seed, "step", epoch, number, 0)
             torch.manual_seed(seed)
@@ -85,14 +82,12 @@ def train_in_memory(
             )
             value = float(loss.detach())
             if value != value or abs(value) == float("inf"):
-                raise ValueError(
+                raise NonFiniteLoss(
                     f"train_in_memory: the loss must be finite, got {value} in epoch {epoch + 1}, batch {number + 1}"
                 )
             (loss / config.accumulate).backward()
             if (number + 1) % config.accumulate and number + 1 < len(batches):
                 continue
-            if epoch < config.freeze_epochs:
-                drop_gradients(backbone)
             if config.clip_norm:
                 nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
             warmup_steps = round(config.warmup_epochs * steps_per_epoch)
@@ -107,6 +102,7 @@ def train_in_memory(
             step += 1
             if on_step is not None:
                 on_step(step, value)
+    freeze.end()
     return net if average is None else average.net
 
 

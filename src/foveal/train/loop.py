@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from foveal.checkpoint import save
 from foveal.train.batches import InOrder
@@ -24,19 +25,14 @@ from foveal.train.progress import Progress
 from foveal.train.recipe import (
     Average,
     EpochBatches,
-    backbone_norms,
-    backbone_parameters,
-    drop_gradients,
+    Freeze,
+    NonFiniteLoss,
     first_non_finite,
     make_optimizer,
     rate_factor,
     seed_for,
     set_rate,
 )
-
-
-class NonFiniteLoss(ValueError):
-    """The loss became infinite or not a number; the message names the epoch, the batch and the module."""
 
 
 class Stopped(Exception):
@@ -54,16 +50,13 @@ class Training(LightningModule):
         self.average = Average(net, config.ema) if config.ema else None
         self.loss_sum, self.loss_count = 0.0, 0
         self.counts: Tensor | None = None
+        self.backbone_freeze = Freeze(net, config.freeze_epochs)
         self.modes_set_for = -1
 
     @property
     def evaluated(self) -> nn.Module:
         """What is validated and kept: the running average where there is one."""
         return self.net if self.average is None else self.average.net
-
-    @property
-    def frozen(self) -> bool:
-        return self.current_epoch < self.config.freeze_epochs
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         c = self.config
@@ -101,12 +94,13 @@ class Training(LightningModule):
         return seed_for(self.config.seed, "step", self.current_epoch, batch_idx, self.global_rank)
 
     def _set_modes(self) -> None:
-        """Train mode, except that a frozen backbone keeps its batch statistics too."""
         self.modes_set_for = self.current_epoch
-        self.net.train()
-        if self.frozen:
-            for norm in backbone_norms(self.net):
-                norm.eval()
+        strategy = self.trainer.strategy
+        if self.backbone_freeze.begin(self.current_epoch) and isinstance(
+            strategy.model, DistributedDataParallel
+        ):
+            # it settles when it is made for which gradients the processes wait
+            strategy.model = strategy._setup_model(self)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         generator = torch.Generator().manual_seed(self._step_seed(batch_idx))
@@ -128,10 +122,6 @@ class Training(LightningModule):
             f"train: the loss must be finite, got {value} in epoch {self.current_epoch + 1}, "
             f"batch {batch_idx + 1}, first in {where}"
         )
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.frozen:
-            drop_gradients(backbone_parameters(self.net))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -243,15 +233,15 @@ class RunFolder(Callback):
         )
         if self._epoch_is_over(trainer) or (batch_idx + 1) % self.config.accumulate:
             return  # the epoch's end saves; half an accumulated gradient is in no checkpoint
-        every = self.config.checkpoint_steps
-        if self.stop_asked or (every and trainer.global_step % every == 0):
+        every, stopping = self.config.checkpoint_steps, self._stopping(trainer)
+        if stopping or (every and trainer.global_step % every == 0):
             self._save_checkpoint(trainer)
             self.kept = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}"
-        if self.stop_asked:
+        if stopping:
             raise Stopped
 
-    def on_validation_batch_end(self, *_args: Any, **_named: Any) -> None:
-        if self.stop_asked:
+    def on_validation_batch_end(self, trainer: Trainer, *_args: Any, **_named: Any) -> None:
+        if self.stop_asked and trainer.world_size == 1:  # several may have different numbers of batches
             raise Stopped  # the epoch's last batches are repeated when the run continues
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -283,8 +273,12 @@ class RunFolder(Callback):
             write_text(self.folder / "metrics.csv", table_text(self.rows))
         self._save_checkpoint(trainer)
         self.kept = f"epoch {row['epoch']}"
-        if self.stop_asked and len(self.rows) < self.config.epochs:
+        if self._stopping(trainer) and len(self.rows) < self.config.epochs:
             raise Stopped
+
+    def _stopping(self, trainer: Trainer) -> bool:
+        """Whether any process was asked to stop: all stop after the same step, or some would wait for ever."""
+        return bool(trainer.strategy.reduce_boolean_decision(self.stop_asked, all=False))
 
     def _save_checkpoint(self, trainer: Trainer) -> None:
         self._refuse_broken_weights()

@@ -7,7 +7,7 @@ therefore stop anywhere and continue to the same weights, and the number of read
 import copy
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Self
 
 import torch
@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from foveal.insert import inserted, parameter_groups
+from foveal.insert import freeze_backbone, parameter_groups
+from foveal.insert.groups import backbone
 
 
 def seed_for(*position: int | str) -> int:
@@ -213,35 +214,56 @@ class Average(nn.Module):
                 mine.copy_(theirs)
 
 
-def backbone_parameters(net: nn.Module) -> list[nn.Parameter]:
-    """Every parameter that is neither in an inserted block nor in the classifier or segmentation head."""
-    kept = {id(p) for module in _trained_first(net) for p in module.parameters()}
-    return [p for p in net.parameters() if id(p) not in kept]
+class Freeze:
+    """A network's backbone, frozen for the first epochs: only inserted blocks and the classifier (or head) train.
 
+    Its weights need no gradient meanwhile, so that backward skips them, and its batch statistics are used and kept.
 
-def backbone_norms(net: nn.Module) -> list[nn.Module]:
-    """Every module of the backbone with running statistics."""
-    kept = {id(m) for module in _trained_first(net) for m in module.modules()}
-    return [m for m in net.modules() if id(m) not in kept and hasattr(m, "running_mean")]
+    Example:
+        >>> import foveal
+        >>> net = foveal.insert(foveal.create_model("cifar_resnet8"), "se", reduction=4)
+        >>> freeze = Freeze(net, epochs=1)
+        >>> for epoch in (0, 1):
+        ...     changed = freeze.begin(epoch)
+        ...     print(changed, net.conv1.weight.requires_grad, net.bn1.training, net.fc.weight.requires_grad)
+        True False False True
+        True True True True
 
-
-def _trained_first(net: nn.Module) -> list[nn.Module]:
-    """Inserted blocks, and the classifier where the network names it, or all but its ``backbone``."""
-    blocks = [insertion.module for insertion in inserted(net)]
-    if isinstance(getattr(net, "backbone", None), nn.Module):
-        return [*blocks, *(child for name, child in net.named_children() if name != "backbone")]
-    get = getattr(net, "get_classifier", None)
-    classifier = get() if callable(get) else getattr(net, "fc", None)
-    return [*blocks, classifier] if isinstance(classifier, nn.Module) else blocks
-
-
-def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Forget gradients, so that the optimiser leaves these parameters and its own state of them alone.
-
-    Unlike ``requires_grad_(False)`` this can change from epoch to epoch under DDP.
+    Raises:
+        ValueError: nothing would be left to train.
     """
-    for p in parameters:
-        p.grad = None
+
+    def __init__(self, net: nn.Module, epochs: int) -> None:
+        self.net, self.epochs = net, epochs
+        get = getattr(net, "get_classifier", None)
+        classifier = get() if callable(get) else getattr(net, "fc", None)
+        self.kept = [classifier] if isinstance(classifier, nn.Module) else []
+        self.norms = backbone(net, self.kept)[1]
+        self._thaw: Callable[[], None] | None = None
+        if epochs:
+            freeze_backbone(net, self.kept)()  # refused now rather than when the run has begun
+
+    def begin(self, epoch: int) -> bool:
+        """Put every module into the mode of this epoch, from 0; True if what needs a gradient has changed."""
+        self.net.train()
+        frozen = epoch < self.epochs
+        for norm in self.norms if frozen else []:
+            norm.eval()
+        if frozen and self._thaw is None:
+            self._thaw = freeze_backbone(self.net, self.kept)
+            return True
+        return not frozen and self.end()
+
+    def end(self) -> bool:
+        """Thaw; True if there was something to thaw."""
+        thaw, self._thaw = self._thaw, None
+        if thaw is not None:
+            thaw()
+        return thaw is not None
+
+
+class NonFiniteLoss(ValueError):
+    """The loss became infinite or not a number; the message names the epoch and the batch."""
 
 
 def first_non_finite(net: nn.Module, images: Tensor) -> str:

@@ -17,21 +17,30 @@ import torch
 from torch import nn
 
 from foveal.checkpoint import load
-from foveal.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from foveal.insert import insert, parse_insertion
 from foveal.models import create_model
 from foveal.models.segmentation import HEADS, SegmentationNet
 from foveal.train import classify, files, segment
-from foveal.train.batches import Augmented, InOrder, collate_by_size, make_loader, open_data, worker_count
+from foveal.train.batches import (
+    Augmented,
+    InOrder,
+    class_names,
+    collate_by_size,
+    colours_of,
+    make_loader,
+    open_data,
+    worker_count,
+)
 from foveal.train.config import MOVABLE, TrainConfig
 from foveal.train.health import health
 from foveal.train.progress import Progress
-from foveal.train.recipe import EpochBatches, seed_for
+from foveal.train.recipe import EpochBatches, NonFiniteLoss, seed_for
 
 TASKS = {"classify": classify, "segment": segment}
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 HEALTH_IMAGES = 128
 HEALTH_PIXELS = 2**23  # of all images for the health table together
+LOST = ("gloo", "NCCL", "onnection closed", "onnection reset")  # in what PyTorch says when a process is gone
 FOLDER_VARIABLE = "FOVEAL_RUN_FOLDER"  # tells the processes that Lightning starts where the first one writes
 
 
@@ -49,7 +58,7 @@ class RunResult:
         metric: name of the figure that decided which weights are best, such as "val_accuracy".
         rows: of metrics.csv, one an epoch.
         best: the row of the best epoch.
-        health: one row for each inserted block, see `foveal.train.health.health`.
+        health: one row for each attention block, see `foveal.train.health.health`.
         classes: class names in the order of the logits.
         skipped: unreadable files of both splits, with the reason.
     """
@@ -102,16 +111,16 @@ def fit(
         data = {
             part: open_data(config.data, part, config.data_options, config.task) for part in ("train", "val")
         }
-        classes = _classes(config, data)
+        classes = class_names(config, data)
         facts = task.facts(config, data)
         size = config.image_size or task.natural_size(data["train"])
         net = make_network(config, classes=len(classes), image_size=size)
-        colours = _colours(config, net)
+        colours = colours_of(net, pretrained=config.pretrained)
 
         from foveal.train import loop
 
         trainer = _trainer(config)
-        first_process = _process_number() == 0
+        _check_shares(data, trainer.world_size)
         batches = EpochBatches(
             len(data["train"]), config.batch_size, seed=config.seed, world=trainer.world_size
         )
@@ -124,21 +133,21 @@ def fit(
         train_loader = make_loader(data["train"], to_train, batches, seed=config.seed, **how)
         val_loader = make_loader(data["val"], to_eval, val_batches, by_size=True, **how)
 
-        if folder is None:
-            folder = files.new_folder(config) if first_process else _folder_of_first_process(config)
-            os.environ[FOLDER_VARIABLE] = str(folder)
         steps = config.epochs * -(-len(batches) // config.accumulate)
         weighted = replace(config, class_weights=facts.get("class_weights"))
         module = loop.Training(net, task, weighted, classes=len(classes), steps=steps)
+        if folder is None:
+            folder = files.new_folder(config) if first_process() else _folder_of_first_process(config)
+            os.environ[FOLDER_VARIABLE] = str(folder)
         info = {"task": config.task, "classes": classes, "image_size": size, **colours, **facts}
         info |= {"data": config.data, "data_options": config.data_options}
-        progress = Progress(config, len(batches), task.METRIC, quiet=quiet or not first_process)
+        progress = Progress(config, len(batches), task.METRIC, quiet=quiet or not first_process())
         keeper = loop.RunFolder(module, folder, config, info, batches, val_batches, progress)
         trainer.callbacks.append(keeper)
         _run_trainer(trainer, module, train_loader, val_loader, keeper)
 
         table: list[dict[str, Any]] = []
-        if first_process:
+        if first_process():
             images = Augmented(data["val"], to_eval, seed=0)
             device = trainer.strategy.root_device
             table = _health_of(folder / "weights" / "best.safetensors", images, device)
@@ -196,32 +205,20 @@ def _settled(
     return replace(kept, **{name: getattr(given, name) for name in changed}), folder
 
 
-def _classes(config: TrainConfig, data: dict[str, Any]) -> list[str]:
-    classes = list(data["train"].classes)
-    if len(classes) < 2:
-        raise ValueError(f"train: the data must have at least 2 classes, got {classes} in {config.data}")
-    if list(data["val"].classes) != classes:
-        differ = sorted(set(classes) ^ set(data["val"].classes))
-        raise ValueError(
-            f"train: training and validation data must have the same classes, got {', '.join(differ)} in one only"
-        )
+def _check_shares(data: dict[str, Any], processes: int) -> None:
     for part, images in data.items():
-        if len(images) == 0:
-            raise ValueError(f"train: the data must hold at least 1 image for {part}, got 0 in {config.data}")
-    return classes
+        if len(images) < processes:
+            raise ValueError(
+                f"train: the data must hold an image for {part} for each of {processes} processes, got {len(images)}"
+            )
 
 
-def _colours(config: TrainConfig, net: nn.Module) -> dict[str, Any]:
-    """Mean and standard deviation to normalise by: those the published weights were trained with."""
-    own = getattr(net, "pretrained_cfg", None) if config.pretrained else None
-    return {"mean": (own or {}).get("mean", IMAGENET_MEAN), "std": (own or {}).get("std", IMAGENET_STD)}
-
-
-def _process_number() -> int:
+def first_process() -> bool:
+    """Whether this is the process that writes and prints; True where there is only one."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+            return int(os.environ[name]) == 0
+    return True
 
 
 def _folder_of_first_process(config: TrainConfig) -> Path:
@@ -270,7 +267,7 @@ def _trainer(config: TrainConfig) -> Any:
 
 
 def _run_trainer(trainer: Any, module: Any, train_loader: Any, val_loader: Any, keeper: Any) -> None:
-    from foveal.train.loop import NonFiniteLoss, Stopped
+    from foveal.train.loop import Stopped
 
     checkpoint = keeper.folder / "checkpoint.ckpt"
     start = None
@@ -282,11 +279,20 @@ def _run_trainer(trainer: Any, module: Any, train_loader: Any, val_loader: Any, 
         with _stopping_on_signals(keeper):
             trainer.fit(module, train_loader, val_loader, ckpt_path=start, weights_only=True)
     except (Stopped, KeyboardInterrupt, SystemExit):  # Lightning turns a second Ctrl-C into SystemExit
+        if not first_process():
+            raise SystemExit(0) from None
         raise Interrupted(f"train: stopped; kept: {keeper.kept}; continue with: {again}") from None
     except NonFiniteLoss as error:
         raise NonFiniteLoss(
             f"{error}; kept: {keeper.kept}, in {keeper.folder}; try a lower lr, a longer warm-up or clip_norm=1"
         ) from None
+    except RuntimeError as error:
+        if trainer.world_size == 1 or not any(sign in str(error) for sign in LOST):
+            raise
+        raise ConnectionError(
+            f"train: every process must go on to the end, got one that was lost: {_line(error)[:120]}; "
+            f"kept: {keeper.kept}; continue with: {again}"
+        ) from error
     except OSError as error:
         reason = f"{error.strerror or _line(error)} (kept: {keeper.kept}; continue with: {again})"
         raise OSError(error.errno, reason, error.filename) from error
