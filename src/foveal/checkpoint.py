@@ -70,7 +70,7 @@ def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in _state(net).items()
     }
-    _write_atomically(Path(path), to_bytes(tensors, metadata={"foveal": text}))
+    write_atomically(Path(path), to_bytes(tensors, metadata={"foveal": text}))
 
 
 def load(
@@ -142,7 +142,7 @@ def _state(net: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -252,7 +252,7 @@ def bench(
 
 @dataclass(frozen=True)
 class Verb:
-    """A function, or where one is whose module imports no torch; and which parameter takes words without a dash."""
+    """A function, or where one is whose module imports no torch; and which parameters take words without a dash."""
 
     home: Callable[..., Any] | str
     words: str | None = None
@@ -273,6 +273,9 @@ VERBS = {
     "predict": Verb(label_files, words="paths", usage="foveal predict photo.jpg folder/ --weights FILE"),
     "look": Verb("foveal.look.verbs:look", words="source", usage="foveal look photo.jpg --weights FILE"),
     "serve": Verb("foveal.look.verbs:serve", usage="foveal serve --weights FILE"),
+    "convert": Verb(
+        "foveal.published.verb:convert", words="source target", usage="foveal convert in.pth out.safetensors"
+    ),
     "plan": Verb(show_plan, words="model", usage="foveal plan resnet50 --insert cbam@residual:3,4"),
     "list": Verb(list_names, words="pattern", usage='foveal list "*cbam*"'),
     "bench": Verb(bench, words="what", usage="foveal bench ops"),
@@ -336,8 +339,9 @@ def _run(name: str, arguments: list[str]) -> int:
         raise ValueError(_one_line(error, parser)) from None
     options = given.as_dict()
     del options["config"]
-    if verb.words and options[verb.words] is None:
-        del options[verb.words]
+    for word in (verb.words or "").split():
+        if options[word] is None:
+            del options[word]
     for name in ("data_options", "model_options"):
         if options.get(name):
             options[name] = {key: _read(value) for key, value in options[name].items()}
@@ -365,7 +369,7 @@ def _add_options(parser: ArgumentParser, verb: Verb) -> None:
         if isinstance(kind, str):
             kind = eval(kind, verb.run.__globals__)  # as typing.get_type_hints does, for the parameters alone
         needed = parameter.default is inspect.Parameter.empty
-        if name != verb.words:
+        if name not in (verb.words or "").split():
             rest: dict[str, Any] = {"required": True} if needed else {"default": parameter.default}
             parser.add_argument(f"--{name}", type=kind, help=described[name], **rest)
         elif get_origin(kind) is list:

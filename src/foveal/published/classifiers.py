@@ -1,0 +1,243 @@
+"""Published classifiers with SE and CBAM: timm, its legacy trunks, pytorchcv, and CBAM's own repository."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from foveal.insert import insert, inserted, remove
+from foveal.models import OWN, create_model
+from foveal.published.keymap import STATE, Format, Rule, Shape, Shapes, pointwise
+
+DEPTHS: dict[tuple[bool, Shape], int] = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (2, 2, 2, 2)): 26,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+WIDTHS: dict[Shape, str] = {
+    (128, 4): "resnext{}_32x4d",
+    (256, 8): "resnext{}_32x8d",
+    (256, 4): "resnext{}_64x4d",
+}
+"""By shape of the first 3x3 convolution, the grouped networks."""
+
+TWINS = {
+    "pytorchcv-seresnet": "stride 2 in the first 1x1 convolution, pytorchcv's seresnet50",
+    "pytorchcv-seresnet-b": "stride 2 in the 3x3 convolution, pytorchcv's seresnet50b",
+}
+"""What tells formats apart whose files look the same."""
+
+DROPS = ("drop_rate", "drop_path_rate")
+
+
+def depth(counts: Shape, bottleneck: bool) -> int:
+    """The depth of a ResNet from its blocks per stage."""
+    if (bottleneck, counts) not in DEPTHS:
+        known = ", ".join(f"{list(c)}" for b, c in DEPTHS if b == bottleneck)
+        raise ValueError(f"blocks per stage must be one of {known}, got {list(counts)}")
+    return DEPTHS[bottleneck, counts]
+
+
+def backbone(shapes: Shapes, blocks: str, second: str, third: str) -> str:
+    """timm's name of the plain network; ``second`` is a first block's second convolution, ``third`` of bottlenecks."""
+    number = depth(shapes.blocks(blocks), shapes.any(third))
+    grouped = WIDTHS.get(shapes.get(second, ())[:2]) if shapes.any(third) else None
+    return (grouped or "resnet{}").format(number)
+
+
+def with_block(block: str, plain: str, kept: dict[str, Any], **options: Any) -> nn.Module:
+    """``plain`` with a block on every residual branch: by its name here, or assembled where it has none."""
+    name = f"{block}_{plain}"
+    if name in OWN:
+        return create_model(name, **kept, **options)
+    example = torch.zeros(1, kept["in_chans"], 64, 64)
+    net = create_model(plain, **kept)
+    return insert(net, block, at="residual", start="paper", example=example, **options)
+
+
+# ------------------------------------------------------------------------------------------------------------ timm
+
+
+def _timm(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    deep = shapes.any(r"conv1\.\d")
+    kept = {
+        "num_classes": shapes.size("fc.weight", 0, 1000),
+        "in_chans": shapes.size("conv1.0.weight" if deep else "conv1.weight", 1, 3),
+        **options,
+    }
+    if deep:
+        net = create_model("se_net154", **kept)
+    else:
+        plain = backbone(shapes, r"layer(\d)\.(\d+)\.", "layer1.0.conv2.weight", r"layer1\.0\.conv3\.")
+        net = with_block("se", plain, kept)
+    narrow = _other_widths(net, shapes, kept["in_chans"])
+    return net, "SE with biases" + narrow + ", stride 2 in the 3x3 convolution"
+
+
+def _other_widths(net: nn.Module, shapes: Shapes, in_chans: int) -> str:
+    """Give the blocks of a stage the file's hidden width where it is not a sixteenth (timm rounds to eights)."""
+    changed = ""
+    for stage in range(1, 5):
+        here = [one for one in inserted(net) if one.site.startswith(f"layer{stage}.")]
+        usual = here[0].channels // 16
+        hidden = shapes.size(f"layer{stage}.0.se.fc1.weight", 0, usual)
+        if hidden != usual:
+            remove(net, f"layer{stage}.**.se")
+            example = torch.zeros(1, in_chans, 64, 64)
+            insert(net, "se", stages=(stage,), start="paper", example=example, hidden=hidden)
+            changed += f", {hidden} hidden channels in stage {stage}"
+    return changed
+
+
+TIMM_SE = Format(
+    name="timm-se",
+    marks=(r"layer\d\.\d+\.se\.fc\d\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    build=_timm,
+    rules=(
+        Rule(r"(layer\d\.\d+)\.bn\d\.se\.(fc\d)\.weight", r"\1.se.\2.weight", pointwise),
+        Rule(r"(layer\d\.\d+)\.bn\d\.se\.(fc\d)\.bias", r"\1.se.\2.bias"),
+    ),
+    free=DROPS,
+)
+
+
+def _legacy(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    if shapes.any(r"layer0\.conv3\."):
+        name = "net154"
+    else:
+        name = backbone(shapes, r"layer([1-4])\.(\d+)\.", "layer1.0.conv2.weight", r"layer1\.0\.conv3\.")
+    if f"legacy_se_{name}" not in OWN:
+        raise ValueError(f"the network must be one of timm's legacy_se*, got blocks of {name}")
+    kept = {
+        "num_classes": shapes.size("last_linear.weight", 0, 1000),
+        "in_chans": shapes.size("layer0.conv1.weight", 1, 3),
+        **options,
+    }
+    stride = "first 1x1" if name.startswith("resnet") else "3x3"
+    variant = f"SE with biases, stride 2 in the {stride} convolution, max-pooling that rounds up"
+    if name in ("resnet18", "resnet34"):
+        variant = "SE with biases after a ReLU, max-pooling that rounds up"
+    return create_model(f"legacy_se_{name}", **kept), variant
+
+
+TIMM_LEGACY_SE = Format(
+    name="timm-legacy-se",
+    marks=(r"layer\d\.\d+\.se_module\.fc\d\.", r"layer0\.", r"layer\d\.\d+\.bn1\."),
+    build=_legacy,
+    rules=(
+        Rule(r"(.*\.se_module)\.se\.(fc\d)\.weight", r"\1.\2.weight", pointwise),
+        Rule(r"(.*\.se_module)\.se\.(fc\d)\.bias", r"\1.\2.bias"),
+    ),
+    free=("drop_rate",),
+)
+
+# ------------------------------------------------------------------------------------------------------- pytorchcv
+
+UNIT = r"layer(?P<stage>\d)\.(?P<unit>\d+)"
+AT = r"features.stage\g<stage>.unit#"
+
+
+def pytorchcv_trunk(ours: str, at: str) -> tuple[Rule, ...]:
+    """Names of a pytorchcv ResNet's residual blocks: ``ours`` is where the stages are here, ``at`` a block there."""
+    return (
+        Rule(rf"{ours}\.conv(\d)\.weight", rf"{at}.body.conv\3.conv.weight"),
+        Rule(rf"{ours}\.bn(\d)\.{STATE}", rf"{at}.body.conv\3.bn.\4"),
+        Rule(rf"{ours}\.downsample\.0\.weight", rf"{at}.identity_conv.conv.weight"),
+        Rule(rf"{ours}\.downsample\.1\.{STATE}", rf"{at}.identity_conv.bn.\3"),
+    )
+
+
+PYTORCHCV = (
+    Rule(rf"{UNIT}\.bn\d\.se\.fc(\d)\.weight", rf"{AT}.se.conv\3.weight", pointwise),
+    Rule(rf"{UNIT}\.bn\d\.se\.fc(\d)\.bias", rf"{AT}.se.conv\3.bias"),
+    Rule(rf"{UNIT}\.bn\d\.cbam\.channel\.fc(\d)\.(\w+)", rf"{AT}.cbam.ch_gate.mlp.fc\3.\4"),
+    Rule(rf"{UNIT}\.bn\d\.cbam\.spatial\.conv\.weight", rf"{AT}.cbam.sp_gate.conv.conv.weight"),
+    Rule(rf"{UNIT}\.bn\d\.cbam\.spatial\.norm\.{STATE}", rf"{AT}.cbam.sp_gate.conv.bn.\3"),
+    *pytorchcv_trunk(UNIT, AT),
+    Rule(r"conv1\.weight", "features.init_block.conv.conv.weight"),
+    Rule(rf"bn1\.{STATE}", r"features.init_block.conv.bn.\1"),
+    Rule(r"fc\.(\w+)", r"output.\1"),
+)
+
+
+def _pytorchcv(
+    block: str, stride_first: bool, variant: str, shapes: Shapes, options: dict[str, Any]
+) -> tuple[nn.Module, str]:
+    plain = backbone(
+        shapes,
+        r"features\.stage(\d)\.unit(\d+)\.",
+        "features.stage1.unit1.body.conv2.conv.weight",
+        r"features\.stage1\.unit1\.body\.conv3\.",
+    )
+    kept = {
+        "num_classes": shapes.size("output.weight", 0, 1000),
+        "in_chans": shapes.size("features.init_block.conv.conv.weight", 1, 3),
+        **options,
+    }
+    if block == "cbam":
+        return with_block("cbam", plain, kept, variant="official"), variant
+    bottleneck = shapes.any(r"features\.stage1\.unit1\.body\.conv3\.")
+    return with_block(
+        "se", plain, {**kept, "stride_first": True} if stride_first and bottleneck else kept
+    ), variant
+
+
+SE_MARKS = (r"features\.stage\d\.unit\d+\.se\.conv\d\.", r"features\.init_block\.conv\.", r"output\.")
+PYTORCHCV_SE = Format(
+    name="pytorchcv-seresnet",
+    marks=SE_MARKS,
+    build=partial(_pytorchcv, "se", True, "SE with biases, stride 2 in the first 1x1 convolution"),
+    rules=PYTORCHCV,
+    free=DROPS,
+)
+PYTORCHCV_SE_B = Format(
+    name="pytorchcv-seresnet-b",
+    marks=SE_MARKS,
+    build=partial(_pytorchcv, "se", False, "SE with biases, stride 2 in the 3x3 convolution"),
+    rules=PYTORCHCV,
+    free=DROPS,
+)
+
+# ------------------------------------------------------------------------------------------------------------ CBAM
+
+OFFICIAL = "CBAM variant 'official': biased MLP, maximum before mean, BatchNorm after the 7x7 convolution"
+
+PYTORCHCV_CBAM = Format(
+    name="pytorchcv-cbam",
+    marks=(r"features\.stage\d\.unit\d+\.cbam\.(ch|sp)_gate\.", r"features\.init_block\.conv\.", r"output\."),
+    build=partial(_pytorchcv, "cbam", False, OFFICIAL),
+    rules=PYTORCHCV,
+    free=DROPS,
+)
+
+
+def _official(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    plain = backbone(shapes, r"layer(\d)\.(\d+)\.", "layer1.0.conv2.weight", r"layer1\.0\.conv3\.")
+    kept = {
+        "num_classes": shapes.size("fc.weight", 0, 1000),
+        "in_chans": shapes.size("conv1.weight", 1, 3),
+        **options,
+    }
+    return with_block("cbam", plain, kept, variant="official"), OFFICIAL
+
+
+CBAM_OFFICIAL = Format(
+    name="cbam-official",
+    marks=(r"layer\d\.\d+\.cbam\.(ChannelGate|SpatialGate)\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    build=_official,
+    rules=(
+        Rule(r"(layer\d\.\d+)\.bn\d\.cbam\.channel\.fc1\.(\w+)", r"\1.cbam.ChannelGate.mlp.1.\2"),
+        Rule(r"(layer\d\.\d+)\.bn\d\.cbam\.channel\.fc2\.(\w+)", r"\1.cbam.ChannelGate.mlp.3.\2"),
+        Rule(
+            r"(layer\d\.\d+)\.bn\d\.cbam\.spatial\.conv\.weight", r"\1.cbam.SpatialGate.spatial.conv.weight"
+        ),
+        Rule(rf"(layer\d\.\d+)\.bn\d\.cbam\.spatial\.norm\.{STATE}", r"\1.cbam.SpatialGate.spatial.bn.\2"),
+    ),
+    free=DROPS,
+)
+
+FORMATS = (TIMM_SE, TIMM_LEGACY_SE, PYTORCHCV_SE, PYTORCHCV_SE_B, PYTORCHCV_CBAM, CBAM_OFFICIAL)

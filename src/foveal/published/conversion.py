@@ -1,0 +1,179 @@
+"""From a state dict of a known format to a network of ours, and back."""
+
+import re
+from collections.abc import Mapping
+from itertools import chain, zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.published import blocks, classifiers, danet
+from foveal.published.keymap import Format, Shapes, listed, misfit, tensors
+from foveal.published.reading import bare
+
+FORMATS: dict[str, Format] = {
+    one.name: one for one in (*classifiers.FORMATS, *danet.FORMATS, *blocks.FORMATS)
+}
+"""By name, the formats that `convert` reads and `export` writes."""
+
+COUNTER = "num_batches_tracked"
+
+
+def convert(
+    state_dict: Mapping[str, Any], format: str | None = None, *, prefix: str = "", **options: Any
+) -> nn.Module:
+    """The network of ours that a published state dict fits, with its weights; all of them or none.
+
+    Args:
+        state_dict: tensors by name as others saved them; wrappers such as ``{"state_dict": ...}`` and prefixes such
+            as ``module.`` are taken off. See `read` for files.
+        format: a name in `FORMATS`; told from the names by default.
+        prefix: read only what begins so, such as one Non-local block of a whole network,
+            ``"layer2.1.non_local_block."``.
+        **options: what a file does not show, such as ``pairwise="dot_product"`` of a Non-local block or
+            ``multi_grid=None`` of a DANet; `FORMATS` lists them for each format as ``free``.
+
+    Returns:
+        The network in float32 on the CPU, in train mode as newly built, one that `foveal.save` and `foveal.load`
+        rebuild; for the formats of a single Non-local block, the block. ``net.foveal_info`` says under
+        ``"converted_from"`` and ``"variant"`` what it is.
+
+    Raises:
+        ValueError: an unknown format, a format that leaves open what must be stated, or names and shapes that do not
+            fit it, with the missing, unexpected and mis-shaped ones.
+
+    Example:
+        >>> import timm, torch
+        >>> net = convert(timm.create_model("seresnet18", num_classes=5).state_dict()).eval()
+        >>> net.foveal_info["converted_from"], net(torch.zeros(1, 3, 64, 64)).shape
+        ('timm-se', torch.Size([1, 5]))
+    """
+    state = {name: value.detach() for name, value in bare(state_dict).items()}
+    if prefix:
+        prefix = prefix.rstrip(".") + "."
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if not state:
+            raise ValueError(f"convert: prefix must begin the name of some tensor, got {prefix!r}")
+    chosen = _chosen(format, Shapes({name: tuple(value.shape) for name, value in state.items()}))
+    if chosen.unused:
+        state = {name: value for name, value in state.items() if not re.match(chosen.unused, name)}
+    shapes = Shapes({name: tuple(value.shape) for name, value in state.items()})
+    net, variant = _build(chosen, shapes, options, "convert")
+    table = chosen.table(net)
+    if not any(name.endswith(COUNTER) for name in state):  # PyTorch before 0.4.1 did not count batches
+        counters = [theirs for ours, (theirs, _) in table.items() if ours.endswith(COUNTER)]
+        state |= {theirs: torch.zeros((), dtype=torch.long) for theirs in counters}
+        shapes |= dict.fromkeys(counters, ())
+    wrong = misfit(shapes, dict(table.values()))
+    if wrong:
+        raise ValueError(f"convert: the weights must be those of {chosen.name} ({variant}), got {wrong}")
+    strange = [
+        f"{n} ({t.dtype})" for n, t in state.items() if not (n.endswith(COUNTER) or t.is_floating_point())
+    ]
+    if strange:
+        raise ValueError(f"convert: weights must be floating-point numbers, got {listed(strange)}")
+    net.load_state_dict(_ours(net, state, table), strict=True, assign=True)
+    left = [name for name, t in chain(net.named_parameters(), net.named_buffers()) if t.is_meta]
+    assert not left, f"tensors outside the state dict: {left}"
+    net.foveal_info = {"converted_from": chosen.name, "variant": variant}  # type: ignore[assignment]
+    return net
+
+
+def export(net: nn.Module, format: str) -> dict[str, Tensor]:
+    """The network's weights with the names and shapes of a published format: what `convert` reads.
+
+    Args:
+        net: a network of the kind that `convert` makes from this format, trained or not.
+        format: a name in `FORMATS`.
+
+    Returns:
+        Tensors by the peer's names, copies on the CPU; values and dtypes are unchanged.
+
+    Raises:
+        ValueError: an unknown format, or a network that computes something else than the peer's would with these
+            weights, with the first difference.
+
+    Example:
+        >>> import foveal
+        >>> net = foveal.create_model("cbam_resnet18", variant="official", num_classes=5)
+        >>> [name for name in export(net, "cbam-official") if "layer1.0.cbam.Ch" in name][:2]
+        ['layer1.0.cbam.ChannelGate.mlp.1.weight', 'layer1.0.cbam.ChannelGate.mlp.1.bias']
+    """
+    chosen = _named(format, "export")
+    net = getattr(net, "_orig_mod", net)
+    state = tensors(net.state_dict())
+    table = chosen.table(net)
+    there = Shapes(dict(table.values()))
+    if not chosen.fits(there):
+        raise ValueError(f"export: {format} must be given a network of its kind, got {type(net).__name__}")
+    stated = {**getattr(net, "foveal_model", {}).get("kwargs", {}), **blocks.stated(net)}
+    like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.free}, "export")
+    wrong = misfit(there, dict(chosen.table(like).values())) or _difference(net, like)
+    if wrong:
+        raise ValueError(f"export: the network must be as {format} files are ({variant}), got {wrong}")
+    return {
+        theirs: state[name].to("cpu", copy=True).reshape(shape).contiguous()
+        for name, (theirs, shape) in table.items()
+    }
+
+
+def _difference(net: nn.Module, like: nn.Module) -> str | None:
+    """The first line in which two networks print differently: strides, orders and scales show there, not in shapes.
+
+    How much is dropped while training is no part of what the weights mean.
+    """
+    for mine, theirs in zip_longest(str(net).splitlines(), str(like).splitlines(), fillvalue="nothing"):
+        if mine != theirs and not ("Dropout" in mine and "Dropout" in theirs):
+            return f"{mine.strip()} instead of {theirs.strip()}"
+    return None
+
+
+def _ours(
+    net: nn.Module, state: dict[str, Tensor], table: dict[str, tuple[str, tuple[int, ...]]]
+) -> dict[str, Tensor]:
+    """Copies under our names, in our shapes: the file's mapping may be closed."""
+    ours = {}
+    for name, like in tensors(net.state_dict()).items():
+        value = state[table[name][0]].reshape(like.shape)
+        ours[name] = value.to("cpu", like.dtype, copy=True).contiguous()
+    return ours
+
+
+def _build(chosen: Format, shapes: Shapes, options: dict[str, Any], asker: str) -> tuple[nn.Module, str]:
+    unknown = [key for key in options if key not in chosen.free]
+    if unknown:
+        raise ValueError(
+            f"{asker}: {chosen.name} takes {', '.join(chosen.free) or 'no options'}, got {', '.join(unknown)}"
+        )
+    try:
+        with torch.device("meta"):
+            return chosen.build(shapes, options)
+    except ValueError as error:
+        raise ValueError(f"{asker}: {str(error).removeprefix(f'{asker}: ')}") from error
+
+
+def _named(format: str, asker: str) -> Format:
+    if format not in FORMATS:
+        raise ValueError(f"{asker}: format must be one of {', '.join(FORMATS)}, got {format!r}")
+    return FORMATS[format]
+
+
+def _chosen(format: str | None, shapes: Shapes) -> Format:
+    if format is not None:
+        return _named(format, "convert")
+    fitting = [one for one in FORMATS.values() if one.fits(shapes)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = " and ".join(one.name for one in fitting)
+        raise ValueError(
+            f"convert: format must be given where files look the same, got names that fit {names}; "
+            + "; ".join(f"{one.name}: {classifiers.TWINS.get(one.name, '')}" for one in fitting)
+        )
+    prefixes = blocks.prefixes(shapes)
+    inside = f"; it holds Non-local blocks: pass prefix={listed(map(repr, prefixes), 4)}" if prefixes else ""
+    raise ValueError(
+        f"convert: the weights must be in one of the formats {', '.join(FORMATS)}, got {len(shapes)} tensors such as "
+        f"{listed(shapes, 4)}{inside}"
+    )

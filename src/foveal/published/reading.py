@@ -1,0 +1,130 @@
+"""Open a file of somebody else's weights without running anything in it."""
+
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The state dict in a safetensors file or PyTorch checkpoint, without its wrappers and shared prefixes.
+
+    Checkpoints are read with ``weights_only=True`` and, in the format of PyTorch 1.6 and later, mapped instead of
+    copied into memory.
+
+    Raises:
+        ValueError: no such file format, a broken file, a checkpoint that would have to run code, or one without
+            tensors.
+        FileNotFoundError: no such file.
+
+    Example:
+        >>> import torch
+        >>> torch.save({"epoch": 3, "state_dict": {"module.fc.bias": torch.zeros(2)}}, "in.pth")
+        >>> read("in.pth")
+        {'fc.bias': tensor([0., 0.])}
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if not start:
+        raise ValueError(f"convert: the file must hold weights, got an empty file: {path}")
+    if start[8:] == b"{":
+        content = _safetensors(path)
+    elif start.startswith((b"PK\x03\x04", b"\x80")):
+        content = _checkpoint(path, zipped=start.startswith(b"PK"))
+    else:
+        raise ValueError(
+            f"convert: the file must be safetensors or a PyTorch checkpoint, got neither in {path}"
+        )
+    try:
+        return bare(content)
+    except ValueError as error:
+        raise ValueError(f"{error}, in {path}") from None
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"convert: the file must be whole, got {error} in {path}") from None
+
+
+def _checkpoint(path: Path, zipped: bool) -> Any:
+    if zipped:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                # mapped storages are read where they lie, and a compressed one could be of any size
+                stored = all(one.compress_type == zipfile.ZIP_STORED for one in archive.infolist())
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"convert: the file must be whole, got {error} in {path}") from None
+        if not stored:
+            raise ValueError(
+                f"convert: a checkpoint must be stored uncompressed, got a compressed zip in {path}"
+            )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except OSError:
+        raise
+    except Exception as error:  # a hostile or broken pickle may raise anything
+        text = " ".join(str(error).split()) or type(error).__name__
+        needed = re.search(r"(?:Unsupported global: )?GLOBAL ([\w.]+)", text)
+        if needed or "Unsupported" in text or "TorchScript" in text:
+            holds = f"{needed[1]} in it" if needed else "code in it"
+            raise ValueError(
+                f"convert: a checkpoint must hold tensors and plain values alone, got {holds}, which could run "
+                f"code and is not opened: {path}; where you trust its origin, load it once with "
+                "torch.load(path, weights_only=False) and torch.save its state dict alone"
+            ) from None
+        raise ValueError(
+            f"convert: the file must be a whole checkpoint, got {text[:160]} in {path}"
+        ) from None
+
+
+def bare(content: Any) -> dict[str, Tensor]:
+    """The tensors by name: out of ``state_dict`` or ``model``, also nested, without prefixes that all names share.
+
+    Raises:
+        ValueError: no tensors there, or something else among them.
+    """
+    while isinstance(content, Mapping):
+        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        held = f"the keys {_few(content)}" if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(
+            f"convert: there must be a state dict, at the top or under {', '.join(WRAPPERS)}, got {held}"
+        )
+    state = {str(name): value for name, value in content.items()}
+    foreign = [f"{k} ({type(v).__name__})" for k, v in state.items() if not _dense(v)]
+    if foreign:
+        raise ValueError(f"convert: a state dict must hold dense tensors alone, got {_few(foreign)}")
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _dense(value: Any) -> bool:
+    """A tensor that holds as many values as it says: one with strides of 0 could claim any size."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+        return False
+    return value.is_meta or value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def _few(names: Any, shown: int = 6) -> str:
+    names = [str(name) for name in names]
+    return (", ".join(names[:shown]) or "none") + (
+        f" and {len(names) - shown} more" if len(names) > shown else ""
+    )

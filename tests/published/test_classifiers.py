@@ -1,0 +1,234 @@
+"""Published SE and CBAM classifiers compute the same here, and go back bit by bit."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import foveal
+from foveal.published import convert, export
+
+X = torch.randn(3, 3, 40, 33, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("seresnet18", "layer2.0.bn2.se.fc1.weight"),
+        ("seresnet50", "layer2.0.bn3.se.fc1.weight"),
+        ("seresnext50_32x4d", "layer2.0.bn3.se.fc1.weight"),
+    ],
+)
+def test_timm(random_peer, agrees, name, ours):
+    import timm
+
+    peer = random_peer(lambda: timm.create_model(name, num_classes=7))
+    net = agrees(peer, X, ours, "layer2.0.se.fc1.weight")
+    assert net.foveal_info["converted_from"] == "timm-se"
+    assert "SE with biases" in net.foveal_info["variant"]
+    assert net.foveal_model["name"] == name.replace("seres", "se_res")
+
+
+@pytest.mark.parametrize(
+    "name", ["seresnet18", "seresnet50", pytest.param("seresnext50_32x4d", marks=pytest.mark.slow)]
+)
+def test_timms_legacy_trunks(random_peer, agrees, name):
+    import timm
+
+    peer = random_peer(lambda: timm.create_model(f"legacy_{name}", num_classes=7, drop_rate=0.0))
+    net = agrees(peer, X, "layer2.0.se_module.se.fc1.weight", "layer2.0.se_module.fc1.weight", drop_rate=0.0)
+    assert net.foveal_info["converted_from"] == "timm-legacy-se"
+    assert "rounds up" in net.foveal_info["variant"]
+
+
+@pytest.mark.slow  # 115 million parameters
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs"),
+    [
+        ("senet154", "layer2.0.bn3.se.fc1.weight", "layer2.0.se.fc1.weight"),
+        ("legacy_senet154", "layer2.0.se_module.se.fc1.weight", "layer2.0.se_module.fc1.weight"),
+    ],
+)
+def test_senet154(random_peer, agrees, name, ours, theirs):
+    import timm
+
+    peer = random_peer(lambda: timm.create_model(name, num_classes=3, drop_rate=0.0))
+    agrees(peer, X, ours, theirs, drop_rate=0.0)
+
+
+def whole_map(net: nn.Module) -> nn.Module:
+    """pytorchcv pools windows of 7x7, which only images of 224x224 fill."""
+    net.features.final_pool = nn.AdaptiveAvgPool2d(1)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("seresnet50", "pytorchcv-seresnet"),
+        ("seresnet50b", "pytorchcv-seresnet-b"),
+    ],
+)
+def test_pytorchcv_se(random_peer, agrees, name, format):
+    from pytorchcv.models import seresnet
+
+    peer = random_peer(lambda: whole_map(getattr(seresnet, name)(num_classes=7)))
+    net = agrees(
+        peer, X, "layer2.0.bn3.se.fc1.weight", "features.stage2.unit1.se.conv1.weight", format=format
+    )
+    assert ("first 1x1" in net.foveal_info["variant"]) == (format == "pytorchcv-seresnet")
+
+
+def test_files_that_look_the_same_must_be_told_apart(random_peer):
+    from pytorchcv.models import seresnet
+
+    peer = random_peer(lambda: seresnet.seresnet50(num_classes=2))
+    with pytest.raises(
+        ValueError, match=r"format must be given .* fit pytorchcv-seresnet and .*-b; .*first 1x1.*seresnet50b"
+    ):
+        convert(peer.state_dict())
+    net = convert(peer.state_dict(), "pytorchcv-seresnet")
+    with pytest.raises(
+        ValueError, match=r"export: .* got .*Conv2d\(256, 128, .*stride=\(2, 2\).* instead of"
+    ):
+        export(net, "pytorchcv-seresnet-b")
+
+
+def test_pytorchcv_cbam(random_peer, agrees):
+    from pytorchcv.models import cbamresnet
+
+    peer = random_peer(lambda: whole_map(cbamresnet.cbam_resnet50(num_classes=7)))
+    agrees(
+        peer,
+        X,
+        "layer2.0.bn3.cbam.spatial.conv.weight",
+        "features.stage2.unit1.cbam.sp_gate.conv.conv.weight",
+    )
+
+
+# ------------------------------------------------------------------------------- the CBAM authors' layout, written out
+
+
+class Named(nn.Module):
+    """A module whose only purpose is the names of its children."""
+
+    def __init__(self, **children: nn.Module):
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+
+
+class CBAM(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        mlp = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels, channels // 16), nn.ReLU(), nn.Linear(channels // 16, channels)
+        )
+        self.ChannelGate = Named(mlp=mlp)
+        conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.SpatialGate = Named(spatial=Named(conv=conv, bn=nn.BatchNorm2d(1, momentum=0.01)))
+
+    def forward(self, x):
+        mlp, spatial = self.ChannelGate.mlp, self.SpatialGate.spatial
+        x = x * torch.sigmoid(mlp(x.mean((2, 3))) + mlp(x.amax((2, 3))))[:, :, None, None]
+        pooled = torch.stack([x.amax(1), x.mean(1)], dim=1)
+        return x * torch.sigmoid(spatial.bn(spatial.conv(pooled)))
+
+
+class Residual(nn.Module):
+    def __init__(self, channels_in: int, width: int, stride: int, bottleneck: bool):
+        super().__init__()
+        out = 4 * width if bottleneck else width
+        kernels = [(channels_in, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)]
+        if not bottleneck:
+            kernels = [(channels_in, width, 3, stride), (width, width, 3, 1)]
+        self.layers = len(kernels)
+        for i, (a, b, k, s) in enumerate(kernels, start=1):
+            self.add_module(f"conv{i}", nn.Conv2d(a, b, k, s, k // 2, bias=False))
+            self.add_module(f"bn{i}", nn.BatchNorm2d(b))
+        self.downsample = None
+        if stride != 1 or channels_in != out:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels_in, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
+        self.cbam = CBAM(out)
+
+    def forward(self, x):
+        y = x
+        for i in range(1, self.layers + 1):
+            y = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y))
+            y = F.relu(y) if i < self.layers else y
+        return F.relu(self.cbam(y) + (x if self.downsample is None else self.downsample(x)))
+
+
+class OfficialCBAM(nn.Module):
+    def __init__(self, counts: tuple[int, ...], bottleneck: bool, num_classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        channels = 64
+        for i, count in enumerate(counts):
+            blocks = []
+            for j in range(count):
+                blocks.append(Residual(channels, 64 * 2**i, 2 if i and not j else 1, bottleneck))
+                channels = 64 * 2**i * (4 if bottleneck else 1)
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        for i in range(1, 5):
+            x = self.get_submodule(f"layer{i}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("counts", "bottleneck"), [((2, 2, 2, 2), False), ((3, 4, 6, 3), True)])
+def test_the_authors_cbam(random_peer, agrees, counts, bottleneck):
+    peer = random_peer(lambda: OfficialCBAM(counts, bottleneck, num_classes=7))
+    last = 3 if bottleneck else 2
+    net = agrees(
+        peer,
+        X,
+        f"layer2.0.bn{last}.cbam.spatial.conv.weight",
+        "layer2.0.cbam.SpatialGate.spatial.conv.weight",
+    )
+    assert net.foveal_info["converted_from"] == "cbam-official"
+    assert "maximum before mean" in net.foveal_info["variant"]
+
+
+def test_a_cbam_file_as_the_authors_save_it(random_peer, tmp_path):
+    """In a wrapper, with the prefix of DataParallel, beside a tensor that is no weight."""
+    from foveal.published import read
+
+    peer = random_peer(lambda: OfficialCBAM((2, 2, 2, 2), False, num_classes=3)).eval()
+    state = {f"module.{name}": value for name, value in peer.state_dict().items()}
+    assert {
+        "module.layer1.0.cbam.ChannelGate.mlp.1.weight",
+        "module.layer1.0.cbam.SpatialGate.spatial.bn.bias",
+    } < set(state)
+    content = {
+        "epoch": 3,
+        "arch": "resnet",
+        "state_dict": state,
+        "best_prec1": torch.tensor(70.0),
+        "optimizer": {},
+    }
+    for name, zipped in (("new.pth", True), ("old.pth", False)):
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        net = convert(read(tmp_path / name))
+        foveal.save(net, tmp_path / "out.safetensors", **net.foveal_info)
+        y = foveal.load(tmp_path / "out.safetensors").eval()(X)
+        torch.testing.assert_close(y, peer(X), rtol=1e-4, atol=1e-5)
+
+
+def test_another_form_of_cbam_is_not_written_as_the_authors(random_peer):
+    net = foveal.create_model("cbam_resnet18", num_classes=3)  # no biases, no norm, mean first
+    with pytest.raises(
+        ValueError, match=r"export: the network must be as cbam-official files are .* missing: "
+    ):
+        export(net, "cbam-official")
+    half = foveal.insert(
+        foveal.create_model("resnet18"), "cbam", variant="official", start="identity"
+    )  # gates over (0, 2)
+    with pytest.raises(ValueError, match=r"got .*gate_gain=2\.0.* instead of .*gate_gain=1\.0"):
+        export(half, "cbam-official")
