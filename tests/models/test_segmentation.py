@@ -1,10 +1,14 @@
 """Segmentation networks: logits of the input's size for any size, three heads while training, DANet's layout."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import foveal
 from foveal.models.segmentation import HEADS, SegmentationNet
 
 
@@ -66,3 +70,53 @@ def test_a_large_image_needs_no_matrix_of_all_positions():
     with torch.no_grad(), Watch():
         net(torch.randn(1, 3, 512, 1024))
     assert largest < 8192 * 8192 / 4
+
+
+def test_heads_go_on_any_timm_backbone_by_name():
+    for name, head in (("danet_position_test_resnet", "position"), ("danet_channel_test_resnet", "channel")):
+        net: SegmentationNet = foveal.create_model(name, num_classes=3)  # type: ignore[assignment]
+        assert (net.position is not None, net.channel is not None) == (head == "position", head == "channel")
+    net = foveal.create_model("fcn_nonlocal_test_resnet", num_classes=3, width=16)
+    assert net.foveal_model == {
+        "name": "fcn_nonlocal_test_resnet",
+        "kwargs": {"num_classes": 3, "in_chans": 3, "width": 16},
+    }
+    assert net.eval()(torch.randn(1, 3, 32, 40))["fused"].shape == (1, 3, 32, 40)
+
+
+@pytest.mark.parametrize("name", ["danet_resnet19", "fcn_nonlocal_resnet19", "danet_position_resnet19"])
+def test_a_wrong_backbone_gets_the_close_names(name):
+    with pytest.raises(
+        ValueError, match=r"backbone must be a timm model, got 'resnet19'; did you mean resnet1"
+    ):
+        foveal.create_model(name)
+
+
+PEAK = """
+import sys, torch
+import foveal
+
+def peak():  # of resident memory in KiB
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+
+net = foveal.create_model("danet_resnet18", num_classes=19).eval()
+with torch.no_grad():
+    net(torch.zeros(1, 3, 64, 64))
+    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    before = peak()
+    out = net(torch.randn(1, 3, *map(int, sys.argv[1:])))["fused"]
+assert out.isfinite().all()
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the peak memory of a process in KiB")
+@pytest.mark.parametrize(("size", "mebibytes"), [((180, 240), 150), ((1024, 2048), 1300)])
+def test_peak_memory_of_a_whole_image(size, mebibytes):
+    """1024 x 2048 at stride 8 is N = 32,768: one N x N matrix in float32 would take 4,096 MiB."""
+    command = [sys.executable, "-c", PEAK, *map(str, size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured = int(done.stdout) / 1024
+    print(f"{size}: {measured:.0f} MiB above the network")
+    assert measured < mebibytes

@@ -23,6 +23,7 @@ MASK_FOLDERS = ("labels", "masks", "annotations", "label", "mask")
 ADE20K_CLASSES = "objectInfo150.txt"
 # Scenes for segmentation: digits large enough that networks of stride 8 can draw their strokes.
 SCENE_DEFAULTS = {"size": 64, "objects": 2, "digit_size": (24.0, 30.0)}
+SCENE_LENGTHS = {"train": 3000, "val": 500, "test": 500}  # each four times the pixels of a scene to classify
 PROBED = 16  # masks decoded at opening, so that a wrong class list is refused at once
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -43,7 +44,7 @@ class SceneMasks(Dataset):
     ignore_index = 255  # no pixel of a scene has it; padding has
 
     def __init__(self, split: str = "train", **options: Any) -> None:
-        self.scenes = Scenes(split, **(SCENE_DEFAULTS | options))
+        self.scenes = Scenes(split, **(SCENE_DEFAULTS | {"length": SCENE_LENGTHS.get(split)} | options))
         self.size, self.skipped = self.scenes.size, self.scenes.skipped
         self.classes = ["background", *self.scenes.classes]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-DEFAULT_MODELS = {"classify": "cifar_resnet8", "segment": "danet_resnet18"}
+DEFAULT_MODELS = {"classify": "cifar_resnet8", "segment": "danet_test_byobnet"}
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 SCALE_RANGE = (0.5, 2.0)
 # Options that mean nothing to the other task, with their defaults.
