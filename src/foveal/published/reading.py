@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +74,8 @@ def _checkpoint(path: Path, zipped: bool) -> Any:
                 f"convert: a checkpoint must be stored uncompressed, got a compressed zip in {path}"
             )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings(action="ignore"):  # of the reader, on pickles that are not PyTorch's
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError:
         raise
     except Exception as error:  # a hostile or broken pickle may raise anything

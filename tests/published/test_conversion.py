@@ -1,0 +1,87 @@
+"""A file is converted as a whole or refused with what is wrong in it."""
+
+import pytest
+import torch
+
+import foveal
+from foveal.published import FORMATS, convert, export
+
+
+@pytest.fixture(scope="module")
+def state():
+    net = foveal.create_model("cbam_resnet18", num_classes=3, variant="official")
+    return export(net, "cbam-official")
+
+
+def test_what_does_not_fit_is_named(state):
+    first, bias = "layer1.0.cbam.ChannelGate.mlp.1.weight", "layer2.0.bn1.bias"
+    broken = {name: value for name, value in state.items() if name != bias}
+    broken |= {first: state[first].T.contiguous(), "bam1.weight": torch.zeros(1)}
+    with pytest.raises(
+        ValueError, match=r"must be those of cbam-official \(CBAM variant 'official'"
+    ) as caught:
+        convert(broken)
+    text = str(caught.value)
+    assert f"missing: {bias};" in text
+    assert "unexpected: bam1.weight;" in text
+    assert text.endswith(f"mis-shaped: {first} ((64, 4) instead of (4, 64))")
+    assert "\n" not in text
+
+
+def test_files_from_before_batches_were_counted_are_taken(state):
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert export(convert(old), "cbam-official").keys() == state.keys()
+    some = {name: value for name, value in state.items() if name != "bn1.num_batches_tracked"}
+    with pytest.raises(ValueError, match=r"missing: bn1\.num_batches_tracked$"):
+        convert(some)
+
+
+def test_half_precision_becomes_float32_without_loss(state):
+    half = {name: v.half() if v.is_floating_point() else v for name, v in state.items()}
+    net = convert(half)
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert torch.equal(net.fc.weight, half["fc.weight"].float())
+
+
+def test_whole_numbers_are_no_weights(state):
+    with pytest.raises(ValueError, match=r"floating-point numbers, got fc\.weight \(torch\.int64\)"):
+        convert({**state, "fc.weight": state["fc.weight"].long()})
+
+
+def test_the_network_owns_its_memory_and_trains(state):
+    before = state["fc.weight"].clone()
+    net = convert(state)
+    assert all(p.requires_grad for p in net.parameters())
+    with torch.no_grad():
+        net.fc.weight.zero_()
+    assert torch.equal(state["fc.weight"], before)
+
+
+def test_another_network_is_refused():
+    plain = foveal.create_model("resnet18").state_dict()
+    with pytest.raises(
+        ValueError, match=r"one of the formats timm-se, .* got 122 tensors such as conv1\.weight, "
+    ):
+        convert(plain)
+    with pytest.raises(
+        ValueError, match=r"must be those of timm-se .* missing: layer1\.0\.se\.fc1\.weight, .* more"
+    ):
+        convert(plain, "timm-se")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_refuses_strange_names_by_a_message(name):
+    for strange in ({"a": torch.zeros(2)}, {"layer1.0.conv1.weight": torch.zeros(1)}):
+        with pytest.raises(ValueError, match=r"^convert: "):
+            convert(strange, name)
+    with pytest.raises(ValueError, match=r"^export: "):
+        export(torch.nn.Linear(2, 2), name)
+
+
+def test_options_and_formats_that_do_not_exist(state):
+    with pytest.raises(ValueError, match=r"cbam-official takes drop_rate, drop_path_rate, got variant"):
+        convert(state, variant="paper")
+    with pytest.raises(ValueError, match=r"convert: format must be one of timm-se, .* got 'cbam'"):
+        convert(state, "cbam")
+    with pytest.raises(ValueError, match=r"export: format must be one of timm-se, .* got 'cbam'"):
+        export(torch.nn.Linear(2, 2), "cbam")

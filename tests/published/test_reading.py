@@ -1,0 +1,119 @@
+"""Files of others are opened without running them; what cannot be opened says so in one line."""
+
+import os
+import pickle
+import zipfile
+from argparse import Namespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from foveal.published import read
+from foveal.published.reading import bare
+
+STATE = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.zeros(2)}
+
+
+def same(state) -> bool:
+    return state.keys() == STATE.keys() and all(torch.equal(state[k], v) for k, v in STATE.items())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_wrappers_and_shared_prefixes_are_taken_off(tmp_path, zipped):
+    prefixed = {f"module.model.{name}": value for name, value in STATE.items()}
+    for content in (
+        STATE,
+        prefixed,
+        {"state_dict": prefixed},
+        {"model": {"state_dict": prefixed}, "epoch": 3},
+    ):
+        torch.save(content, tmp_path / "in.pth", _use_new_zipfile_serialization=zipped)
+        assert same(read(tmp_path / "in.pth"))
+    save_file(STATE, tmp_path / "in.safetensors")
+    assert same(read(tmp_path / "in.safetensors"))
+
+
+def test_a_prefix_that_not_all_names_share_stays():
+    state = {"backbone.conv1.weight": torch.zeros(1), "decode_head.bias": torch.zeros(1)}
+    assert bare({"meta": {}, "state_dict": state}) == state
+
+
+class Runs:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("content", "named"), [(Runs(), r"posix\.mkdir|nt\.mkdir"), (Namespace(lr=1), r"argparse\.Namespace")]
+)
+def test_a_checkpoint_that_needs_code_is_not_run(tmp_path, monkeypatch, content, named, zipped):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": STATE, "args": content}, "in.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=rf"got ({named}) in it, .* not opened: in\.pth; .*weights_only=False"
+    ):
+        read("in.pth")
+    assert not os.path.exists("ran")
+
+
+def test_a_plain_pickle_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open("in.pkl", "wb") as file:
+        pickle.dump(Runs(), file)
+    with pytest.raises(ValueError, match=r"^convert: "):
+        read("in.pkl")
+    assert not os.path.exists("ran")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_cut_files_are_refused_in_one_line(tmp_path, zipped):
+    path = tmp_path / "in.pth"
+    torch.save({"state_dict": STATE}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for size in (10, len(whole) // 3, len(whole) - 5):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"^convert: .*(whole|not opened)") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+    save_file(STATE, path)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="the file must be whole"):
+        read(path)
+
+
+def test_what_holds_no_weights_is_refused(tmp_path):
+    path = tmp_path / "in.pth"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="got an empty file"):
+        read(path)
+    path.write_text("no weights at all")
+    with pytest.raises(ValueError, match="safetensors or a PyTorch checkpoint, got neither"):
+        read(path)
+    torch.save({"epoch": 3, "lr": 0.1}, path)
+    with pytest.raises(ValueError, match=r"there must be a state dict, .* got the keys epoch, lr, in "):
+        read(path)
+    torch.save({"state_dict": {**STATE, "note": "hello"}}, path)
+    with pytest.raises(ValueError, match=r"dense tensors alone, got note \(str\)"):
+        read(path)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none.pth")
+
+
+def test_a_tensor_may_not_claim_more_than_it_holds(tmp_path):
+    torch.save({"fc.weight": torch.zeros(1).expand(10**9, 2048)}, tmp_path / "in.pth")
+    with pytest.raises(ValueError, match=r"dense tensors alone, got fc\.weight \(Tensor\)"):
+        read(tmp_path / "in.pth")
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
+    torch.save(STATE, tmp_path / "in.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "in.pth") as stored,
+        zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as compressed,
+    ):
+        for name in stored.namelist():
+            compressed.writestr(name, stored.read(name))
+    with pytest.raises(ValueError, match="must be stored uncompressed, got a compressed zip"):
+        read(tmp_path / "small.pth")
