@@ -271,3 +271,15 @@ def test_clips_have_rows_over_time_and_space() -> None:
     row = seen[""].rows((1, 2, 3))
     assert row.shape == (1, 1, 4, 5, 6)
     assert not row[..., :2, 3].any()
+
+
+def test_rows_of_a_clip_are_the_reference_rows() -> None:
+    torch.manual_seed(0)
+    block = BLOCKS["nonlocal"](8, dims=3, scaled=True).eval()
+    with watch(block) as seen:
+        block(torch.rand(1, 8, 4, 5, 6))
+    x = seen[""].input
+    theta, phi = (layer(x).flatten(2).transpose(1, 2) for layer in (block.theta, block.phi))
+    full = reference.softmax_weights(reference.dot_scores(theta, phi, block.scale))
+    query = (2 * 5 + 3) * 6 + 1
+    torch.testing.assert_close(seen[""].rows((2, 3, 1))[:, 0], full[:, query].reshape(1, 4, 5, 6))

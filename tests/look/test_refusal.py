@@ -59,7 +59,7 @@ def bomb(side: int) -> bytes:
         (png()[:200], 422, "damaged"),
         (bomb(9_000), 413, "at most 40000000 pixels, got 9000x9000"),
         (bomb(30_000), 413, "900000000 pixels"),
-        (b"\xff\xd8\xff" + b"\0" * (20 * 2**20), 413, "at most 20 MB"),
+        (b"\xff\xd8\xff" + b"\0" * (20 * 2**20), 413, "at most 20 MB, got 20971523 bytes"),
         (png(width=1000, height=10), 422, "8 times as long as wide, got photo.jpg of 10x1000"),
     ],
     ids=[

@@ -78,6 +78,19 @@ def test_a_random_mask_is_said_not_to_beat_chance() -> None:
         assert f"{name}: does not beat chance" in site.verdict
 
 
+def test_pointing_above_chance_is_said_to_be_no_better_than_the_centre_where_it_is_not() -> None:
+    """Objects in the middle of 3 of 4 images, and a map that finds those and no other."""
+    image = torch.zeros(24, 3, 8, 8)
+    objects = torch.zeros(24, 8, 8, dtype=torch.uint8)
+    objects[:, 3:5, 3:5] = 1
+    objects[:6] = 0
+    objects[:6, :2, :2] = 1
+    image[:, 1, 4, 4] = 1
+    (site,) = scoring.score_sites(classifier(Planted()), [{"image": image, "mask": objects}], curve_images=0)
+    assert site.values["pointing_vs_centre"].mean == 0
+    assert "pointing game: above chance, but no better than the centre of the image" in site.verdict
+
+
 def test_uniform_rows_are_one_global_context_and_own_rows_are_not() -> None:
     batches = planted_batches(on_object=True)
     (uniform,) = scoring.score_sites(classifier(Rows(own=False)), batches)

@@ -91,6 +91,23 @@ def test_the_data_of_the_training_are_opened_with_its_options(
     assert asked == [{"task": "segment", "digit_size": [20, 24]}, {"task": "segment", "size": 80}]
 
 
+TINY_IMAGENET = Path(__file__).parents[3] / "shared" / "data" / "tiny-imagenet-50"
+
+
+@pytest.mark.skipif(not TINY_IMAGENET.exists(), reason=f"needs real images with boxes at {TINY_IMAGENET}")
+def test_real_images_with_boxes_are_scored_against_chance(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An untrained network: the boxes are found, chance is their area, and nothing is claimed of its maps."""
+    look(str(TINY_IMAGENET), str(weights), score=True, images=30, sites="layer2.*", out=str(tmp_path / "out"))
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        rows = {row["measure"]: row for row in csv.DictReader(file)}
+    assert 0.3 < float(rows["share_chance"]["mean"]) < 0.7
+    assert int(rows["share"]["images"]) == 30
+    assert float(rows["share"]["low"]) < float(rows["share"]["mean"]) < float(rows["share"]["high"])
+    assert "pointing game: does not beat chance" in capsys.readouterr().out
+
+
 def test_the_default_folder_is_the_first_free(
     photo: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ MEASURES = {
     "share_gain": "share - share_chance",
     "pointing": "share of images where the map's highest cell is on the object",
     "centre": "the same for a map that always points at the image's centre",
+    "pointing_vs_centre": "pointing - centre: objects tend to be in the middle of photographs",
     "pointing_gain": "pointing - share_chance, for a random pixel hits as often as the object is large",
     "deletion": "mean probability of the predicted class while cells are removed, highest first (low is good)",
     "deletion_vs_random": "deletion of a random order - deletion: above 0 is better than random",
@@ -201,7 +202,8 @@ def score_sites(
                 share, pointing, chance = share_on_object(mapped[name], objects)
                 centre = objects[:, objects.shape[1] // 2, objects.shape[2] // 2].float()
                 found |= {"share": share, "share_chance": chance, "share_gain": share - chance}
-                found |= {"pointing": pointing, "centre": centre, "pointing_gain": pointing - chance}
+                found |= {"pointing": pointing, "centre": centre, "pointing_vs_centre": pointing - centre}
+                found["pointing_gain"] = pointing - chance
             if name in mapped and logits is not None and len(curved):
                 noise = torch.Generator().manual_seed(seed + seen_images)
                 maps = mapped[name][: len(curved)]
@@ -298,6 +300,9 @@ def _verdict(values: Mapping[str, Tensor], tests: int) -> str:
     said = []
     for key, name in CHANCE.items():
         if key in values:
-            low = interval(values[key], 1 - 0.05 / tests).low
-            said.append(f"{name}: {'above chance' if low > 0 else 'does not beat chance'}")
+            above = interval(values[key], 1 - 0.05 / tests).low > 0
+            verdict = "above chance" if above else "does not beat chance"
+            if above and key == "pointing_gain" and values["pointing_vs_centre"].mean() <= 0:
+                verdict += ", but no better than the centre of the image"
+            said.append(f"{name}: {verdict}")
     return "; ".join(said) or "no map or no known object: nothing to compare with chance"
