@@ -40,3 +40,9 @@ def test_names_that_are_no_option_are_refused():
 
 def test_movable_options_exist():
     assert set(MOVABLE) <= {field.name for field in fields(TrainConfig)}
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed", "ddp_spawn"])
+def test_a_strategy_that_is_not_held_here_is_refused_and_ddp_named(strategy):
+    with pytest.raises(ValueError, match=f"strategy must be one of auto, ddp, .* got {strategy}: .*take ddp"):
+        TrainConfig(strategy=strategy)
