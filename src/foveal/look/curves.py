@@ -22,6 +22,13 @@ def perturbation_curves(
     ``steps`` equal parts; what is missing has the image's mean colour. A curve is the softmax probability of
     ``classes`` against the share of replaced cells; its area is taken by trapezoids.
 
+    Example:
+        >>> net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
+        >>> images, maps = torch.rand(4, 3, 8, 8), torch.rand(4, 4, 4)
+        >>> deletion, insertion = perturbation_curves(net, images, maps, net(images).argmax(1))
+        >>> deletion.shape, bool(((0 <= insertion) & (insertion <= 1)).all())
+        (torch.Size([4]), True)
+
     Source: Petsiuk et al., "RISE", BMVC 2018, section 4.2, with the mean colour for both curves instead of
     zero and blur.
     """

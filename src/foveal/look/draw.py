@@ -2,7 +2,20 @@
 
 Every title names what is drawn, the site, the block with its options, the weights and the query. Colours are
 perceptually uniform (viridis; a diverging pair for signed weights), every map has its colour bar, and maps
-are never smoothed: one square is one weight. Images are uint8 tensors (3, H, W).
+are never smoothed: one square is one weight. Images are uint8 tensors (3, H, W), as the network saw them;
+query pixels are (y, x).
+
+Example:
+    >>> import torch, foveal
+    >>> image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    >>> blocks = foveal.nn.NonLocal(8), foveal.nn.CBAM(8, reduction=2)
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4), *blocks)
+    >>> with foveal.watch(net.eval(), weights="random") as seen:
+    ...     y = net(image[None] / 255)
+    >>> figures = [draw_rows(seen["1"], image, [(3, 4), (30, 20)]), draw_atlas(seen["1"], image)]
+    >>> figures += [draw_gates(seen["2"]), draw_mask(seen["2"], image)]
+    >>> figures[0].get_suptitle()
+    'Attention rows: what the marked position gathers from'
 """
 
 import math

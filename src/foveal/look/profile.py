@@ -18,6 +18,13 @@ def gate_profile(
         batches: dictionaries with ``image`` and ``label`` (b,).
         classes: number of classes; classes without an image have nan.
 
+    Example:
+        >>> import foveal
+        >>> net = nn.Sequential(foveal.nn.SqueezeExcite(16, reduction=4)).eval()
+        >>> batches = [{"image": torch.rand(4, 16, 8, 8), "label": torch.tensor([0, 1, 1, 2])}]
+        >>> gate_profile(net, batches, classes=3)["0"].shape
+        torch.Size([3, 16])
+
     Source: Hu et al., "Squeeze-and-Excitation Networks", section 6.4 (figure of activations per class).
     """
     sums: dict[str, Tensor] = {}

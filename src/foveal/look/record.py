@@ -324,6 +324,12 @@ def on_pixels(
 
     Returns:
         Tensor (*lead, H, W).
+
+    Example:
+        >>> import torch
+        >>> keys = torch.tensor([[1.0, 2.0]])  # pooled by 2 from a map of 3 x 5 cells
+        >>> on_pixels(keys, (3, 5), (3, 5)).tolist()
+        [[1.0, 1.0, 2.0, 2.0, 0.0], [1.0, 1.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]
     """
     for dim, (cells, pixels) in enumerate(zip(spatial, size, strict=True), start=values.ndim - 2):
         keys = values.shape[dim]

@@ -90,6 +90,13 @@ def attention_map(record: Record, queries: int = 4) -> Float[Tensor, "b h w"]:
 
     Raises:
         ValueError: if the block weighs channels only, or the site is not two-dimensional.
+
+    Example:
+        >>> import foveal
+        >>> with watch(net := nn.Sequential(foveal.nn.NonLocal(8)).eval()) as seen:
+        ...     y = net(torch.rand(2, 8, 6, 5))
+        >>> attention_map(seen["0"]).sum((1, 2)).round(decimals=4).tolist()
+        [1.0, 1.0]
     """
     attention = record.attention(lattice(record, queries))
     if len(record.spatial) == 2 and "spatial_mask" in attention:
@@ -179,6 +186,14 @@ def score_sites(
 
     Raises:
         ValueError: if ``net`` has no attention site or there are no images.
+
+    Example:
+        >>> import foveal
+        >>> net = nn.Sequential(foveal.nn.CBAM(3, reduction=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+        >>> batch = {"image": torch.rand(8, 3, 8, 8), "box_xyxy": torch.tensor([[2.0, 2, 6, 6]]).expand(8, 4)}
+        >>> (site,) = score_sites(net, [batch])
+        >>> site.block, round(site.values["share_chance"].mean, 3)
+        ('CBAM', 0.25)
     """
     gathered: dict[str, dict[str, list[Tensor]]] = {}
     blocks: dict[str, str] = {}
