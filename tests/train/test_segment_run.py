@@ -1,0 +1,359 @@
+"""Segmentation end to end: train, continue after a kill, evaluate, predict; and every kind of bad input in one line."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import foveal
+from foveal.cli import main
+from foveal.train import TrainConfig, evaluate, evaluate_masks, fit, predict, predict_masks
+from foveal.train.mask_evaluation import bootstrap_interval, margins
+from foveal.train.mask_prediction import highest
+from foveal.train.palette import palette
+from foveal.train.segment import confusion
+
+IGNORED = 9
+FAST = {"model": "danet_test_byobnet", "batch_size": 4, "lr": 0.05, "workers": 0, "accelerator": "cpu"}
+
+
+def config(folder, out, **changes):
+    options = {"task": "segment", "data": str(folder), "data_options": {"ignore_index": IGNORED}, **FAST}
+    return TrainConfig(**{**options, "out": str(out), **changes})
+
+
+@pytest.fixture(scope="module")
+def run(masks_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "a"
+    inserted = ["se(reduction=4)@backbone.stages_3.*.conv3_1x1"]
+    return fit(config(masks_folder, out, epochs=16, insert=inserted, schedule="poly"), quiet=True)
+
+
+@pytest.fixture
+def said(capsys):
+    def call(*words):
+        capsys.readouterr()
+        status = main([str(word) for word in words])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+def test_a_run_learns_and_keeps_what_using_its_weights_needs(run, masks_folder):
+    assert run.best["val_miou"] > 0.6
+    assert run.rows[-1]["train_loss"] < run.rows[0]["train_loss"]
+    info = foveal.load(run.weights).foveal_info
+    assert (info["task"], info["image_size"], info["ignore_index"]) == ("segment", 32, IGNORED)
+    assert info["classes"] == ["background", "blue", "red"]
+    assert info["data_options"] == {"ignore_index": IGNORED}
+    assert (run.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    header, *rows = (run.folder / "metrics.csv").read_text().splitlines()
+    assert header.split(",")[3:7] == ["train_loss", "val_loss", "val_miou", "val_pixel_accuracy"]
+    assert len(rows) == 16
+
+
+def test_the_health_table_holds_inserted_blocks_and_danet_s_own(run):
+    rows = {row["block"]: row for row in run.health}
+    assert set(rows) == {"se", "position", "channel"}
+    for name in ("position", "channel"):
+        assert rows[name]["site"].startswith(name)
+        assert rows[name]["scale"] is not None
+        assert rows[name]["contribution"] > 0
+    untouched = foveal.train.health.health(
+        foveal.create_model("danet_test_byobnet", num_classes=2), [torch.randn(2, 3, 32, 32)]
+    )
+    assert [row["verdict"].split(":")[0] for row in untouched] == ["inert", "inert"]
+
+
+KILLED = """
+import os, signal
+from foveal.train import TrainConfig, fit, loop
+import tests_options
+
+step = loop.Training.training_step
+def training_step(self, batch, batch_idx):
+    if self.current_epoch == 1 and batch_idx == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, batch_idx)
+loop.Training.training_step = training_step
+fit(TrainConfig(**tests_options.OPTIONS), quiet=True)
+"""
+
+
+def test_a_killed_run_continues_to_the_same_bits(tmp_path, masks_folder):
+    hard = {
+        "epochs": 2,
+        "checkpoint_steps": 1,
+        "ohem": True,
+        "class_weights": "balanced",
+        "model_options": {"auxiliary": True, "channel_form": "paper"},
+    }
+    whole = fit(config(masks_folder, tmp_path / "whole", **hard), quiet=True)
+    options = vars(config(masks_folder, tmp_path / "killed", **hard))
+    (tmp_path / "tests_options.py").write_text(f"OPTIONS = {options!r}\n")
+    environment = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(tmp_path)}
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED], env={**os.environ, **environment}, check=False, timeout=300
+    )
+    assert child.returncode == -signal.SIGKILL
+    resumed = fit(resume=tmp_path / "killed", quiet=True)
+    mine, theirs = (load_file(r.folder / "weights/last.safetensors") for r in (resumed, whole))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert [{**row, "seconds": 0} for row in resumed.rows] == [{**row, "seconds": 0} for row in whole.rows]
+    assert foveal.load(whole.weights).foveal_model["kwargs"]["channel_form"] == "paper"
+
+
+def test_half_precision_and_channels_last_train_too(tmp_path, masks_folder):
+    options = {"epochs": 1, "precision": "bfloat16", "channels_last": True, "freeze_epochs": 1, "ema": 0.5}
+    assert fit(config(masks_folder, tmp_path / "a", **options), quiet=True).rows[0]["train_loss"] < 20
+
+
+# --------------------------------------------------------------------------------------------------- measured
+
+
+def test_evaluation_repeats_what_training_measured(run):
+    found = evaluate_masks(run.weights, device="cpu", batch_size=2)
+    assert found.miou == pytest.approx(run.best["val_miou"], abs=1e-9)
+    assert found.pixel_accuracy == pytest.approx(run.best["val_pixel_accuracy"], abs=1e-9)
+    assert found.loss == pytest.approx(run.best["val_loss"], rel=1e-5)
+    assert (found.images, found.inference, found.interval_of) == (
+        5,
+        {"mode": "whole"},
+        "images drawn, not training runs",
+    )
+    assert np.mean([v for v in found.iou.values() if v is not None]) == pytest.approx(found.miou)
+
+
+def test_classes_are_matched_by_name_and_the_ignored_value_is_that_of_training(run, tmp_path, masks_folder):
+    swapped = np.array([2, 1, 0])  # red, blue, background
+    (tmp_path / "classes.txt").write_text("red\nblue\nbackground")
+    for part in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / part / kind).mkdir(parents=True)
+        for path in (masks_folder / "val" / "images").iterdir():
+            (tmp_path / part / "images" / path.name).write_bytes(path.read_bytes())
+            mask = np.asarray(Image.open(masks_folder / "val" / "labels" / path.name))
+            moved = np.where(mask == IGNORED, IGNORED, swapped[np.minimum(mask, 2)])
+            Image.fromarray(moved.astype(np.uint8)).save(tmp_path / part / "labels" / path.name)
+    same, other = evaluate_masks(run.weights, device="cpu"), evaluate_masks(run.weights, str(tmp_path))
+    assert other.miou == pytest.approx(same.miou, abs=1e-9)
+    assert other.iou == pytest.approx(same.iou)
+
+
+def test_the_interval_is_over_images_and_seeded():
+    truth = torch.randint(0, 3, (40, 8, 8), generator=torch.Generator().manual_seed(0))
+    said = torch.where(torch.rand(truth.shape, generator=torch.Generator().manual_seed(1)) < 0.7, truth, 0)
+    parts = torch.stack([margins(confusion(s[None], t[None], 3)) for s, t in zip(said, truth, strict=True)])
+    low, high = bootstrap_interval(parts)
+    total = parts.sum(0)
+    miou = (total[0] / (total[1] + total[2] - total[0])).mean().item()
+    assert low < miou < high
+    assert bootstrap_interval(parts) == (low, high)
+    narrow = bootstrap_interval(parts.repeat(9, 1, 1))
+    assert (narrow[1] - narrow[0]) == pytest.approx((high - low) / 3, rel=0.2)
+    assert bootstrap_interval(parts[:1].repeat(5, 1, 1))[0] == pytest.approx(
+        bootstrap_interval(parts[:1])[1]
+    ), "images that are all the same leave nothing to chance"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "inference whole: each image in one pass"),
+        (["--inference", "sliding"], "inference sliding: windows of 32 every 21 pixels, logits averaged"),
+        (
+            ["--inference", "multiscale", "--scales", "[1,1.5]", "--flip"],
+            "inference multiscale: sizes x1, x1.5 and their mirror images, logits averaged",
+        ),
+    ],
+)
+def test_eval_says_how_it_measured(said, run, tmp_path, words, line):
+    words = [*words, "--device", "cpu", "--out", tmp_path / "e.json"]
+    status, out, _ = said("eval", "--weights", run.weights, *words)
+    document = json.loads((tmp_path / "e.json").read_text())
+    assert status == 0
+    assert line in out
+    assert "mIoU, one confusion matrix of all pixels" in out
+    assert f"{100 * document['miou']:.2f} %" in out
+    assert f"inference {document['inference']['mode']}" in line
+    assert list(document["iou"]) == ["background", "blue", "red"]
+
+
+# -------------------------------------------------------------------------------------------------------- used
+
+
+def test_predict_writes_masks_colours_overlays_and_shares(said, run, masks_folder, tmp_path):
+    photos = tmp_path / "photos" / "deep"
+    photos.mkdir(parents=True)
+    for path in sorted((masks_folder / "val" / "images").iterdir()):
+        (photos / path.name).write_bytes(path.read_bytes())
+    (photos.parent / "00.jpg").write_bytes((photos / "00.png").read_bytes())
+    Image.new("L", (70, 50), 120).save(photos / "grey.png")
+    (photos / "broken.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    status, text, err = said("predict", photos.parent, "--weights", run.weights, "--out", out)
+    assert status == 0
+    assert "7 files segmented" in text
+    assert "broken.png" in err
+    assert err.endswith("predict: 1 of 8 files could not be read\n")
+    rows = list(csv.DictReader((out / "shares.csv").open()))
+    assert len(rows) == len({row["mask"] for row in rows}) == 7
+    colours = palette(["background", "blue", "red"])
+    for row in rows:
+        mask, image = np.asarray(Image.open(out / "masks" / row["mask"])), Image.open(row["file"])
+        assert mask.shape == image.size[::-1]
+        assert sum(float(row[c]) for c in ("background", "blue", "red")) == pytest.approx(1, abs=1e-5)
+        assert float(row["red"]) == pytest.approx((mask == 2).mean(), abs=1e-5)
+        assert np.array_equal(np.asarray(Image.open(out / "colours" / row["mask"])), colours[mask])
+        over = np.asarray(Image.open(out / "overlays" / row["mask"]))
+        kept = np.asarray(image.convert("RGB"))
+        assert np.array_equal(over[mask == 0], kept[mask == 0]), "background shows the image"
+    listed = json.loads((out / "classes.json").read_text())
+    assert [one["name"] for one in listed] == ["background", "blue", "red"]
+    assert [tuple(one["colour"]) for one in listed] == [tuple(c) for c in colours.tolist()]
+    assert (out / "legend.png").exists()
+    truth = np.asarray(Image.open(masks_folder / "val" / "labels" / "01.png"))
+    [one] = [row for row in rows if row["file"].endswith("01.png")]
+    mask = np.asarray(Image.open(out / "masks" / one["mask"]))
+    assert (mask == truth)[truth != IGNORED].mean() > 0.7
+    again = said("predict", photos.parent, "--weights", run.weights, "--out", out)
+    assert again[0] == 2
+    assert "must be a new or empty folder" in again[2]
+    assert again[2].count("\n") == 1
+
+
+def test_predict_writes_json_and_finds_a_folder_of_its_own(said, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), (200, 30, 20)).save("a.png")
+    for name in ("danet_test_byobnet", "danet_test_byobnet-2"):
+        assert said("predict", "a.png", "--weights", run.weights, "--format", "json")[0] == 0
+        document = json.loads((tmp_path / "runs/predict" / name / "shares.json").read_text())
+        assert document["predictions"][0]["file"] == "a.png"
+
+
+def test_the_highest_logit_is_found_a_few_classes_at_a_time(monkeypatch):
+    logits = torch.randn(1, 7, 5, 6, generator=torch.Generator().manual_seed(0))
+    logits[:, 3] = logits[:, 1]
+    size = (23, 31)
+    expected = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)
+    for values in (10**6, 23 * 31 * 3, 1):
+        monkeypatch.setattr("foveal.train.mask_prediction.VALUES_AT_ONCE", values)
+        assert torch.equal(highest(logits, size).long(), expected)
+
+
+def test_weights_of_another_task_are_refused_with_the_function_that_takes_them(run, tmp_path, said):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="use evaluate_masks and predict_masks"):
+        predict(run.weights, [tmp_path])
+    with pytest.raises(ValueError, match="must be of task classify, got task segment"):
+        evaluate(run.weights)
+    small = {"length": 64, "size": 24}
+    other = fit(
+        TrainConfig(data_options=small, epochs=1, workers=0, accelerator="cpu", out=str(tmp_path / "c")),
+        quiet=True,
+    )
+    with pytest.raises(ValueError, match="use evaluate and predict"):
+        predict_masks(other.weights, [tmp_path / "a.png"], tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+    status, _, err = said("eval", "--weights", other.weights, "--flip")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "flip must not be given for task classify" in err
+    status, _, err = said("predict", tmp_path / "a.png", "--weights", run.weights, "--top", "3")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "top must not be given for task segment" in err
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+def trains(said, folder, out, *words):
+    options = [f"--{name}={value}" for name, value in FAST.items()]
+    return said(
+        "train", "--task", "segment", "--data", folder, "--data_options.ignore_index", IGNORED, *options,
+        "--epochs", "1", "--out", out, *words,
+    )  # fmt: skip
+
+
+def two(folder, write, mask, **more):
+    folder.mkdir()
+    (folder / "classes.txt").write_text("background\nblue\nred")
+    for part in ("train", "val"):
+        for name in ("a", "b", "c", "d"):
+            write(folder / part, name, mask, **more)
+    return folder
+
+
+def test_small_grey_mixed_and_partly_ignored_images_train(said, tmp_path, write_mask_pair):
+    """A crop of 32 of images from 20 pixels up, one of them ignored throughout, one grey."""
+    folder = two(tmp_path / "data", write_mask_pair, np.zeros((20, 26), dtype=int))
+    for part in ("train", "val"):
+        write_mask_pair(folder / part, "e", np.full((44, 20), IGNORED))
+        mask = np.ones((20, 60), dtype=int)
+        write_mask_pair(folder / part, "f", mask, image=np.full((20, 60), 90))
+    status, out, err = trains(said, folder, tmp_path / "run", "--crop_size", "32")
+    assert status == 0, err
+    row = next(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert all(np.isfinite(float(value)) for value in row.values())
+    assert "mIoU" in out
+
+
+BLANK = np.zeros((24, 30), dtype=int)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "line"),
+    [
+        ("ignored", [], "the masks must hold at least 1 labelled pixel for val, got none in"),
+        ("value", [], "mask values must be 0 to 2 (3 classes) or 9 (ignored), got [7] in"),
+        ("size", [], "image and mask must have the same size, got 30x24 in"),
+        ("missing", [], "every image must have a mask of the same name in"),
+        ("classes", [], "mask values must be 0 to 1 (2 classes) or 9 (ignored), got [2] in"),
+        ("no classes", [], "segmentation needs classes.txt or option classes, got neither in"),
+        ("", ["--class_weights", "[1,2]"], "class_weights must be one a class, 3 of them"),
+        ("", ["--class_weights", "[1,-2,1]"], "class_weights must be finite, at least 0 and not all 0"),
+        ("", ["--scale_range", "[2,1]"], "scale_range must be two factors, 0 < smallest <= largest"),
+        ("", ["--crop_size", "4"], "crop_size must be at least 8, got 4"),
+        ("", ["--mixup", "0.2"], "mixup is an option of task classify, got it with task segment"),
+        ("", ["--model", "resnet18"], "task segment needs a network that can segment, got resnet18"),
+        ("", ["--model", "danet_resnet19"], "got 'resnet19'; did you mean resnet1"),
+        ("", ["--model", "danet_vgg11"], "backbone must offer features at output_stride=8, got 'vgg11'"),
+        ("", ["--model_options.chanel_form", "paper"], "chanel_form"),
+        ("", ["--model_options.channel_form", "book"], "form must be one of"),
+    ],
+)
+def test_bad_input_is_one_clear_line(said, tmp_path, write_mask_pair, spoil, words, line):
+    folder = two(tmp_path / "data", write_mask_pair, np.full((24, 30), 2))
+    labels = folder / "val" / "labels"
+    if spoil == "ignored":
+        for path in labels.iterdir():
+            Image.fromarray(np.full((24, 30), IGNORED, dtype=np.uint8)).save(path)
+    elif spoil == "value":
+        Image.fromarray(np.full((24, 30), 7, dtype=np.uint8)).save(labels / "a.png")
+    elif spoil == "size":
+        Image.fromarray(np.zeros((25, 30), dtype=np.uint8)).save(labels / "b.png")
+    elif spoil == "missing":
+        (labels / "c.png").unlink()
+    elif spoil == "classes":
+        (folder / "classes.txt").write_text("background\nblue")
+    elif spoil == "no classes":
+        (folder / "classes.txt").unlink()
+    status, out, err = trains(said, folder, tmp_path / "run", *words)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert line in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_segmentation_are_refused_elsewhere(said):
+    status, _, err = said("train", "--ohem")
+    assert (status, err) == (2, "train: ohem is an option of task segment, got it with task classify\n")
