@@ -41,14 +41,25 @@ def test_recording_changes_no_output_bit_and_leaves_no_hook(name: str) -> None:
     assert seen["2"].attention().keys()
 
 
+class InPlaceResidual(nn.Module):
+    """Overwrites its block's input after the block has read it, as ``x += branch(x)`` does."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.add_(self.block(x))
+
+
 def test_the_record_survives_in_place_operations_and_a_later_pass() -> None:
-    net = small_net(random_block("se"), nn.ReLU(inplace=True))
+    net = small_net(InPlaceResidual(random_block("se"))).eval().requires_grad_(False)
     with watch(net) as seen:
         net(IMAGES)
     features = net[:2](IMAGES)
     net(IMAGES * 3)
     assert torch.equal(seen["2"].input, features)
-    assert torch.equal(seen["2"].gates, net[2].attention(features)["channel_gate"])
+    assert torch.equal(seen["2"].gates, net[2].block.attention(features)["channel_gate"])
 
 
 def test_each_pass_replaces_the_last() -> None:
