@@ -1,11 +1,7 @@
-"""The page in a real browser: what a person does, from an image to a file that is opened from disk.
-
-With FOVEAL_SCREENSHOTS=docs/images the pictures of the documentation are taken on the way.
-"""
+"""The page in a real browser: what a person does, from an image to a file that is opened from disk."""
 
 import base64
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +10,7 @@ import pytest
 from PIL import Image
 
 from foveal.look import serve
-from foveal.look.network import Network
+from foveal.look.network import Network, open_network
 
 from .conftest import serving
 
@@ -78,12 +74,6 @@ def click(page: "sync_api.Page", y: float, x: float, cell: str, panel: int = 0) 
     )
 
 
-def shoot(page: "sync_api.Page", name: str) -> None:
-    folder = os.environ.get("FOVEAL_SCREENSHOTS")
-    if folder:
-        page.screenshot(path=f"{folder}/look-page-{name}.png", full_page=True)
-
-
 BLOCK1, BLOCK2, BLOCK3 = "layer1.0.bn2.cbam", "layer2.0.nonlocal_", "layer3.0.dual"
 
 
@@ -116,7 +106,6 @@ def test_an_uploaded_photograph_is_shown_with_its_prediction(page: "sync_api.Pag
     page.wait_for_function("() => document.querySelector('#status').textContent.startsWith('photo.jpg')")
     assert page.locator(".answer").first.locator("tr").count() == 5
     show(page, BLOCK2)
-    shoot(page, "photo")
 
 
 def test_every_site_and_view_can_be_shown(page: "sync_api.Page") -> None:
@@ -136,7 +125,6 @@ def test_gates_are_bars_with_their_numbers_said(page: "sync_api.Page") -> None:
     text = page.inner_text(".gates-text")
     assert text.startswith("16 channels, mean ")
     assert "Largest: channel" in text
-    shoot(page, "gates")
 
 
 def test_two_weights_are_compared_side_by_side_at_one_point(page: "sync_api.Page") -> None:
@@ -148,7 +136,6 @@ def test_two_weights_are_compared_side_by_side_at_one_point(page: "sync_api.Page
     assert drawn(page, 0).startswith("one.safetensors|")
     assert drawn(page, 1).startswith("two.safetensors|")
     assert not np.array_equal(pixels(page, 0), pixels(page, 1))
-    shoot(page, "side-by-side")
 
 
 def test_the_keyboard_alone_moves_holds_and_lets_go(page: "sync_api.Page") -> None:
@@ -184,7 +171,6 @@ def test_it_fits_the_width_of_a_phone(page: "sync_api.Page") -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     page.check("#two")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    shoot(page, "phone")
 
 
 def test_a_refused_file_says_why(page: "sync_api.Page", tmp_path: Path) -> None:
@@ -216,5 +202,26 @@ def test_the_export_opens_from_disk_and_shows_the_same(
     click(alone, 0.9, 0.1, "14,1")
     assert not np.array_equal(pixels(page), pixels(alone))
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-    shoot(alone, "export")
     context.close()
+
+
+def test_a_danet_shows_its_classes_a_row_and_the_channel_matrix(
+    browser: "sync_api.Browser", danet: Path
+) -> None:
+    network = open_network(danet)
+    with serving(serve.make_app([network], serve.bundled_images(1, "segment"))) as address:
+        page = browser.new_page(viewport={"width": 1180, "height": 1000})
+        page.goto(address)
+        page.wait_for_selector(".panel[data-drawn]")
+        click(page, 0.1, 0.9, "0,7")
+        shown = [pixels(page).tobytes()]
+        assert page.inner_text(".answer-title") == "Classes in the image"
+        for site, view in (("position.1", "segmentation"), ("channel.1", "channels")):
+            show(page, site)
+            page.locator("select.view").first.select_option(view)
+            page.wait_for_function(
+                "v => document.querySelector('.panel').dataset.drawn.includes(v)", arg=f"|{view}|"
+            )
+            shown.append(pixels(page).tobytes())
+        assert len(set(shown)) == 3
+        page.close()
