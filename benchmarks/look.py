@@ -140,7 +140,8 @@ def main() -> int:
     for name, case in CASES.items():
         if arguments.only in name:
             rows.append({"case": name, **measure(network(*case), arguments.points)})
-            print("{case:<52} N = {positions:>4}  median {median_ms:>6} ms  worst {worst_ms:>6} ms".format(**rows[-1]), flush=True)  # fmt: skip
+            line = "{case:<52} N = {positions:>4}  median {median_ms:>6} ms  worst {worst_ms:>6} ms"
+            print(line.format(**rows[-1]), flush=True)
     if arguments.out:
         document = {"machine": machine, "image": [SIZE, SIZE], "bar_ms": BAR_MS, "rows": rows}
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,8 @@ class SceneMasks(Dataset):
     ignore_index = 255  # no pixel of a scene has it; padding has
 
     def __init__(self, split: str = "train", **options: Any) -> None:
-        self.scenes = Scenes(split, **(SCENE_DEFAULTS | {"length": SCENE_LENGTHS.get(split)} | options))
+        chosen: dict[str, Any] = {**SCENE_DEFAULTS, "length": SCENE_LENGTHS.get(split), **options}
+        self.scenes = Scenes(split, **chosen)
         self.size, self.skipped = self.scenes.size, self.scenes.skipped
         self.classes = ["background", *self.scenes.classes]
 

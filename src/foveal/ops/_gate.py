@@ -75,8 +75,8 @@ class Squeeze(torch.autograd.Function):
         dx, dsqueezed = gradients
         if dsqueezed is None:
             return dx, None
-        (place,) = ctx.saved_tensors
-        place = None if place is None else place.long()
+        (kept,) = ctx.saved_tensors
+        place: Any = None if kept is None else kept.long()
         b, c = ctx.shape[:2]
         n = ctx.shape[2:].numel()
         rows = zip(ctx.statistics, dsqueezed.view(-1, b, c), strict=True)
