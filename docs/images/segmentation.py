@@ -1,6 +1,6 @@
 """Draw docs/images/scenes-segmentation.png: scenes of the test part, their masks, and what a network says.
 
-python docs/images/segmentation.py runs/train/danet_test_byobnet/weights/best.safetensors
+python docs/images/segmentation.py runs/train/danet_test_resnet/weights/best.safetensors
 """
 
 import argparse

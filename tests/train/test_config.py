@@ -25,7 +25,7 @@ def test_every_option_explains_itself():
         ({"ema": 1.0}, "ema must be below 1"),
         ({"image_size": 4}, "image_size must be at least 8, got 4"),
         ({"devices": 0}, "devices must be at least 1, or -1 for all, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": -1}, "batch_size must be at least 1"),
     ],
 )
 def test_values_out_of_range_are_refused_with_the_rule(options, rule):

@@ -23,7 +23,7 @@ MASK_FOLDERS = ("labels", "masks", "annotations", "label", "mask")
 ADE20K_CLASSES = "objectInfo150.txt"
 # Scenes for segmentation: digits large enough that networks of stride 8 can draw their strokes.
 SCENE_DEFAULTS = {"size": 64, "objects": 2, "digit_size": (24.0, 30.0)}
-SCENE_LENGTHS = {"train": 3000, "val": 500, "test": 500}  # each four times the pixels of a scene to classify
+SCENE_LENGTHS = {"train": 1800, "val": 250, "test": 500}  # each four times the pixels of a scene to classify
 PROBED = 16  # masks decoded at opening, so that a wrong class list is refused at once
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-DEFAULT_MODELS = {"classify": "cifar_resnet8", "segment": "danet_test_byobnet"}
+DEFAULT_MODELS = {"classify": "cifar_resnet8", "segment": "danet_test_resnet"}
+DEFAULT_BATCHES = {"classify": 64, "segment": 16}
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 SCALE_RANGE = (0.5, 2.0)
 # Options that mean nothing to the other task, with their defaults.
@@ -58,8 +59,8 @@ class TrainConfig:
     # how long and how fast
     epochs: int = 8
     """Passes over the training images."""
-    batch_size: int = 64
-    """Images in a batch, on each device."""
+    batch_size: int = 0
+    """Images in a batch, on each device; 0: 64 to classify, 16 to segment."""
     accumulate: int = 1
     """Batches whose gradients are added before one optimiser step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -121,6 +122,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.model = self.model or DEFAULT_MODELS.get(self.task, "")
+        self.batch_size = self.batch_size or DEFAULT_BATCHES.get(self.task, 0)
         at_least = {
             **dict.fromkeys(("epochs", "batch_size", "accumulate", "nodes"), 1),
             **dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "clip_norm", "freeze_epochs"), 0),
