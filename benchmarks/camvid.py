@@ -1,172 +1,148 @@
-"""Does attention help segmentation? DANet and its parts against equal heads without, on CamVid at 240 x 180.
+"""Does attention help segmentation? DANet and its parts against equal heads without, on CamVid.
 
-    python benchmarks/camvid.py --data path/to/camvid --out benchmarks/results/camvid.json --seeds 3
+    python benchmarks/camvid.py --data path/to/camvid --runs runs/camvid --out benchmarks/results/camvid.json
 
-One schedule, one backbone, one order of the images for all: ResNet-18 from random weights, SGD with momentum, poly
-schedule, random scale, crop and flip, best of nothing: the weights of the last epoch are scored on the test part, by
-mIoU over the whole data set and whole images. Needs a CUDA GPU to end in minutes.
+One backbone from random weights, one schedule and, in one seed, one initial backbone and one order of the images for
+all. Each run is one of ``foveal train`` with its own folder: a study that was stopped goes on where it was. The last
+epoch counts, never the best one: mIoU from one confusion matrix over the test part, whole images, at the masks' own
+size. `COMMAND` is printed for each run.
 """
 
 import argparse
-import json
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 
-from foveal.models import create_model
-from foveal.train.recipe import EpochBatches, rate_factor, seed_for
-from foveal.train.segment import confusion, scores, segmentation_loss
+from foveal import load
+from foveal.bench import describe_machine
+from foveal.compare.statistics import differences_to, estimate
+from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
+from foveal.train import TrainConfig, evaluate, fit
+from foveal.train.files import write_json
 
-CLASSES, IGNORED = 11, 11
-VARIANTS = {
-    "fcn": {"name": "fcn_resnet18"},
-    "fcn_nonlocal": {"name": "fcn_nonlocal_resnet18"},
-    "danet_position": {"name": "danet_position_resnet18"},
-    "danet_channel": {"name": "danet_channel_resnet18"},
-    "danet": {"name": "danet_resnet18"},
-    "danet, channel softmax of the paper": {"name": "danet_resnet18", "channel_form": "paper"},
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "FCN": ("fcn", {}),
+    "FCN + Non-local": ("fcn_nonlocal", {}),
+    "DANet, position only": ("danet_position", {}),
+    "DANet, channel only": ("danet_channel", {}),
+    "DANet": ("danet", {}),
+    "DANet, channel softmax of the paper": ("danet", {"channel_form": "paper"}),
 }
-MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1) * 255
-STD = torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1) * 255
+IGNORED = 11
 
 
-def read(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (n, 3, h, w) and masks (n, h, w), uint8, from part/images and part/labels."""
-    images = sorted((folder / part / "images").iterdir())
-    if not images:
-        raise SystemExit(f"camvid: {folder / part / 'images'} holds no image")
-    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in images]
-    masks = [np.asarray(Image.open(folder / part / "labels" / f"{path.stem}.png")) for path in images]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(
-        np.stack(masks)
+def train(name: str, seed: int, options: argparse.Namespace) -> Path:
+    """The run folder of one variant and seed, trained as far as it is not."""
+    head, model_options = VARIANTS[name]
+    folder = options.runs / f"{head}{'-paper' if model_options else ''}-{seed}"
+    config = TrainConfig(
+        task="segment",
+        data=str(options.data),
+        data_options={"ignore_index": IGNORED},
+        model=f"{head}_{options.backbone}",
+        model_options=model_options,
+        epochs=options.epochs,
+        batch_size=16,
+        lr=0.05,
+        schedule="poly",
+        warmup_epochs=1,
+        image_size=options.image_size,
+        crop_size=options.crop_size,
+        scale_range=[0.75, 1.5],
+        precision="bfloat16",
+        channels_last=True,
+        workers=0,
+        seed=seed,
+        out=str(folder),
     )
+    metrics = folder / "metrics.csv"
+    if not metrics.exists():
+        fit(config, quiet=True)
+    elif len(metrics.read_text().splitlines()) <= options.epochs:
+        fit(resume=folder, quiet=True)
+    return folder
 
 
-def augmented(images, masks, generator):
-    """Scale 0.75 to 1.75, shift and mirror, each image its own; nearest for masks, outside is ignored."""
-    b = len(images)
-    draw = torch.rand(b, 4, generator=generator).to(images.device)
-    zoom = 0.75 * (1.75 / 0.75) ** draw[:, 0]
-    room = (1 - 1 / zoom).abs()
-    theta = torch.zeros(b, 2, 3, device=images.device)
-    theta[:, 0, 0] = torch.where(draw[:, 3] < 0.5, -1.0, 1.0) / zoom
-    theta[:, 1, 1] = 1 / zoom
-    theta[:, 0, 2] = (2 * draw[:, 1] - 1) * room
-    theta[:, 1, 2] = (2 * draw[:, 2] - 1) * room
-    grid = F.affine_grid(theta, [b, 1, *images.shape[-2:]], align_corners=False)
-    images = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
-    masks = F.grid_sample(masks[:, None].float() + 1, grid, mode="nearest", align_corners=False)[:, 0].long()
-    return images, torch.where(masks == 0, IGNORED, masks - 1)
-
-
-def normalised(images):
-    return (images.float() - MEAN.to(images.device)) / STD.to(images.device)
-
-
-def run(options: dict, seed: int, parts: dict, epochs: int, batch_size: int, lr: float) -> dict:
-    torch.manual_seed(seed)
-    torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    net = create_model(num_classes=CLASSES, **options)
-    net = net.cuda().to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    images, masks = parts["train"]
-    batches = EpochBatches(len(images), batch_size, seed=seed)
-    steps, step, curve = epochs * len(batches), 0, []
-    for epoch in range(epochs):
-        batches.epoch, total = epoch, 0.0
-        for keys in batches:
-            generator = torch.Generator().manual_seed(seed_for(seed, "augment", step))
-            chosen = torch.tensor([i for _, i in keys], device="cuda")
-            x, y = augmented(normalised(images[chosen]), masks[chosen], generator)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * rate_factor(step, steps=steps, warmup_steps=len(batches), schedule="poly")
-            with torch.autocast("cuda", torch.bfloat16):
-                logits = net(x.contiguous(memory_format=torch.channels_last))
-            loss = segmentation_loss(logits, y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() / len(batches)
-            step += 1
-        curve.append(float(total))
-    seconds = time.perf_counter() - start
-    results = {part: evaluate(net, *parts[part]) for part in ("val", "test")}
+def cost(folders: dict[str, Path], image_size: int) -> dict[str, dict[str, Any]]:
+    """Parameters, multiply-accumulates, and time and memory of one image, measured in turn."""
+    nets = {name: load(folder / "weights" / "last.safetensors").eval() for name, folder in folders.items()}
+    x = torch.randn(1, 3, image_size, image_size * 4 // 3).contiguous(memory_format=torch.channels_last)
+    calls: dict[str, Callable[[], Any]] = {
+        name: torch.no_grad()(lambda net=net: net(x)) for name, net in nets.items()
+    }
+    times = measure_time(calls, repeats=30)
     return {
-        "seed": seed,
-        "train_loss": curve,
-        "seconds": seconds,
-        "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
-        "scales": {n: p.item() for n, p in net.named_parameters() if n.endswith("gamma")},
-        **results,
-        "net": net,
+        name: {
+            "parameters": count_parameters(net),
+            "macs": count_macs(net, x),
+            "latency_ms": round(times[name].time_ms, 3),
+            "peak_bytes": peak_bytes(calls[name]),
+        }
+        for name, net in nets.items()
     }
 
 
-@torch.no_grad()
-def evaluate(net, images, masks) -> dict:
-    """float32, whole images."""
-    net.eval()
-    matrix = sum(
-        confusion(
-            net(normalised(x).contiguous(memory_format=torch.channels_last))["fused"].argmax(1), y, CLASSES
-        )
-        for x, y in zip(images.split(16), masks.split(16), strict=True)
-    )
-    net.train()
-    return scores(matrix.cpu())
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=80)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no further seed after this long")
-    parser.add_argument(
-        "--weights", type=Path, help="also keep the weights of the last run, as foveal.save does"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/camvid"), help="folder of the run folders")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--backbone", default="test_resnet")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--image-size", type=int, default=120)
+    parser.add_argument("--crop-size", type=int, default=96)
     options = parser.parse_args()
-    began = time.perf_counter()
-    parts = {part: tuple(t.cuda() for t in read(options.data, part)) for part in ("train", "val", "test")}
-    rows: dict[str, list[dict]] = {name: [] for name in options.variants}
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        if time.perf_counter() - began > 60 * options.minutes:
-            print(f"out of time before seed {seed}")
-            break
-        for name in options.variants:
-            row = run(VARIANTS[name], seed, parts, options.epochs, options.batch_size, options.lr)
-            net = row.pop("net")
-            rows[name].append(row)
-            print(
-                f"seed {seed} {name:36} test mIoU {row['test']['miou']:.4f}  {row['seconds']:.0f} s",
-                flush=True,
-            )
-        result = {
-            "device": torch.cuda.get_device_name(),
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            "settings": {k: str(v) for k, v in vars(options).items() if k not in ("data", "out", "weights")},
-            "variants": rows,
-        }
-        options.out.write_text(json.dumps(result, indent=1))
-    for name, runs in rows.items():
-        values = [r["test"]["miou"] for r in runs]
-        print(f"{name:36} test mIoU {statistics.mean(values):.4f} over {len(values)} seeds")
-    if options.weights:
-        import foveal
+    runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in VARIANTS}
+    folders: dict[str, Path] = {}
+    for seed in range(options.seeds):
+        for name in VARIANTS:
+            start = time.perf_counter()
+            folders[name] = folder = train(name, seed, options)
+            found = evaluate(folder / "weights" / "last.safetensors", str(options.data), split="test",
+                             data_options={"ignore_index": IGNORED})  # fmt: skip
+            runs[name][seed] = {"miou": found.miou, "per_class": found.per_class, "run": folder.name}
+            took = time.perf_counter() - start
+            print(f"seed {seed}  {name:36}  test mIoU {100 * found.miou:5.2f} %  {took:4.0f} s", flush=True)
+    report(runs, folders, options)
 
-        foveal.save(net.cpu().half(), options.weights)
+
+def report(runs: dict[str, dict[int, dict[str, Any]]], folders: dict[str, Path], options: Any) -> None:
+    scores = {name: {seed: row["miou"] for seed, row in rows.items()} for name, rows in runs.items()}
+    baseline = next(iter(scores))
+    differences = differences_to(scores[baseline], {n: s for n, s in scores.items() if n != baseline})
+    costs = cost(folders, options.image_size)
+    variants = {}
+    for name, values in scores.items():
+        mean = estimate(list(values.values()))
+        tables = [options.runs / row["run"] / "metrics.csv" for row in runs[name].values()]
+        seconds = [sum(float(row.split(",")[-1]) for row in t.read_text().splitlines()[1:]) for t in tables]
+        variants[name] = {
+            "miou": mean.__dict__,
+            "difference": differences[name].__dict__ if name in differences else None,
+            "training_s": round(statistics.median(seconds)),
+            **costs[name],
+            "runs": runs[name],
+        }
+        d = differences.get(name)
+        against = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]" if d else ""
+        print(
+            f"{name:36} {100 * mean.mean:.2f} [{100 * mean.low:.2f}, {100 * mean.high:.2f}]  {against:24} "
+            f"{costs[name]['macs'] / 1e6:.0f} MMACs {costs[name]['latency_ms']:.1f} ms"
+        )
+    if options.out:
+        settings = {
+            key: str(value) for key, value in vars(options).items() if key not in ("data", "out", "runs")
+        }
+        machine = {**describe_machine(), "python": platform.python_version()}
+        write_json(options.out, {"machine": machine, "settings": settings, "variants": variants})
 
 
 if __name__ == "__main__":
