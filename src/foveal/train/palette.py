@@ -19,7 +19,7 @@ def palette(classes: Sequence[str]) -> np.ndarray:
 
     Example:
         >>> palette(["background", "cat"]).tolist()
-        [[0, 0, 0], [36, 39, 242]]
+        [[0, 0, 0], [86, 92, 191]]
     """
     colours = []
     for i, name in enumerate(classes):
