@@ -22,7 +22,7 @@ from foveal import load
 from foveal.bench import describe_machine
 from foveal.compare.statistics import differences_to, estimate
 from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
-from foveal.train import TrainConfig, evaluate, fit
+from foveal.train import TrainConfig, evaluate_masks, fit
 from foveal.train.files import write_json
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,12 +60,16 @@ def train(name: str, seed: int, options: argparse.Namespace) -> Path:
         seed=seed,
         out=str(folder),
     )
-    metrics = folder / "metrics.csv"
-    if not metrics.exists():
-        fit(config, quiet=True)
-    elif len(metrics.read_text().splitlines()) <= options.epochs:
-        fit(resume=folder, quiet=True)
+    done = epochs_done(folder)
+    if options.report or done >= options.epochs:
+        return folder
+    fit(resume=folder, quiet=True) if done else fit(config, quiet=True)
     return folder
+
+
+def epochs_done(folder: Path) -> int:
+    metrics = folder / "metrics.csv"
+    return len(metrics.read_text().splitlines()) - 1 if metrics.exists() else 0
 
 
 def cost(folders: dict[str, Path], image_size: int) -> dict[str, dict[str, Any]]:
@@ -99,19 +103,25 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--image-size", type=int, default=120)
     parser.add_argument("--crop-size", type=int, default=96)
+    parser.add_argument(
+        "--report", action="store_true", help="train nothing; take the runs that are finished"
+    )
     options = parser.parse_args()
     runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in VARIANTS}
     folders: dict[str, Path] = {}
     for seed in range(options.seeds):
         for name in VARIANTS:
             start = time.perf_counter()
-            folders[name] = folder = train(name, seed, options)
-            found = evaluate(folder / "weights" / "last.safetensors", str(options.data), split="test",
-                             data_options={"ignore_index": IGNORED})  # fmt: skip
-            runs[name][seed] = {"miou": found.miou, "per_class": found.per_class, "run": folder.name}
+            folder = train(name, seed, options)
+            if epochs_done(folder) < options.epochs:
+                continue
+            folders[name] = folder
+            weights = folder / "weights" / "last.safetensors"
+            found = evaluate_masks(weights, str(options.data), split="test", workers=0)
+            runs[name][seed] = {"miou": found.miou, "iou": found.iou, "run": folder.name}
             took = time.perf_counter() - start
             print(f"seed {seed}  {name:36}  test mIoU {100 * found.miou:5.2f} %  {took:4.0f} s", flush=True)
-    report(runs, folders, options)
+    report({name: rows for name, rows in runs.items() if rows}, folders, options)
 
 
 def report(runs: dict[str, dict[int, dict[str, Any]]], folders: dict[str, Path], options: Any) -> None:
@@ -139,7 +149,9 @@ def report(runs: dict[str, dict[int, dict[str, Any]]], folders: dict[str, Path],
         )
     if options.out:
         settings = {
-            key: str(value) for key, value in vars(options).items() if key not in ("data", "out", "runs")
+            key: str(value)
+            for key, value in vars(options).items()
+            if key not in ("data", "out", "runs", "report")
         }
         machine = {**describe_machine(), "python": platform.python_version()}
         write_json(options.out, {"machine": machine, "settings": settings, "variants": variants})
