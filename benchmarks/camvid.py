@@ -9,8 +9,8 @@ size. `COMMAND` is printed for each run.
 """
 
 import argparse
+import math
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +124,14 @@ def main() -> None:
     report({name: rows for name, rows in runs.items() if rows}, folders, options)
 
 
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the NaN that an interval over one seed is, which JSON has no word for."""
+    return {
+        key: None if isinstance(value, float) and math.isnan(value) else value
+        for key, value in values.items()
+    }
+
+
 def report(runs: dict[str, dict[int, dict[str, Any]]], folders: dict[str, Path], options: Any) -> None:
     scores = {name: {seed: row["miou"] for seed, row in rows.items()} for name, rows in runs.items()}
     baseline = next(iter(scores))
@@ -132,12 +140,9 @@ def report(runs: dict[str, dict[int, dict[str, Any]]], folders: dict[str, Path],
     variants = {}
     for name, values in scores.items():
         mean = estimate(list(values.values()))
-        tables = [options.runs / row["run"] / "metrics.csv" for row in runs[name].values()]
-        seconds = [sum(float(row.split(",")[-1]) for row in t.read_text().splitlines()[1:]) for t in tables]
         variants[name] = {
-            "miou": mean.__dict__,
-            "difference": differences[name].__dict__ if name in differences else None,
-            "training_s": round(statistics.median(seconds)),
+            "miou": finite(mean.__dict__),
+            "difference": finite(differences[name].__dict__) if name in differences else None,
             **costs[name],
             "runs": runs[name],
         }
