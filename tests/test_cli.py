@@ -30,18 +30,6 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def said(capsys):
-    """Call the command; give back its status and what it printed."""
-
-    def call(*words):
-        capsys.readouterr()
-        status = main([str(word) for word in words])
-        return status, *capsys.readouterr()
-
-    return call
-
-
 # ---------------------------------------------------------------------------------------------------------- help
 
 

@@ -342,9 +342,9 @@ def _run(name: str, arguments: list[str]) -> int:
     for word in (verb.words or "").split():
         if options[word] is None:
             del options[word]
-    for name in ("data_options", "model_options"):
-        if options.get(name):
-            options[name] = {key: _read(value) for key, value in options[name].items()}
+    for free in ("data_options", "model_options"):
+        if options.get(free):
+            options[free] = {key: _read(value) for key, value in options[free].items()}
     if verb.run is train:
         resume = options.pop("resume")
         return train(TrainConfig(**options), resume)

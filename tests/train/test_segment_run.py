@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import foveal
-from foveal.cli import main
 from foveal.train import TrainConfig, evaluate, evaluate_masks, fit, predict, predict_masks
 from foveal.train.mask_evaluation import bootstrap_interval, margins
 from foveal.train.mask_prediction import highest
@@ -35,16 +34,6 @@ def run(masks_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "a"
     inserted = ["se(reduction=4)@backbone.stages_3.*.conv3_1x1"]
     return fit(config(masks_folder, out, epochs=16, insert=inserted, schedule="poly"), quiet=True)
-
-
-@pytest.fixture
-def said(capsys):
-    def call(*words):
-        capsys.readouterr()
-        status = main([str(word) for word in words])
-        return status, *capsys.readouterr()
-
-    return call
 
 
 # ------------------------------------------------------------------------------------------------------- training

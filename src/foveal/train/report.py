@@ -75,12 +75,18 @@ def health_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def evaluation_table(result: Evaluation) -> RenderableType:
-    """Accuracy with its interval, and the classes with the lowest accuracy."""
-    low, high = result.interval
+def _figures_of(result: Evaluation | MaskEvaluation) -> Table:
+    """An empty table under the data's name, for figures and their values."""
     table = Table(title=f"{result.data}, split {result.split}, {result.images} images", title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
+    return table
+
+
+def evaluation_table(result: Evaluation) -> RenderableType:
+    """Accuracy with its interval, and the classes with the lowest accuracy."""
+    low, high = result.interval
+    table = _figures_of(result)
     table.add_row("accuracy", f"{100 * result.accuracy:.2f} %")
     table.add_row("95 % interval (of the images drawn)", f"{100 * low:.2f} to {100 * high:.2f} %")
     table.add_row("right among the best 5", f"{100 * result.top5:.2f} %")
@@ -96,9 +102,7 @@ def evaluation_table(result: Evaluation) -> RenderableType:
 def mask_evaluation_table(result: MaskEvaluation) -> RenderableType:
     """mIoU with its interval and how it was measured, and the IoU of every class."""
     low, high = result.interval
-    table = Table(title=f"{result.data}, split {result.split}, {result.images} images", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
+    table = _figures_of(result)
     table.add_row("mIoU, one confusion matrix of all pixels", f"{100 * result.miou:.2f} %")
     table.add_row(f"95 % interval ({result.interval_of})", f"{100 * low:.2f} to {100 * high:.2f} %")
     table.add_row("pixel accuracy", f"{100 * result.pixel_accuracy:.2f} %")
