@@ -77,8 +77,13 @@ def train_and_test(job: tuple[str, int, argparse.Namespace]) -> str:
     )
     seconds = time.perf_counter() - start
     row = {"miou": found.miou, "iou": found.iou, "run": folder.name, "seconds": round(seconds)}
+    row["trained_on"] = f"{device_name()}, torch {torch.__version__}"
     write_json(folder / "test.json", row)
     return f"seed {seed}  {name:36}  test mIoU {100 * found.miou:5.2f} %  {seconds:4.0f} s"
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
 
 
 def cost(image_size: int, backbone: str) -> dict[str, dict[str, Any]]:
