@@ -186,24 +186,43 @@ class GatedResidual(nn.Module):
             and c.in_channels < c.out_channels
         )
         """Whether SE's mean is taken before the convolution, where there are fewer values."""
-        self.fc1 = None if isinstance(block, CBAM) else _linear(block.fc1, c if self.squeezes_early else None)
+        self.fc1 = self.fc2 = None
+        if not isinstance(block, CBAM):
+            self.fc1 = _linear(block.fc1, c if self.squeezes_early else None)
+            self.fc2 = _linear(block.fc2, None)
 
     def forward(self, u: Tensor, shortcut: Tensor) -> Tensor:
-        x = u if self.convolution is None else self.convolution(u)
         if torch.is_grad_enabled() and (u.requires_grad or shortcut.requires_grad):
-            y = self.block(x) + shortcut  # saliency maps: autograd needs what is overwritten below
+            y = (
+                self.block(self._convolved(u)) + shortcut
+            )  # saliency maps: autograd needs what is overwritten below
             return F.relu(y) if self.relu else y
-        x, weights = (
-            self._spatially_gated(x) if isinstance(self.block, CBAM) else (x, self._channel_gate(u, x))
-        )
+        if isinstance(self.block, CBAM):
+            x, weights = self._spatially_gated(self._convolved(u))
+        elif self.squeezes_early:
+            weights = self._channel_gate(self._where_convolved(u))  # before u leaves the cache
+            x = self._convolved(u)
+        else:
+            x = self._convolved(u)
+            weights = self._channel_gate(x)
+        weights = weights.to(x.dtype)
         # nobody else holds what a convolution or CBAM's first product returned
         fresh = self.convolution is not None or isinstance(self.block, CBAM)
-        fits = x.shape == shortcut.shape and x.dtype == shortcut.dtype == weights.dtype
+        fits = x.shape == shortcut.shape and x.dtype == shortcut.dtype
         if fresh and fits and not torch.compiler.is_compiling():
             y = torch.addcmul(shortcut, x, weights, out=x)
             return y.relu_() if self.relu else y
         y = torch.addcmul(shortcut, x, weights)
         return F.relu(y) if self.relu else y
+
+    def _convolved(self, u: Tensor) -> Tensor:
+        return u if self.convolution is None else self.convolution(u)
+
+    def _where_convolved(self, u: Tensor) -> Tensor:
+        """The positions of ``u`` that a 1x1 convolution with a stride reads."""
+        stride: Any = self.convolution.stride  # type: ignore[union-attr]
+        strided = any(step > 1 for step in stride)
+        return u[(..., *(slice(None, None, step) for step in stride))] if strided else u
 
     def _spatially_gated(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The map after CBAM's channel gate, and the spatial gate."""
@@ -215,21 +234,18 @@ class GatedResidual(nn.Module):
             statistics
         )
 
-    def _channel_gate(self, u: Tensor, x: Tensor) -> Tensor:
-        """SE's gate, shaped to multiply ``x``."""
+    def _channel_gate(self, seen: Tensor) -> Tensor:
+        """SE's gate, shaped to multiply a map."""
         block: Any = self.block
-        seen = x
-        if self.squeezes_early:
-            stride: Any = self.convolution.stride  # type: ignore[union-attr]
-            strided = any(step > 1 for step in stride)
-            seen = u[(..., *(slice(None, None, step) for step in stride))] if strided else u
-        assert self.fc1 is not None
-        hidden = self.fc1(gate.squeeze(seen))
+        fc1, fc2 = self.fc1, self.fc2
+        assert fc1 is not None
+        assert fc2 is not None
+        hidden = F.linear(gate.squeeze(seen), fc1.weight, fc1.bias)
         if isinstance(block, SqueezeExcite):
-            weights = block.open(hidden)
-        else:  # timm: 1x1 convolutions of a 1x1 map
-            weights = block.gate(F.linear(block.act(hidden), block.fc2.weight.flatten(1), block.fc2.bias))
-        return weights.to(x.dtype).reshape(*weights.shape, *[1] * (x.ndim - 2))
+            weights = block.activate(F.linear(hidden.relu_(), fc2.weight, fc2.bias))
+        else:  # timm
+            weights = block.gate(F.linear(block.act(hidden), fc2.weight, fc2.bias))
+        return weights[(..., *[None] * (seen.ndim - 2))]
 
 
 def _linear(fc1: Any, convolution: Any) -> nn.Linear:

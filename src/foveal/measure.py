@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,28 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds a call: the median over rounds and the quartiles around it."""
+    """Milliseconds a call: the median over rounds, the quartiles around it, and the sample of each round."""
 
     time_ms: float
     low_ms: float
     high_ms: float
     repeats: int
+    samples_ms: tuple[float, ...] = field(default=(), repr=False)
+
+    def over(self, other: "Timing") -> float:
+        """How many times as long as ``other`` of the same rounds this takes.
+
+        The median of one ratio a round: a machine that is slow for some rounds is slow for both calls in them.
+
+        Example:
+            >>> Timing(2.0, 2.0, 3.0, 3, (2.0, 2.0, 9.0)).over(Timing(1.0, 1.0, 4.0, 3, (1.0, 1.0, 4.5)))
+            2.0
+        """
+        return statistics.median(a / b for a, b in zip(self.samples_ms, other.samples_ms, strict=True))
+
+    def minus(self, other: "Timing") -> float:
+        """Milliseconds longer than ``other`` of the same rounds: the median of one difference a round."""
+        return statistics.median(a - b for a, b in zip(self.samples_ms, other.samples_ms, strict=True))
 
 
 def measure_time(
@@ -84,7 +100,7 @@ def measure_time(
     timings = {}
     for name, values in samples.items():
         low, middle, high = statistics.quantiles(values, n=4) if repeats > 1 else values * 3
-        timings[name] = Timing(middle, low, high, repeats)
+        timings[name] = Timing(middle, low, high, repeats, tuple(values))
     return timings
 
 

@@ -4,96 +4,16 @@ A case makes named calls; one of them is ``"foveal"``, the others are what it is
 whose results differ. Importing this imports no torch.
 """
 
-import json
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-OURS = "foveal"
+from foveal.bench.case import OURS, Case, Growth, Row
+from foveal.writing import write_json
+
 MATMUL_SIZE = 2048
-
-
-@dataclass(frozen=True)
-class Bar:
-    """What ``foveal`` must reach against one other call.
-
-    Args:
-        faster: at least so many times as fast.
-        memory: at most this share of the other's peak extra memory.
-        saved: at most this share of the bytes that the other saves for backward.
-    """
-
-    faster: float | None = None
-    memory: float | None = None
-    saved: float | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """Calls to compare.
-
-    Args:
-        name: what is computed, on which size.
-        make: builds the inputs and returns the calls, ``"foveal"`` among them. A call returns a tensor or a sequence
-            of tensors, equal between calls.
-        bars: name of another call -> its bar.
-        group: cases of one group share their ``faster`` bar: it holds for their geometric mean, and none may be
-            slower than the other call.
-        tolerance: largest difference allowed between results, relative to the largest magnitude.
-        operations: floating-point operations that no exact algorithm avoids, two a multiply-add. With the rate of
-            matrix products, timed in the same rounds, they give the highest ratio that can be reached.
-        must_save: bytes that backward cannot do without.
-    """
-
-    name: str
-    make: Callable[[], Mapping[str, Callable[[], Any]]]
-    bars: Mapping[str, Bar]
-    group: str | None = None
-    tolerance: float = 1e-4
-    operations: int = 0
-    must_save: int = 0
-
-
-@dataclass(frozen=True)
-class Growth:
-    """How one call grows: ``make(n)`` at each of ``sizes``, slopes on log-log axes at most these."""
-
-    name: str
-    make: Callable[[int], Callable[[], Any]]
-    memory: float
-    time: float | None = None
-    sizes: Sequence[int] = (1024, 4096, 16384, 65536)
-
-
-@dataclass
-class Row:
-    """One figure of the table: measured against its bar, and the best value that the hardware allows if known."""
-
-    case: str
-    figure: str
-    measured: float
-    bar: float
-    at_least: bool
-    detail: dict[str, Any] = field(default_factory=dict)
-    limit: float | None = None
-
-    @property
-    def met(self) -> bool:
-        return self.measured >= self.bar if self.at_least else self.measured <= self.bar
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "case": self.case,
-            "figure": self.figure,
-            "measured": round(self.measured, 4),
-            "bar": f"{'>=' if self.at_least else '<='} {self.bar:g}",
-            "met": self.met,
-            **({} if self.limit is None else {"limit": round(self.limit, 4)}),
-            **self.detail,
-        }
 
 
 def bench_ops(
@@ -151,8 +71,7 @@ def bench_ops(
     if out:
         path = Path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"machine": environment, "rows": [row.as_dict() for row in rows]}, indent=1)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_json(path, {"machine": environment, "rows": [row.as_dict() for row in rows]})
     return all(row.met for row in rows)
 
 
@@ -162,25 +81,31 @@ def run_case(case: Case, repeats: int) -> list[Row]:
 
     calls = case.make()
     _check_equal(case, calls)
-    timed = {**calls, "matmul": matmul(MATMUL_SIZE)} if case.operations else calls
-    times = measure_time(timed, repeats=repeats, warmup=1)
+    ceilings: dict[str, Callable[[], Any]] = {}
+    if case.operations:
+        ceilings["matmul"] = matmul(MATMUL_SIZE)
+    if case.passes:
+        ceilings["copy"] = copy(case.map_bytes)
+    times = measure_time({**calls, **ceilings}, repeats=repeats, warmup=1)
     peaks = {name: peak_bytes(call) for name, call in calls.items()}
-    detail = {
+    detail: dict[str, Any] = {
         "time_ms": {name: round(timing.time_ms, 3) for name, timing in times.items()},
         "peak_bytes": peaks,
     }
+    floor_ms = 0.0
+    if case.operations:
+        floor_ms = times["matmul"].time_ms * case.operations / (2 * MATMUL_SIZE**3)
+    if case.passes:
+        floor_ms = max(floor_ms, times["copy"].time_ms * case.passes / 2)
+    if floor_ms:
+        detail["floor_ms"] = round(floor_ms, 3)
     rows = []
     for other, bar in case.bars.items():
-        against = f"times as fast as {other}"
-        ratio = times[other].time_ms / times[OURS].time_ms
         if bar.faster is not None:
-            limit = None
-            if case.operations:
-                floor_ms = times["matmul"].time_ms * case.operations / (2 * MATMUL_SIZE**3)
-                detail = {**detail, "floor_ms": round(floor_ms, 3)}
-                limit = times[other].time_ms / floor_ms
+            ratio = times[other].over(times[OURS])
+            limit = times[other].time_ms / floor_ms if floor_ms else None
             least = 1.0 if case.group else bar.faster
-            rows.append(Row(case.name, against, ratio, least, True, detail, limit))
+            rows.append(Row(case.name, f"times as fast as {other}", ratio, least, True, detail, limit))
         if bar.memory is not None:
             share = peaks[OURS] / max(peaks[other], 1)
             rows.append(Row(case.name, f"peak memory, share of {other}", share, bar.memory, False, detail))
@@ -267,6 +192,14 @@ def matmul(size: int) -> Callable[[], Any]:
 
     a, b, c = (torch.randn(size, size) for _ in range(3))
     return lambda: torch.mm(a, b, out=c)
+
+
+def copy(size: int) -> Callable[[], Any]:
+    """A copy of ``size`` bytes: each read once and written once."""
+    import torch
+
+    source, target = (torch.ones(size // 4) for _ in range(2))
+    return lambda: target.copy_(source)
 
 
 def matmul_rate(repeats: int = 9) -> float:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.bench import OURS, Bar, Case, Growth, Row, matmul_rate
+from foveal.bench import matmul_rate
+from foveal.bench.case import OURS, Bar, Case, Growth, Row
 from foveal.ops import attention, pairwise
 
 POSITIONS = 96 * 96

@@ -17,7 +17,7 @@ class BatchNorm(_BatchNorm):
         """Any number of spatial sizes will do; the block has checked them."""
 
     def forward(self, input: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        if self.training and input.numel() == self.num_features:
+        if not self.training or input.numel() == self.num_features:
             return self._normalise(input, self.running_mean, self.running_var)
         return super().forward(input)
 

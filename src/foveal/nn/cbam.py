@@ -139,7 +139,9 @@ class SpatialGate(nn.Module):
         if self.norm is not None:
             logits = self.norm(logits) if update_statistics else self.norm.without_update(logits)
         weights = torch.sigmoid(logits)
-        return (weights if self.gate_gain == 1 else self.gate_gain * weights).to(statistics.dtype)
+        if self.gate_gain != 1:
+            weights = self.gate_gain * weights
+        return weights if weights.dtype == statistics.dtype else weights.to(statistics.dtype)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map("SpatialGate", x, self.channels, self.dims)

@@ -1,5 +1,6 @@
 """Squeeze-and-Excitation (Hu et al., CVPR 2018): a gate per channel, computed from the whole map."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from foveal.nn import check
 from foveal.nn.positions import Points
 from foveal.ops import gate
 
-ACTIVATIONS = {"sigmoid": F.sigmoid, "hard_sigmoid": F.hardsigmoid}
+ACTIVATIONS = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
 STATISTICS = {"mean": ["mean"], "max": ["max"], "both": ["mean", "max"]}
 
 
@@ -76,13 +77,14 @@ class SqueezeExcite(nn.Module):
 
     def excite(self, squeezed: Float[Tensor, "sb c"]) -> Float[Tensor, "b c"]:
         """The gate from the squeezes of ``x``, as ``gate.squeeze_through`` returns them."""
-        return self.open(self.fc1(squeezed)).to(squeezed.dtype)
-
-    def open(self, hidden: Float[Tensor, "sb hidden"]) -> Float[Tensor, "b c"]:
-        """The gate from what the first layer returned."""
-        logits = self.fc2(F.relu(hidden))
+        logits = self.fc2(self.fc1(squeezed).relu())
         if self.squeeze == "both":
-            logits = logits.unflatten(0, (2, -1)).sum(0)
+            of_mean, of_max = logits.chunk(2)
+            logits = of_mean + of_max
+        weights = self.activate(logits)
+        return weights if weights.dtype == squeezed.dtype else weights.to(squeezed.dtype)
+
+    def activate(self, logits: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
         weights = ACTIVATIONS[self.activation](logits)
         return weights if self.gate_gain == 1 else self.gate_gain * weights
 

@@ -99,7 +99,10 @@ def gated_statistics(
     if kernels := _gate.kernels(x):
         return x, kernels.spatial_statistics(x, gate)[0], None
     gated = None if gate is None else reference.channel_scale(x, gate)
-    return x, reference.spatial_statistics(x if gated is None else gated), gated
+    y = x if gated is None else gated
+    if _gate.can_run(y) and not torch.is_grad_enabled():
+        return x, _gate.spatial_statistics(y), gated
+    return x, reference.spatial_statistics(y), gated
 
 
 def spatial_statistics(x: Float[Tensor, "b c *spatial"], gate: Float[Tensor, "b c"] | None = None) -> Tensor:

@@ -138,8 +138,8 @@ def channel_attention(x: Float[Tensor, "b c n"], form: str = "code") -> Float[Te
 
 def squeeze(x: Float[Tensor, "b c *spatial"], statistic: str = "mean") -> Float[Tensor, "b c"]:
     """Mean or max of each channel over all positions (SENet eq. 2; CBAM section 3.1)."""
-    flat = x.flatten(2)
-    return flat.mean(-1) if statistic == "mean" else flat.amax(-1)
+    positions = tuple(range(2, x.ndim))
+    return x.mean(positions) if statistic == "mean" else x.amax(positions)
 
 
 def channel_scale(x: Float[Tensor, "b c *spatial"], gate: Float[Tensor, "b c"]) -> Tensor:
