@@ -25,7 +25,7 @@ from foveal.bench import describe_machine
 from foveal.compare.statistics import differences_to, estimate
 from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
 from foveal.train import TrainConfig, evaluate_masks, fit
-from foveal.train.files import write_json
+from foveal.writing import write_json
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "FCN": ("fcn", {}),

@@ -12,21 +12,18 @@ import http.client
 import io
 import json
 import random
-import socket
 import statistics
 import sys
-import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
-import uvicorn
 
 import foveal
 from foveal.bench import describe_machine
-from foveal.look import serve
 from foveal.look.network import Network
+from foveal.look.serve import make_app, serving
 from foveal.nn.non_local import PAIRWISE
 from foveal.nn.self_attention import SIMILARITIES
 
@@ -67,23 +64,6 @@ def network(model: str, block: str | None, options: dict, stage: int | None) -> 
         foveal.insert(net, block, at="block", stages=(stage,), **options)
     net.eval().requires_grad_(False)
     return Network(net, "random", [str(i) for i in range(10)], SIZE, (0.5,) * 3, (0.5,) * 3)
-
-
-@contextmanager
-def served(one: Network):
-    """A connection to the server of the page."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(serve.make_app([one], []), http=serve.ImpatientProtocol, log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    connection = http.client.HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=60)
-    try:
-        yield connection
-    finally:
-        connection.close()
-        server.should_exit = True
-        thread.join()
 
 
 def ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None) -> dict:

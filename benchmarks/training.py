@@ -23,7 +23,7 @@ from foveal.compare import BLOCKS
 from foveal.measure import measure_time
 from foveal.nn import cbam
 from foveal.ops import _gate, attention, pairwise, reference
-from foveal.train.files import write_json
+from foveal.writing import write_json
 
 CASES = [
     ("foveal compare: cifar_resnet8, 64 x 24 x 24", "cifar_resnet8", 64, 24, BLOCKS),

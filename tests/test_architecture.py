@@ -15,13 +15,14 @@ ROOMS = {
     "measure": {"ops", "nn"},
     "insert": {"ops", "nn", "measure"},
     "models": {"ops", "nn", "insert"},
-    "checkpoint": {"ops", "nn", "insert", "models"},
-    "look": {"ops", "nn", "insert"},
+    "checkpoint": {"ops", "nn", "insert", "models", "writing"},
+    "look": {"ops", "nn", "insert", "writing"},
     "data": set(),
+    "writing": set(),
 }
-ROOMS["published"] = {"ops", "nn", "insert", "models", "checkpoint"}
+ROOMS["published"] = {"ops", "nn", "insert", "models", "checkpoint", "writing"}
 ROOMS["fuse"] = {"ops", "nn", "insert"}
-ROOMS["bench"] = {"ops", "nn", "insert", "measure", "fuse"}
+ROOMS["bench"] = {"ops", "nn", "insert", "measure", "fuse", "writing"}
 ROOMS["train"] = set(ROOMS) | {"train"}
 ROOMS["compare"] = set(ROOMS) | {"compare"}
 ROOMS["export"] = set(ROOMS)

@@ -196,11 +196,21 @@ def test_blocks_the_file_lacks_are_refused(path):
 def test_other_weights_are_refused_by_name_and_shape(path):
     foveal.save(foveal.create_model("cifar_resnet8", num_classes=4), path)
     with pytest.raises(
-        ValueError, match=r"shapes differ: fc.weight \(\(4, 64\) in the file, \(5, 64\) in the network"
+        ValueError,
+        match=r"must hold exactly .* got mis-shaped: fc.weight \(\(4, 64\) instead of \(5, 64\)\), fc.bias",
     ):
         foveal.load(path, foveal.create_model("cifar_resnet8", num_classes=5))
-    with pytest.raises(ValueError, match=r"the file lacks layer1.1.conv1.weight, .* and .* more"):
+    with pytest.raises(ValueError, match=r"got missing: layer1.1.conv1.weight, .* and .* more$"):
         foveal.load(path, foveal.create_model("cifar_resnet20", num_classes=4))
+
+
+def test_a_network_that_a_file_does_not_fit_keeps_every_weight(path):
+    foveal.save(foveal.create_model("cifar_resnet8", num_classes=4), path)
+    other = foveal.create_model("cifar_resnet8", num_classes=5)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match="must hold exactly"):
+        foveal.load(path, other)
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
 
 
 # -------------------------------------------------------------------------------------------- writing safely
@@ -317,7 +327,7 @@ def test_missing_is_not_found(tmp_path):
 def test_sizes_are_checked_before_memory_is_taken(path):
     foveal.save(with_blocks(), path)
     rewritten(path, lambda d: d["model"]["kwargs"].update(num_classes=10**13))  # 2.5 petabytes
-    with pytest.raises(ValueError, match=r"shapes differ: fc.weight"):
+    with pytest.raises(ValueError, match=r"mis-shaped: fc.weight"):
         foveal.load(path)
 
 

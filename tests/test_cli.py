@@ -1,5 +1,3 @@
-import csv
-import json
 import os
 import signal
 import subprocess
@@ -10,24 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from foveal.cli import VERBS, main, overview
+from foveal.cli import VERBS, overview
 
 SMALL = ["--data-options.length", "64", "--data_options.size=24", "--workers", "0", "--accelerator", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "a"
-    words = [
-        "--epochs",
-        "1",
-        "--insert",
-        "se(reduction=4)@residual:3",
-        "--insert",
-        "cbam(reduction=4)@block:3",
-    ]
-    assert main(["train", *SMALL, *words, "--out", str(folder)]) == 0
-    return folder
 
 
 # ---------------------------------------------------------------------------------------------------------- help
@@ -142,53 +125,6 @@ def test_a_mistake_is_one_line_and_status_2(said, words, line, tmp_path, monkeyp
 # --------------------------------------------------------------------------------------------------- what it does
 
 
-def test_train_ends_with_a_summary_on_the_standard_output(said, tmp_path):
-    folder = tmp_path / "a"
-    status, out, err = said("train", *SMALL, "--epochs", "1", "--insert", "se(reduction=4)", "--out", folder)
-    assert status == 0
-    assert f"foveal eval --weights {folder / 'weights' / 'best.safetensors'}" in out
-    assert out.count("bn2.se") == 3
-    assert "epoch 1/1" in err
-    assert "Warning" not in err + out
-    assert json.loads((folder / "environment.json").read_text())["seed"] == 0
-
-
-def test_eval_prints_figures_and_writes_them(said, run, tmp_path):
-    status, out, _ = said(
-        "eval", "--weights", run / "weights/best.safetensors", "--out", tmp_path / "figures.json"
-    )
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert status == 0
-    assert f"{100 * figures['accuracy']:.2f} %" in out
-    assert figures["images"] == 64
-
-
-def test_predict_writes_csv_to_a_pipe_and_complaints_beside_it(said, run, tmp_path):
-    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no image")
-    status, out, err = said("predict", tmp_path, "--weights", run / "weights/last.safetensors", "--top", "3")
-    rows = list(csv.DictReader(out.splitlines()))
-    assert status == 0
-    assert [row["file"] for row in rows] == [str(tmp_path / "a.png")]
-    assert float(rows[0]["probability"]) >= float(rows[0]["probability_2"]) >= float(rows[0]["probability_3"])
-    assert "b.png" in err
-    assert err.endswith("predict: 1 of 2 files could not be read\n")
-
-
-def test_predict_writes_json_to_a_file(said, run, tmp_path):
-    Image.new("L", (40, 30)).save(tmp_path / "a.png")
-    where = tmp_path / "labels.json"
-    words = ["--format", "json", "--out", where, "--weights", run / "weights/best.safetensors"]
-    assert said("predict", tmp_path / "a.png", *words) == (0, "", "")
-    [one] = json.loads(where.read_text())["predictions"]
-    assert sum(one["probabilities"]) <= 1 + 1e-6
-
-
-def test_predict_with_nothing_readable_fails(said, run, tmp_path):
-    (tmp_path / "b.png").write_bytes(b"no image")
-    assert said("predict", tmp_path, "--weights", run / "weights/best.safetensors")[0] == 2
-
-
 def test_list_prints_names(said):
     status, out, _ = said("list", "cifar_resnet*")
     assert status == 0
@@ -225,13 +161,6 @@ def test_a_file_in_place_of_the_run_folder_is_one_line(said, tmp_path):
     status, _, err = said("train", *SMALL, "--out", tmp_path / "taken" / "run")
     assert (status, err.count("\n")) == (2, 1)
     assert "a file stands in the way" in err
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(said, tmp_path, run):
-    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
-    words = ["predict", tmp_path / "a.png", "--weights", run / "weights/best.safetensors"]
-    status, _, err = said(*words, "--out", tmp_path / "a.png" / "labels.csv")
-    assert (status, err) == (2, f"predict: Not a directory: {tmp_path / 'a.png' / 'labels.csv'}\n")
 
 
 def test_an_empty_class_folder_and_corrupt_images_are_one_line_each(said, tmp_path):

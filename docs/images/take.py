@@ -8,38 +8,25 @@ commands that trained those shown. Needs playwright and Chromium at /usr/bin/chr
 
 import argparse
 import io
-import socket
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from foveal.look import serve
+from foveal.look.images import bundled_images
 from foveal.look.network import open_network
+from foveal.look.serve import make_app, serving
 
 HERE = Path(__file__).parent
 GAP = 24
 DESK, PHONE = {"width": 980, "height": 900}, {"width": 390, "height": 844}
 
 
-@contextmanager
-def served(weights: list[str | None]) -> Iterator[str]:
+def served(weights: list[str | None]) -> AbstractContextManager[str]:
     networks = [open_network(path) for path in weights]
-    app = serve.make_app(networks, serve.bundled_images(task=networks[0].task))
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, http=serve.ImpatientProtocol, log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    return serving(make_app(networks, bundled_images(task=networks[0].task)))
 
 
 def opened(browser: Browser, address: str, viewport: dict, example: str | None = None) -> Page:

@@ -8,8 +8,7 @@ with an empty network of the described kind before memory for weights is taken.
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from foveal import __version__
 from foveal.insert.attach import Insertion, attach, inserted, remove
 from foveal.insert.make import build, resolve
 from foveal.models import READS_FILES, create_model
+from foveal.writing import write_bytes
 
 FORMAT = 1
 PLAN_KEYS = ("site", "path", "block", "options", "start", "channels", "dims", "before")
@@ -28,7 +28,7 @@ PLAN_KEYS = ("site", "path", "block", "options", "start", "channels", "dims", "b
 def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
     """Write the network's weights with its model name and insertion plan to one safetensors file.
 
-    The file appears complete or not at all: it is written beside its place and then renamed.
+    The file appears whole or not at all: it is written beside its place and then renamed.
 
     Args:
         net: any network; one made by `foveal.create_model` can later be rebuilt from the file alone.
@@ -49,9 +49,7 @@ def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
     """
     from safetensors.torch import save as to_bytes
 
-    if isinstance(net, nn.parallel.DistributedDataParallel):
-        net = net.module
-    net = getattr(net, "_orig_mod", net)  # what torch.compile wraps, and puts into every name
+    net = unwrapped(net)
     plan = [_entry(one) for one in inserted(net)]
     described = {
         "format": FORMAT,
@@ -70,7 +68,7 @@ def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in _state(net).items()
     }
-    write_atomically(Path(path), to_bytes(tensors, metadata={"foveal": text}))
+    write_bytes(Path(path), to_bytes(tensors, metadata={"foveal": text}))
 
 
 def load(
@@ -123,6 +121,13 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- writing
 
 
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The network itself, of one that DistributedDataParallel or torch.compile wraps and renames."""
+    while hasattr(net, "_orig_mod") or isinstance(net, nn.parallel.DistributedDataParallel):
+        net = net._orig_mod if hasattr(net, "_orig_mod") else net.module  # type: ignore[assignment]
+    return net
+
+
 def _entry(one: Insertion) -> dict[str, Any]:
     return {key: getattr(one, key) for key in PLAN_KEYS}
 
@@ -140,22 +145,6 @@ def _state(net: nn.Module) -> dict[str, torch.Tensor]:
                 f"save: the state dict must hold tensors only, got {type(value).__name__} as {name}"
             )
     return state
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)  # mkstemp makes files private; a saved one gets the user's usual permissions
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 # --------------------------------------------------------------------------------------------------- reading
@@ -206,15 +195,15 @@ def _rebuild(
 ) -> nn.Module:
     model = described["model"]
     if model is None:
-        listed = _list([f"{e['block']} at {e['site']}" for e in described["plan"]]) or "none"
+        blocks_there = listed(f"{e['block']} at {e['site']}" for e in described["plan"]) or "none"
         raise ValueError(
             f"load: {path} does not name its model, as it was not made by foveal.create_model; pass net=a network "
-            f"with the same blocks inserted ({listed})"
+            f"with the same blocks inserted ({blocks_there})"
         )
     refused = [key for key in model["kwargs"] if key.startswith(READS_FILES)]
     if refused:
         raise ValueError(
-            f"load: a file may not make the library open other files, got {_list(refused)} in {path}"
+            f"load: a file may not make the library open other files, got {listed(refused)} in {path}"
         )
     with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
         _refuse_other_weights(_assemble(model, described["plan"], blocks, path), shapes, path)
@@ -261,9 +250,9 @@ def _refuse_other_plan(net: nn.Module, plan: list[dict[str, Any]], path: Any) ->
     if lost or extra:
         parts = []
         if lost:
-            parts.append(f"the network lacks {_list([_spelled(e) for e in lost])}, which would be lost")
+            parts.append(f"the network lacks {listed(map(_spelled, lost))}, which would be lost")
         if extra:
-            parts.append(f"the file lacks {_list([_spelled(e) for e in extra])}, which would stay untrained")
+            parts.append(f"the file lacks {listed(map(_spelled, extra))}, which would stay untrained")
         raise ValueError(
             f"load: {path} and the network must have the same inserted blocks, but {'; '.join(parts)}. "
             "Insert the same blocks first, or call foveal.load(path) without a network to rebuild it"
@@ -272,21 +261,19 @@ def _refuse_other_plan(net: nn.Module, plan: list[dict[str, Any]], path: Any) ->
 
 def _refuse_other_weights(net: nn.Module, shapes: dict[str, tuple[int, ...]], path: Any) -> None:
     own = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    parts = []
-    if missing := [name for name in own if name not in shapes]:
-        parts.append(f"the file lacks {_list(missing)}")
-    if unexpected := [name for name in shapes if name not in own]:
-        parts.append(f"the network lacks {_list(unexpected)}")
-    if different := [
-        f"{name} ({shapes[name]} in the file, {own[name]} in the network)"
-        for name in own
-        if name in shapes and shapes[name] != own[name]
-    ]:
-        parts.append(f"shapes differ: {_list(different)}")
-    if parts:
-        raise ValueError(
-            f"load: {path} must hold exactly the weights of {type(net).__name__}, but {'; '.join(parts)}"
-        )
+    if wrong := misfit(shapes, own):
+        raise ValueError(f"load: {path} must hold exactly the weights of {type(net).__name__}, got {wrong}")
+
+
+def misfit(file: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """Missing, unexpected and mis-shaped names of tensors in a file, or nothing."""
+    shaped = [name for name, shape in expected.items() if file.get(name, shape) != shape]
+    wrong = {
+        "missing": [name for name in expected if name not in file],
+        "unexpected": [name for name in file if name not in expected],
+        "mis-shaped": [f"{name} ({file[name]} instead of {expected[name]})" for name in shaped],
+    }
+    return "; ".join(f"{kind}: {listed(names)}" for kind, names in wrong.items() if names)
 
 
 def _spelled(entry: dict[str, Any]) -> str:
@@ -294,6 +281,7 @@ def _spelled(entry: dict[str, Any]) -> str:
     return f"{entry['block']}({options}) at {entry['site']}"
 
 
-def _list(names: list[str], shown: int = 8) -> str:
+def listed(names: Iterable[str], shown: int = 8) -> str:
+    names = list(names)
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more

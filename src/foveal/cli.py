@@ -25,167 +25,6 @@ from foveal.train.config import TrainConfig
 # ------------------------------------------------------------------------------------------------------- verbs
 
 
-def train(config: TrainConfig, resume: str | None = None) -> int:
-    """Train a network, with attention blocks if wanted, and keep all it made in one run folder.
-
-    Args:
-        config: every option of training.
-        resume: Folder of a run that was stopped; it continues as if it never had been.
-    """
-    from foveal.train import fit
-    from foveal.train.report import summary
-    from foveal.train.run import first_process
-
-    result = fit(config, resume=resume)
-    if first_process():
-        print_rich(summary(result))
-    return 0
-
-
-def measure_weights(
-    weights: str,
-    data: str | None = None,
-    split: Literal["train", "val", "test"] = "val",
-    data_options: dict | None = None,
-    inference: Literal["whole", "sliding", "multiscale"] = "whole",
-    crop: int | None = None,
-    stride: int | None = None,
-    scales: list[float] | None = None,
-    flip: bool = False,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    out: str | None = None,
-) -> int:
-    """Measure trained weights on a data set: accuracy, or mIoU of weights that segment.
-
-    Args:
-        weights: A weights file of a run, runs/train/NAME/weights/best.safetensors.
-        data: As for train. Default: the data the weights were trained on.
-        split: Which part of the data.
-        data_options: More options of the data set.
-        inference: To segment: each image whole, in sliding windows, or at several scales; the figures say which.
-        crop: sliding: side of the windows, in pixels of images of image_size. Default: that of the training crops.
-        stride: sliding: distance of the windows. Default: two thirds of crop.
-        scales: multiscale: factors on the size of the image. Default: [0.75,1,1.25,1.5].
-        flip: multiscale: also the mirror image at each scale.
-        batch_size: Images at a time. Default: 128; to segment, 16 whole images.
-        workers: Processes that read images. Default: none for small images, else one a core up to 8.
-        device: cpu, cuda or auto.
-        out: Also write the figures to this JSON file.
-    """
-    from dataclasses import asdict
-    from pathlib import Path
-
-    from foveal.train import evaluate, evaluate_masks
-    from foveal.train.files import write_json
-    from foveal.train.inference import task_of
-    from foveal.train.report import evaluation_table, mask_evaluation_table
-
-    common: dict[str, Any] = {
-        "split": split,
-        "data_options": data_options,
-        "workers": workers,
-        "device": device,
-    }
-    ways: dict[str, Any] = {
-        "inference": inference,
-        "crop": crop,
-        "stride": stride,
-        "scales": scales,
-        "flip": flip,
-    }
-    if task_of(weights) == "segment":
-        result = evaluate_masks(weights, data, batch_size=batch_size or 16, **common, **ways)
-        print_rich(mask_evaluation_table(result))
-    else:
-        _refuse_if_given(weights, **{**ways, "inference": inference != "whole"})
-        result = evaluate(weights, data, batch_size=batch_size or 128, **common)
-        print_rich(evaluation_table(result))
-    if out is not None:
-        write_json(Path(out), asdict(result))
-    return 0
-
-
-def label_files(
-    paths: list[str],
-    weights: str,
-    format: Literal["csv", "json"] = "csv",
-    top: int | None = None,
-    out: str | None = None,
-    batch_size: int | None = None,
-    device: str = "auto",
-) -> int:
-    """Label image files and folders of them, or segment them.
-
-    Labels and probabilities go to the standard output; of weights that segment, masks, colours, overlays and the
-    share of each class go to a folder.
-
-    Args:
-        paths: Image files, and folders to search for them.
-        weights: A weights file of a run, runs/train/NAME/weights/best.safetensors.
-        format: csv: one row a file; json: a list, and the unreadable files with the reason.
-        top: How many labels a file. Default: 5. Not to segment.
-        out: Write to this file instead; to segment: to this folder, new or empty, by default runs/predict/MODEL.
-        batch_size: Images at a time. Default: 32. Not to segment.
-        device: cpu, cuda or auto.
-    """
-    from pathlib import Path
-
-    from foveal.train import predict
-    from foveal.train.files import write_text
-    from foveal.train.inference import task_of
-    from foveal.train.report import predictions_text
-
-    if task_of(weights) == "segment":
-        _refuse_if_given(weights, top=top, batch_size=batch_size)
-        return _segment_files(paths, weights, format, out, device)
-    found, unreadable = predict(
-        weights,
-        paths,
-        top=5 if top is None else top,
-        batch_size=32 if batch_size is None else batch_size,
-        device=device,
-    )
-    text = predictions_text(found, unreadable, format)
-    if out is None:
-        sys.stdout.write(text)
-    else:
-        write_text(Path(out), text)
-    return _after_prediction(len(found), unreadable)
-
-
-def _segment_files(
-    paths: list[str], weights: str, format: Literal["csv", "json"], out: str | None, device: str
-) -> int:
-    from foveal.checkpoint import read_info
-    from foveal.train import predict_masks
-    from foveal.train.files import free_folder
-    from foveal.train.report import predicted_masks_text
-
-    folder = out or free_folder("runs/predict", read_info(weights)["model"]["name"])
-    found, unreadable = predict_masks(weights, paths, folder, format=format, device=device)
-    print_rich(predicted_masks_text(found, str(folder), format))
-    return _after_prediction(len(found), unreadable)
-
-
-def _refuse_if_given(weights: str, **options: Any) -> None:
-    """Options that mean nothing to a network of this task."""
-    from foveal.train.inference import task_of
-
-    for name, value in options.items():
-        if value:
-            raise ValueError(f"{name} must not be given for task {task_of(weights)}, got it with {weights}")
-
-
-def _after_prediction(found: int, unreadable: dict[str, str]) -> int:
-    for reason in unreadable.values():
-        complain("predict", f"skipped: {reason}")
-    if unreadable:
-        complain("predict", f"{len(unreadable)} of {found + len(unreadable)} files could not be read")
-    return 0 if found else 2
-
-
 def show_plan(
     model: str,
     insert: list[str],
@@ -268,9 +107,16 @@ class Verb:
 
 VERBS = {
     "compare": Verb("foveal.compare:compare", usage="foveal compare --data photos/ --seeds 8"),
-    "train": Verb(train, usage="foveal train --model resnet18 --data photos/ --insert cbam@residual:3,4"),
-    "eval": Verb(measure_weights, usage="foveal eval --weights runs/train/x/weights/best.safetensors"),
-    "predict": Verb(label_files, words="paths", usage="foveal predict photo.jpg folder/ --weights FILE"),
+    "train": Verb(
+        "foveal.train.verbs:train",
+        usage="foveal train --model resnet18 --data photos/ --insert cbam@residual:3,4",
+    ),
+    "eval": Verb(
+        "foveal.train.verbs:evaluate", usage="foveal eval --weights runs/train/x/weights/best.safetensors"
+    ),
+    "predict": Verb(
+        "foveal.train.verbs:predict", words="paths", usage="foveal predict photo.jpg folder/ --weights FILE"
+    ),
     "look": Verb("foveal.look.verbs:look", words="source", usage="foveal look photo.jpg --weights FILE"),
     "serve": Verb("foveal.look.verbs:serve", usage="foveal serve --weights FILE"),
     "convert": Verb(
@@ -328,7 +174,7 @@ def _run(name: str, arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
-    if verb.run is train:
+    if name == "train":
         parser.add_argument("--resume", type=str | None, help="Folder of a stopped run, to continue it.")
         parser.add_class_arguments(TrainConfig)
     else:
@@ -345,9 +191,8 @@ def _run(name: str, arguments: list[str]) -> int:
     for free in ("data_options", "model_options"):
         if options.get(free):
             options[free] = {key: _read(value) for key, value in options[free].items()}
-    if verb.run is train:
-        resume = options.pop("resume")
-        return train(TrainConfig(**options), resume)
+    if name == "train":
+        options = {"resume": options.pop("resume"), "config": TrainConfig(**options)}
     result = verb.run(**options)
     return result if isinstance(result, int) else 0
 
@@ -482,17 +327,6 @@ def complain(verb: str, text: str) -> int:
     line = " ".join(text.split())
     print(line if line.startswith(f"{verb}: ") else f"{verb}: {line}", file=sys.stderr)
     return 2
-
-
-def print_rich(*parts: Any) -> None:
-    """To the standard output, as wide as the terminal, or unwrapped into a file."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    for part in parts:
-        console.print(part)
 
 
 if __name__ == "__main__":

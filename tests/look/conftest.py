@@ -1,18 +1,13 @@
 """A small network with one block of each kind, its scales away from zero, saved as training saves it."""
 
 import io
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 import torch
-import uvicorn
-from fastapi import FastAPI
 from PIL import Image
 
 import foveal
@@ -44,21 +39,6 @@ def save_network(path: Path, seed: int) -> Path:
                 parameter.normal_(std=0.4)
     foveal.save(net, path, **INFO)
     return path
-
-
-@contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """The address of a real server on a free port."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=serve.ImpatientProtocol, log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +90,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def address(networks: list[Network]) -> Iterator[str]:
     black = [("black", torch.zeros(3, 40, 40, dtype=torch.uint8))]
-    with serving(serve.make_app(networks, black, allow_hosts=("lab",))) as address:
+    with serve.serving(serve.make_app(networks, black, allow_hosts=("lab",))) as address:
         yield address
 
 

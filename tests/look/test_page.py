@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveal.look import serve
+from foveal.look.images import bundled_images
 from foveal.look.network import Network, open_network
-
-from .conftest import serving
+from foveal.look.serve import make_app, serving
 
 CHROMIUM = Path("/usr/bin/chromium")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's c
 
 @pytest.fixture(scope="module")
 def address(networks: list[Network]) -> Iterator[str]:
-    with serving(serve.make_app(networks, serve.bundled_images(2))) as address:
+    with serving(make_app(networks, bundled_images(2))) as address:
         yield address
 
 
@@ -209,7 +208,7 @@ def test_a_danet_shows_its_classes_a_row_and_the_channel_matrix(
     browser: "sync_api.Browser", danet: Path
 ) -> None:
     network = open_network(danet)
-    with serving(serve.make_app([network], serve.bundled_images(1, "segment"))) as address:
+    with serving(make_app([network], bundled_images(1, "segment"))) as address:
         page = browser.new_page(viewport={"width": 1180, "height": 1000})
         page.goto(address)
         page.wait_for_selector(".panel[data-drawn]")

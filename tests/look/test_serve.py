@@ -197,6 +197,20 @@ def test_an_interrupted_upload_leaves_the_server_well(address: str, client: http
     assert client.post("/api/images", content=png()).status_code == 200
 
 
+def test_an_upload_that_never_ends_does_not_keep_the_server_from_ending(network: Network) -> None:
+    with serve.serving(serve.make_app([network], [])) as address:
+        host, _, port = address.removeprefix("http://").partition(":")
+        held = socket.create_connection((host, int(port)), timeout=30)
+        headers = (
+            f"Host: {host}:{port}\r\nX-Foveal: 1\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        held.sendall(b"POST /api/images HTTP/1.1\r\n" + headers.encode())
+        assert held.recv(4096).startswith(b"HTTP/1.1 100")  # the body is being waited for
+        start = time.perf_counter()
+    assert time.perf_counter() - start < serve.CLOSE_SECONDS + 10
+    held.close()
+
+
 def test_a_failure_inside_is_a_sentence_and_no_traceback(networks: list[Network]) -> None:
     def broken(_sample: object) -> None:
         raise RuntimeError("secret detail")

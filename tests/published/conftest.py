@@ -1,13 +1,24 @@
 """Peers with random weights and statistics, and what it means that a converted network is the same function."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import foveal
 from foveal.published import convert, export
+
+
+class Named(nn.Module):
+    """A module whose only purpose is the names of its children."""
+
+    def __init__(self, **children: nn.Module):
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +49,12 @@ def random_peer() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture
-def agrees() -> Callable[..., nn.Module]:
+def agrees(tmp_path: Path) -> Callable[..., nn.Module]:
     """``agrees(peer, x, ours, theirs)`` converts, loads and compares; returns the network of ours.
 
     Outputs in eval and in train mode, the gradient of the parameter named ``ours`` here and ``theirs`` there (in
-    train mode), and every bit of the way back. In float64, so that nothing but a wrong place can differ.
+    train mode), every bit of the way back, and that a saved file alone rebuilds the same network. In float64, so
+    that nothing but a wrong place can differ.
     """
 
     def compared(
@@ -64,6 +76,9 @@ def agrees() -> Callable[..., nn.Module]:
         for name, value in back.items():
             assert value.dtype == before[name].dtype
             assert torch.equal(value, before[name]), name
+        if hasattr(net, "foveal_model"):
+            foveal.save(net, tmp_path / "net.safetensors")
+            assert str(foveal.load(tmp_path / "net.safetensors")) == str(net)
         net, peer, x = net.to(dtype), peer.to(dtype), x.to(dtype)
         for training in (False, True):
             net.train(training)

@@ -72,7 +72,9 @@ def test_the_common_port(random_peer, agrees, pairwise, dims, pooled, norm):
     block = agrees(peer, x, ours, theirs, **stated(pairwise))
     assert isinstance(block, NonLocal)
     assert block.foveal_info["converted_from"] == "nonlocal-port"
-    assert f"{dims}-D, {pairwise}" in block.foveal_info["variant"]
+    said = f"one Non-local block, {dims}-D, {pairwise}"
+    said += ", scale 1" if pairwise == "embedded_gaussian" else ""
+    assert block.foveal_info["variant"] == said + (", keys sub-sampled after phi and g" if pooled else "")
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -95,6 +97,7 @@ def test_mmcv(random_peer, agrees, pairwise, dims, pooled, norm):
         block = agrees(peer, x, ours, theirs, **options)
         assert block.foveal_info["converted_from"] == "mmcv-nonlocal"
         assert (block.scale != 1) == (scaled and pairwise == "embedded_gaussian")
+        assert ("scale 0.5" in block.foveal_info["variant"]) == (block.scale != 1)  # inner is 4
 
 
 def test_a_block_in_a_whole_networks_file(random_peer, agrees):

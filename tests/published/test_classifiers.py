@@ -6,7 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import foveal
-from foveal.published import convert, export
+from foveal.checkpoint import misfit
+from foveal.published import FORMATS, convert, export
+from foveal.published.keymap import Shapes
+
+from .conftest import Named
 
 X = torch.randn(3, 3, 40, 33, generator=torch.Generator().manual_seed(1))
 
@@ -25,7 +29,10 @@ def test_timm(random_peer, agrees, name, ours):
     peer = random_peer(lambda: timm.create_model(name, num_classes=7))
     net = agrees(peer, X, ours, "layer2.0.se.fc1.weight")
     assert net.foveal_info["converted_from"] == "timm-se"
-    assert "SE with biases" in net.foveal_info["variant"]
+    narrow = (
+        ", 8 hidden channels in stage 1" if name == "seresnet18" else ""
+    )  # timm's widths are multiples of 8
+    assert net.foveal_info["variant"] == f"SE with biases{narrow}, stride 2 in the 3x3 convolution"
     assert net.foveal_model["name"] == name.replace("seres", "se_res")
 
 
@@ -39,6 +46,8 @@ def test_timms_legacy_trunks(random_peer, agrees, name):
     net = agrees(peer, X, "layer2.0.se_module.se.fc1.weight", "layer2.0.se_module.fc1.weight", drop_rate=0.0)
     assert net.foveal_info["converted_from"] == "timm-legacy-se"
     assert "rounds up" in net.foveal_info["variant"]
+    assert ("after a ReLU" in net.foveal_info["variant"]) == (name == "seresnet18")
+    assert ("first 1x1" in net.foveal_info["variant"]) == (name == "seresnet50")
 
 
 @pytest.mark.slow  # 115 million parameters
@@ -79,6 +88,44 @@ def test_pytorchcv_se(random_peer, agrees, name, format):
     assert ("first 1x1" in net.foveal_info["variant"]) == (format == "pytorchcv-seresnet")
 
 
+@pytest.mark.parametrize(
+    ("library", "name", "format", "ours"),
+    [
+        ("timm", "seresnet34", "timm-se", "resnet34"),
+        ("timm", "seresnet152", "timm-se", "se_resnet152"),
+        ("timm", "seresnext101_32x8d", "timm-se", "resnext101_32x8d"),
+        ("timm", "seresnext101_64x4d", "timm-se", "resnext101_64x4d"),
+        ("timm", "senet154", "timm-se", "se_net154"),
+        ("timm", "legacy_seresnet34", "timm-legacy-se", "legacy_se_resnet34"),
+        ("timm", "legacy_seresnet101", "timm-legacy-se", "legacy_se_resnet101"),
+        ("timm", "legacy_seresnext26_32x4d", "timm-legacy-se", "legacy_se_resnext26_32x4d"),
+        ("timm", "legacy_senet154", "timm-legacy-se", "legacy_se_net154"),
+        ("pytorchcv", "seresnet18", "pytorchcv-seresnet", "se_resnet18"),
+        ("pytorchcv", "seresnet101b", "pytorchcv-seresnet-b", "se_resnet101"),
+        ("pytorchcv", "cbam_resnet34", "pytorchcv-cbam", "cbam_resnet34"),
+        ("pytorchcv", "cbam_resnet152", "pytorchcv-cbam", "resnet152"),
+    ],
+)
+def test_every_size_has_its_network(library, name, format, ours):
+    """Names and shapes alone, with one channel and seven classes."""
+    with torch.device("meta"):
+        if library == "timm":
+            import timm
+
+            peer = timm.create_model(name, num_classes=7, in_chans=1)
+        else:
+            from pytorchcv.model_provider import get_model
+
+            peer = get_model(name, num_classes=7, in_channels=1)
+        shapes = Shapes({key: tuple(value.shape) for key, value in peer.state_dict().items()})
+        net, variant = FORMATS[format].build(shapes, {})
+    assert misfit(shapes, dict(FORMATS[format].table(net).values())) == ""
+    assert net.foveal_model["name"] in (ours, f"se_{ours}")
+    assert net.foveal_model["kwargs"].items() >= {"num_classes": 7, "in_chans": 1}.items()
+    if name == "seresnet18":
+        assert variant == "SE with biases"  # nothing about a first 1x1, which it has not
+
+
 def test_files_that_look_the_same_must_be_told_apart(random_peer):
     from pytorchcv.models import seresnet
 
@@ -107,15 +154,6 @@ def test_pytorchcv_cbam(random_peer, agrees):
 
 
 # ------------------------------------------------------------------------------- the CBAM authors' layout, written out
-
-
-class Named(nn.Module):
-    """A module whose only purpose is the names of its children."""
-
-    def __init__(self, **children: nn.Module):
-        super().__init__()
-        for name, child in children.items():
-            self.add_module(name, child)
 
 
 class CBAM(nn.Module):

@@ -57,6 +57,22 @@ def test_the_network_owns_its_memory_and_trains(state):
     assert torch.equal(state["fc.weight"], before)
 
 
+def test_an_export_is_a_copy_also_of_a_compiled_network(state):
+    net = convert(state)
+    out = export(torch.compile(net, backend="eager"), "cbam-official")  # type: ignore[arg-type]
+    assert out.keys() == state.keys()
+    with torch.no_grad():
+        net.fc.weight.zero_()
+    assert torch.equal(out["fc.weight"], state["fc.weight"])
+
+
+def test_options_reach_the_network_and_its_file(state):
+    net = convert(state, drop_rate=0.25)
+    assert net.drop_rate == 0.25
+    assert net.foveal_model["kwargs"]["drop_rate"] == 0.25
+    assert convert(export(foveal.create_model("se_resnet18"), "timm-se"), drop_rate=0.25).drop_rate == 0.25
+
+
 def test_another_network_is_refused():
     plain = foveal.create_model("resnet18").state_dict()
     with pytest.raises(

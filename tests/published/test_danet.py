@@ -7,18 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import foveal
 from foveal.published import convert, export
 
+from .conftest import Named
+
 X = torch.randn(2, 3, 40, 33, generator=torch.Generator().manual_seed(1))
-
-
-class Named(nn.Module):
-    """A module whose only purpose is the names of its children."""
-
-    def __init__(self, **children: nn.Module):
-        super().__init__()
-        for name, child in children.items():
-            self.add_module(name, child)
 
 
 class Residual(nn.Module):
@@ -205,8 +199,21 @@ def test_the_authors_danet(random_peer, agrees, stem, last, options, name):
         **options,
     )
     assert net.foveal_info["converted_from"] == "danet-official"
+    assert net.foveal_info["variant"].endswith(", corners aligned")
     assert ("multi-grid 1 2 4" in net.foveal_info["variant"]) == (last == (4, 8, 16))
     assert net.foveal_model["name"] == name
+
+
+def test_width_channels_and_options_are_kept(tmp_path):
+    options = {"multi_grid": None, "output_stride": 16, "dropout": 0.2, "align_corners": False}
+    with torch.device("meta"):
+        net = foveal.create_model("danet_resnet18", num_classes=3, in_chans=1, width=64, **options)
+    net = net.to_empty(device="cpu")
+    again = convert(export(net, "danet-official"), **options)
+    assert "no multi-grid, corners not aligned" in again.foveal_info["variant"]
+    foveal.save(again, tmp_path / "net.safetensors")
+    assert str(foveal.load(tmp_path / "net.safetensors")) == str(net)
+    assert again.foveal_model["kwargs"].items() >= {"width": 64, "in_chans": 1, **options}.items()
 
 
 def test_heads_that_the_authors_never_run_are_left_out_and_nothing_else(random_peer):

@@ -34,6 +34,17 @@ def test_wrappers_and_shared_prefixes_are_taken_off(tmp_path, zipped):
     assert same(read(tmp_path / "in.safetensors"))
 
 
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", "net"])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "backbone.", "_orig_mod."])
+def test_each_wrapper_and_prefix_of_the_page(wrapper, prefix):
+    assert same(bare({"epoch": 3, wrapper: {prefix + name: value for name, value in STATE.items()}}))
+
+
+def test_a_sparse_tensor_is_refused():
+    with pytest.raises(ValueError, match=r"dense tensors alone, got fc\.weight \(Tensor\)"):
+        bare({**STATE, "fc.weight": STATE["fc.weight"].to_sparse()})
+
+
 def test_a_prefix_that_not_all_names_share_stays():
     state = {"backbone.conv1.weight": torch.zeros(1), "decode_head.bias": torch.zeros(1)}
     assert bare({"meta": {}, "state_dict": state}) == state

@@ -1,5 +1,6 @@
 """``foveal convert``: a file that foveal.load rebuilds, the way back, and one line for whatever is wrong."""
 
+import os
 import subprocess
 import sys
 
@@ -69,6 +70,26 @@ def test_mistakes_are_one_line_and_leave_nothing(net, capsys, tmp_path):
     foveal.save(net, "ours.safetensors")
     assert "of its kind" in refused(capsys, "ours.safetensors", "out.pth", "--to", "mmseg-danet")
     assert {path.name for path in tmp_path.iterdir()} == before | {"ours.safetensors"}
+
+
+def test_a_target_stays_as_it_was_after_an_error(net, capsys, tmp_path, monkeypatch):
+    torch.save(foveal.create_model("resnet18").state_dict(), "plain.pth")
+    foveal.save(net, "ours.safetensors")
+    for target in ("out.safetensors", "out.pth"):
+        (tmp_path / target).write_text("as it was")
+    before = {path.name for path in tmp_path.iterdir()}
+    refused(capsys, "plain.pth", "out.safetensors")
+    refused(capsys, "ours.safetensors", "out.pth", "--to", "mmseg-danet")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    torch.save(export(net, "cbam-official"), "in.pth")
+    assert "No space left" in refused(capsys, "in.pth", "out.safetensors")
+    assert "No space left" in refused(capsys, "ours.safetensors", "out.pth", "--to", "cbam-official")
+    assert {(tmp_path / target).read_text() for target in ("out.safetensors", "out.pth")} == {"as it was"}
+    assert {path.name for path in tmp_path.iterdir()} == before | {"in.pth"}
 
 
 def test_help_needs_no_torch():

@@ -1,37 +1,7 @@
-import errno
-from pathlib import Path
-
 import pytest
 
 from foveal.train import files
 from foveal.train.config import TrainConfig
-
-
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
-    path = tmp_path / "metrics.csv"
-    files.write_text(path, "old")
-
-    def fail(part: Path):
-        part.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        files.write_whole(path, fail)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device without space")
-def test_a_full_disk_keeps_the_old_file_and_names_it(tmp_path):
-    path = tmp_path / "metrics.csv"
-    files.write_text(path, "old")
-    (tmp_path / ".metrics.csv.part").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left") as caught:
-        files.write_text(path, "new" * 1000)
-    assert caught.value.errno == errno.ENOSPC
-    assert caught.value.filename == str(path)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_config_reads_back_as_it_was(tmp_path):

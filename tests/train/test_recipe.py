@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -68,6 +69,15 @@ def test_rates_rise_to_the_highest_and_never_rise_again(schedule):
     assert factors[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
     assert all(a >= b for a, b in pairwise(factors[4:]))
     assert (factors[-1] < 0.05) == (schedule != "constant")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share"),
+    [("cosine", lambda t: (1 + math.cos(math.pi * t)) / 2), ("poly", lambda t: (1 - t) ** 0.9)],
+)
+def test_rates_are_those_of_the_schedule_s_equation(schedule, share):
+    found = [rate_factor(step, steps=50, warmup_steps=5, schedule=schedule) for step in range(5, 50)]
+    assert found == pytest.approx([share(step / 45) for step in range(45)])
 
 
 def test_set_rate_scales_each_groups_own_rate_again_and_again():

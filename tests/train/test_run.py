@@ -16,6 +16,7 @@ import foveal
 from foveal.train import Interrupted, TrainConfig, fit, train_in_memory
 from foveal.train import run as run_module
 from foveal.train.run import make_network
+from foveal.writing import part_of
 
 SMALL = {"length": 96, "size": 24}
 
@@ -274,7 +275,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_whole(tmp_path, name):
     (folder / "weights").mkdir(parents=True)
     chosen = config(folder, epochs=1)
     run_module.files.write_config(folder, chosen)
-    (folder / f".{name}.part").symlink_to("/dev/full")
+    part_of(folder / name).symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as caught:
         fit(resume=folder, quiet=True)
     assert caught.value.filename == str(folder / name)

@@ -127,6 +127,14 @@ def test_class_weights_and_hard_pixels_are_those_of_the_definition(pair):
     )
 
 
+def test_where_few_pixels_are_hard_the_hardest_sixteenth_is_kept():
+    sure = torch.linspace(2, 10, 64)  # the logit of the true class against 0: all above 0.7 probability
+    logits = torch.stack([sure, torch.zeros(64)])[None].reshape(1, 2, 8, 8)
+    mask = torch.zeros(1, 8, 8, dtype=torch.long)
+    hardest = F.cross_entropy(logits, mask, reduction="none").flatten()[:4].mean()
+    assert segmentation_loss({"fused": logits}, mask, ohem=True) == pytest.approx(hardest.item(), rel=1e-5)
+
+
 def test_a_class_nobody_has_is_left_out_of_the_mean():
     found = scores(torch.tensor([[4, 0, 0], [0, 2, 0], [0, 0, 0]]))
     assert found["miou"] == 1.0

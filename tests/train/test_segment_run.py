@@ -18,7 +18,7 @@ from foveal.train import TrainConfig, evaluate, evaluate_masks, fit, predict, pr
 from foveal.train.mask_evaluation import bootstrap_interval, margins
 from foveal.train.mask_prediction import highest
 from foveal.train.palette import palette
-from foveal.train.segment import confusion
+from foveal.train.segment import confusion, scores
 
 IGNORED = 9
 FAST = {"model": "danet_test_byobnet", "batch_size": 4, "lr": 0.05, "workers": 0, "accelerator": "cpu"}
@@ -156,6 +156,12 @@ def test_the_interval_is_over_images_and_seeded():
     ), "images that are all the same leave nothing to chance"
 
 
+def test_the_interval_counts_pixels_and_is_not_of_image_means():
+    large, small = margins(1000 * torch.eye(2)), margins(10 * (1 - torch.eye(2)))  # all right, all wrong
+    low, high = bootstrap_interval(torch.stack([large, small] * 20))
+    assert 0.95 < low < high < 1
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -208,7 +214,9 @@ def test_predict_writes_masks_colours_overlays_and_shares(said, run, masks_folde
         over = np.asarray(Image.open(out / "overlays" / row["mask"]))
         kept = np.asarray(image.convert("RGB"))
         assert np.array_equal(over[mask == 0], kept[mask == 0]), "background shows the image"
-    listed = json.loads((out / "classes.json").read_text())
+    document = json.loads((out / "classes.json").read_text())
+    assert (document["inference"], document["image_size"]) == ({"mode": "whole"}, 32)
+    listed = document["classes"]
     assert [one["name"] for one in listed] == ["background", "blue", "red"]
     assert [tuple(one["colour"]) for one in listed] == [tuple(c) for c in colours.tolist()]
     assert (out / "legend.png").exists()
@@ -220,6 +228,74 @@ def test_predict_writes_masks_colours_overlays_and_shares(said, run, masks_folde
     assert again[0] == 2
     assert "must be a new or empty folder" in again[2]
     assert again[2].count("\n") == 1
+
+
+def masks_in(folder):
+    return {path.name: np.array(Image.open(path)) for path in sorted((folder / "masks").iterdir())}
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "line"),
+    [
+        (
+            ["--inference", "sliding"],
+            {"inference": "sliding", "crop": 32, "stride": 21},
+            "inference sliding: windows of 32 every 21 pixels, logits averaged",
+        ),
+        (
+            ["--inference", "sliding", "--crop", "16", "--stride", "9"],
+            {"inference": "sliding", "crop": 16, "stride": 9},
+            "inference sliding: windows of 16 every 9 pixels, logits averaged",
+        ),
+        (
+            ["--inference", "multiscale", "--scales", "[0.5,1.5]", "--flip"],
+            {"inference": "multiscale", "scales": [0.5, 1.5], "flip": True},
+            "inference multiscale: sizes x0.5, x1.5 and their mirror images, logits averaged",
+        ),
+    ],
+)
+def test_predict_sends_images_through_as_asked_and_says_so(
+    said, run, masks_folder, tmp_path, words, options, line
+):
+    """The masks it writes give the very mIoU that evaluation in the same way gives."""
+    photos = masks_folder / "val" / "images"
+    typed = ["predict", photos, "--weights", run.weights, "--device", "cpu", "--out", tmp_path / "typed"]
+    status, text, _ = said(*typed, *words)
+    assert status == 0
+    assert line in text
+    recorded = json.loads((tmp_path / "typed" / "classes.json").read_text())["inference"]
+    assert recorded == {"mode": options["inference"]} | {k: options[k] for k in options if k != "inference"}
+    predict_masks(run.weights, [photos], tmp_path / "called", device="cpu", **options)
+    predict_masks(run.weights, [photos], tmp_path / "whole", device="cpu")
+    masks, called, whole = (masks_in(tmp_path / name) for name in ("typed", "called", "whole"))
+    assert all(np.array_equal(masks[name], called[name]) for name in called)
+    assert any(not np.array_equal(masks[name], whole[name]) for name in whole)
+    matrix = torch.zeros(3, 3, dtype=torch.float64)
+    for name, mask in masks.items():
+        truth = np.array(Image.open(masks_folder / "val" / "labels" / name))
+        matrix += confusion(torch.from_numpy(mask)[None].long(), torch.from_numpy(truth)[None].long(), 3)
+    measured = evaluate_masks(run.weights, device="cpu", **options)
+    assert scores(matrix)["miou"] == pytest.approx(measured.miou, abs=1e-9)
+
+
+def test_predict_refuses_a_wrong_way_before_it_makes_a_folder(said, run, masks_folder, tmp_path):
+    photos = masks_folder / "val" / "images"
+    typed = ["predict", photos, "--weights", run.weights, "--out", tmp_path / "o", "--crop", "16"]
+    assert said(*typed) == (2, "", "predict: inference: crop is an option of sliding, got it with whole\n")
+    assert not (tmp_path / "o").exists()
+
+
+def test_predict_writes_nothing_where_no_file_is_readable(said, run, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    status, text, err = said(
+        "predict", tmp_path / "broken.png", "--weights", run.weights, "--out", tmp_path / "o"
+    )
+    assert (status, text) == (2, "")
+    assert err.endswith("predict: 1 of 1 files could not be read\n")
+    assert not (tmp_path / "o").exists()
+    taken = said("predict", tmp_path, "--weights", run.weights, "--out", tmp_path / "broken.png" / "o")
+    assert (taken[0], taken[2].count("\n")) == (2, 1)
+    assert "where a file stands in the way" in taken[2]
 
 
 def test_predict_writes_json_and_finds_a_folder_of_its_own(said, run, tmp_path, monkeypatch):
@@ -255,12 +331,26 @@ def test_weights_of_another_task_are_refused_with_the_function_that_takes_them(r
     with pytest.raises(ValueError, match="use evaluate and predict"):
         predict_masks(other.weights, [tmp_path / "a.png"], tmp_path / "o")
     assert not (tmp_path / "o").exists()
-    status, _, err = said("eval", "--weights", other.weights, "--flip")
+    for words in (
+        ["--flip"],
+        ["--inference", "sliding"],
+        ["--crop", "0"],
+        ["--stride", "8"],
+        ["--scales", "[1]"],
+    ):
+        for typed in (["eval"], ["predict", tmp_path / "a.png"]):
+            status, out, err = said(*typed, "--weights", other.weights, *words)
+            assert (status, out, err.count("\n")) == (2, "", 1)
+            assert f"{words[0][2:]} must not be given for task classify" in err
+    status, _, err = said(
+        "predict", tmp_path / "a.png", "--weights", run.weights, "--top", "0", "--batch_size", "0"
+    )
     assert (status, err.count("\n")) == (2, 1)
-    assert "flip must not be given for task classify" in err
-    status, _, err = said("predict", tmp_path / "a.png", "--weights", run.weights, "--top", "3")
-    assert (status, err.count("\n")) == (2, 1)
-    assert "top must not be given for task segment" in err
+    assert "top, batch_size must not be given for task segment" in err
+    for typed in (["eval"], ["predict", tmp_path / "a.png"]):
+        status, _, err = said(*typed, "--weights", other.weights, "--batch_size", "0")
+        assert (status, err.count("\n")) == (2, 1)
+        assert "batch_size must be at least 1, got 0" in err
 
 
 # ---------------------------------------------------------------------------------------------------- bad input

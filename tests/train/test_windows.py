@@ -71,9 +71,10 @@ def test_scales_resize_the_image_and_bring_the_logits_back():
 
 def test_every_way_says_what_it_is():
     whole = Inference.of()
-    windows = Inference.of("sliding", default_crop=90)
+    windows = Inference.of("sliding", trained={"crop_size": 90, "image_size": 120})
     scales = Inference.of("multiscale", flip=True)
     assert (windows.crop, windows.stride, whole.described()) == (90, 60, {"mode": "whole"})
+    assert Inference.of("sliding", trained={"crop_size": None, "image_size": 120}).crop == 120
     assert str(windows) == "sliding: windows of 90 every 60 pixels, logits averaged"
     assert "mirror images" in str(scales)
     for way in (whole, windows, scales):
@@ -88,8 +89,9 @@ def test_every_way_says_what_it_is():
         ({"mode": "sliding", "flip": True}, "flip is an option of multiscale, got it with sliding"),
         ({"mode": "sliding", "crop": 4}, "crop must be at least 8, got 4"),
         ({"mode": "sliding", "crop": 16, "stride": 17}, "stride must be 1 to crop=16, got 17"),
-        ({"mode": "multiscale", "scales": [1.0, 0.0]}, "scales must be one or more factors above 0"),
-        ({"mode": "multiscale", "scales": []}, "scales must be one or more factors above 0"),
+        ({"mode": "multiscale", "scales": [1.0, 0.0]}, "scales must be one or more factors from 0.05 to 8.0"),
+        ({"mode": "multiscale", "scales": [20000.0]}, "scales must be one or more factors from 0.05 to 8.0"),
+        ({"mode": "multiscale", "scales": []}, "scales must be one or more factors from 0.05 to 8.0"),
     ],
 )
 def test_options_out_of_range_or_of_another_way_are_refused(options, rule):

@@ -12,7 +12,8 @@ from foveal.compare.summary import Costs
 from foveal.compare.variants import Variant, build
 from foveal.compare.worker import Job
 from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
-from foveal.train.files import environment, write_json
+from foveal.train.files import environment
+from foveal.writing import write_json
 
 
 def measure_costs(variants: Sequence[Variant], job: Job, folder: Path) -> dict[str, Costs]:

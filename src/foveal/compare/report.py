@@ -15,7 +15,8 @@ from foveal.compare.statistics import FEWEST_SEEDS, Difference, Estimate, p_text
 from foveal.compare.summary import Row
 from foveal.compare.variants import Variant
 from foveal.compare.worker import Job
-from foveal.train.files import environment, table_text, write_json, write_text
+from foveal.train.files import environment, table_text
+from foveal.writing import write_json, write_text
 
 
 def write_report(

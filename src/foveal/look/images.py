@@ -1,4 +1,4 @@
-"""The images that a person names on the command line: a file, a folder, or a data set."""
+"""The images that a person names on the command line: a file, a folder, or a data set; and those that come along."""
 
 from itertools import groupby
 from pathlib import Path
@@ -85,3 +85,20 @@ def is_data_set(source: str) -> bool:
     if any(p.suffix.lower() in IMAGE_SUFFIXES for p in entries):
         return False
     return any(p.suffix == ".parquet" for p in path.rglob("*")) or any(p.is_dir() for p in entries)
+
+
+def bundled_images(count: int = 6, task: str = "classify") -> list[tuple[str, Tensor]]:
+    """Scenes and the two photographs of scikit-learn: what the page offers before anyone brings an image."""
+    from sklearn.datasets import load_sample_images
+
+    scenes = open_dataset("scenes", "val", task=task, length=count)
+    found = []
+    for i in range(count):
+        digit = f" (digit {scenes[i]['label']})" if task == "classify" else ""
+        found.append((f"scene {i + 1}{digit}", scenes[i]["image"]))
+    photographs: Any = load_sample_images()
+    names = [name.rpartition("/")[2] for name in photographs.filenames]
+    return found + [
+        (name, torch.tensor(image).permute(2, 0, 1))
+        for name, image in zip(names, photographs.images, strict=True)
+    ]

@@ -1,13 +1,14 @@
 """Scores as a person reads them, and as files."""
 
 import csv
-import json
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from foveal.look.score import MEASURES, SiteScore
+from foveal.writing import write_json, write_text
 
 
 def table(scores: Sequence[SiteScore]) -> str:
@@ -27,14 +28,14 @@ def write_scores(scores: Sequence[SiteScore], folder: Path) -> list[Path]:
         for site in scores
         for key, value in site.values.items()
     ]
-    with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(
-            file, ["site", "block", "measure", "mean", "low", "high", "images", "verdict"]
-        )
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    columns = ["site", "block", "measure", "mean", "low", "high", "images", "verdict"]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "scores.csv", text.getvalue())
     document = {"measures": MEASURES, "sites": [asdict(site) for site in scores]}
-    (folder / "scores.json").write_text(json.dumps(_finite(document), indent=1), encoding="utf-8")
+    write_json(folder / "scores.json", _finite(document))
     return [folder / "scores.csv", folder / "scores.json"]
 
 

@@ -11,13 +11,13 @@ import secrets
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import Any
 
-import torch
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
@@ -42,6 +42,8 @@ MAX_UPLOADS = 32
 """Uploads under way at once; more are told to come back."""
 HEADER_SECONDS = 10.0
 """Time until a connection has sent the header of its first request."""
+CLOSE_SECONDS = 2
+"""How long a server that ends waits for requests under way, such as an upload that never comes to its end."""
 
 # What a file begins with, for the formats that are decoded at all.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*")
@@ -213,8 +215,39 @@ class ImpatientProtocol(H11Protocol):
 
 def run_server(app: FastAPI, listener: socket.socket) -> None:
     """Serve on a listening socket until interrupted."""
-    config = uvicorn.Config(app, http=ImpatientProtocol, log_level="warning", server_header=False)
-    uvicorn.Server(config).run(sockets=[listener])
+    _server(app).run(sockets=[listener])
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """Serve in a thread while this lasts, on a free port that only this machine reaches; gives the address.
+
+    Example:
+        >>> from urllib.request import urlopen
+        >>> from foveal.look.network import open_network
+        >>> with serving(make_app([open_network(None)], examples=[])) as address:
+        ...     urlopen(address).status
+        200
+    """
+    server, listener = _server(app), socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _server(app: FastAPI) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        http=ImpatientProtocol,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+    )
+    return uvicorn.Server(config)
 
 
 def _decode(body: bytes, name: str) -> Tensor:
@@ -258,22 +291,3 @@ def _content_policy(content: str) -> str:
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-def bundled_images(count: int = 6, task: str = "classify") -> list[tuple[str, Tensor]]:
-    """Scenes and the two photographs of scikit-learn: what the page offers before anyone brings an image."""
-    from sklearn.datasets import load_sample_images
-
-    from foveal.data import open_dataset
-
-    scenes = open_dataset("scenes", "val", task=task, length=count)
-    found = []
-    for i in range(count):
-        digit = f" (digit {scenes[i]['label']})" if task == "classify" else ""
-        found.append((f"scene {i + 1}{digit}", scenes[i]["image"]))
-    photographs: Any = load_sample_images()
-    names = [name.rpartition("/")[2] for name in photographs.filenames]
-    return found + [
-        (name, torch.tensor(image).permute(2, 0, 1))
-        for name, image in zip(names, photographs.images, strict=True)
-    ]

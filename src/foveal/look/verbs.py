@@ -96,8 +96,9 @@ def serve(
     """
     import socket
 
+    from foveal.look.images import bundled_images
     from foveal.look.network import open_network
-    from foveal.look.serve import bundled_images, make_app, run_server
+    from foveal.look.serve import make_app, run_server
 
     networks = [open_network(path) for path in weights or [None]]
     if not 0 <= port <= 65535:
@@ -168,6 +169,7 @@ def _draw(
 def _write_page(network: Network, samples: list[tuple[str, Tensor]], path: Path) -> None:
     from foveal.look.html import page_with
     from foveal.look.payload import image_payload
+    from foveal.writing import write_text
 
     images = []
     for name, image in samples[:IN_PAGE]:
@@ -178,12 +180,7 @@ def _write_page(network: Network, samples: list[tuple[str, Tensor]], path: Path)
     note = f"This file holds the first {IN_PAGE} of {len(samples)} images." if len(samples) > IN_PAGE else ""
     text = page_with(images, note)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, text)
     print(f"{path}: {len(text) / 1e6:.1f} MB, opens without a network")
 
 

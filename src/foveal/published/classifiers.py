@@ -1,5 +1,6 @@
 """Published classifiers with SE and CBAM: timm, its legacy trunks, pytorchcv, and CBAM's own repository."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ WIDTHS: dict[Shape, str] = {
     (128, 4): "resnext{}_32x4d",
     (256, 8): "resnext{}_32x8d",
     (256, 4): "resnext{}_64x4d",
+    (256, 2): "net154",
 }
 """By shape of the first 3x3 convolution, the grouped networks."""
 
@@ -34,19 +36,30 @@ TWINS = {
 DROPS = ("drop_rate", "drop_path_rate")
 
 
-def depth(counts: Shape, bottleneck: bool) -> int:
-    """The depth of a ResNet from its blocks per stage."""
+def depth(shapes: Shapes, stages: str, third: str) -> int:
+    """The depth of a ResNet; ``stages`` captures a name's stage and block, ``third`` is what bottlenecks alone have."""
+    counts, bottleneck = shapes.blocks(stages), shapes.any(third)
     if (bottleneck, counts) not in DEPTHS:
-        known = ", ".join(f"{list(c)}" for b, c in DEPTHS if b == bottleneck)
-        raise ValueError(f"blocks per stage must be one of {known}, got {list(counts)}")
+        known = ", ".join(f"{list(c)} (ResNet-{number})" for (b, c), number in DEPTHS.items() if b == bottleneck)
+        absent = 4 - len(counts)
+        cut = f" and no tensors of {absent} of the 4 stages" if absent > 0 else ""
+        raise ValueError(f"blocks per stage must be one of {known}, got {list(counts)}{cut}")
     return DEPTHS[bottleneck, counts]
 
 
-def backbone(shapes: Shapes, blocks: str, second: str, third: str) -> str:
-    """timm's name of the plain network; ``second`` is a first block's second convolution, ``third`` of bottlenecks."""
-    number = depth(shapes.blocks(blocks), shapes.any(third))
-    grouped = WIDTHS.get(shapes.get(second, ())[:2]) if shapes.any(third) else None
+def backbone(shapes: Shapes, stages: str = r"layer([1-4])\.(\d+)\.", first: str = "layer1.0.conv{}.") -> str:
+    """timm's name of the plain network; ``first`` names the convolutions of the first block."""
+    number = depth(shapes, stages, re.escape(first.format(3)))
+    grouped = WIDTHS.get(shapes.get(first.format(2) + "weight", ())[:2])
     return (grouped or "resnet{}").format(number)
+
+
+def sizes(shapes: Shapes, first: str, last: str, classes: int = 1000) -> dict[str, int]:
+    """What the first convolution and the classifier tell of a network."""
+    return {
+        "num_classes": shapes.size(f"{last}.weight", 0, classes),
+        "in_chans": shapes.size(f"{first}.weight", 1, 3),
+    }
 
 
 def with_block(block: str, plain: str, kept: dict[str, Any], **options: Any) -> nn.Module:
@@ -63,17 +76,12 @@ def with_block(block: str, plain: str, kept: dict[str, Any], **options: Any) -> 
 
 
 def _timm(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
-    deep = shapes.any(r"conv1\.\d")
-    kept = {
-        "num_classes": shapes.size("fc.weight", 0, 1000),
-        "in_chans": shapes.size("conv1.0.weight" if deep else "conv1.weight", 1, 3),
-        **options,
-    }
-    if deep:
-        net = create_model("se_net154", **kept)
-    else:
-        plain = backbone(shapes, r"layer(\d)\.(\d+)\.", "layer1.0.conv2.weight", r"layer1\.0\.conv3\.")
-        net = with_block("se", plain, kept)
+    plain, deep = backbone(shapes), shapes.any(r"conv1\.\d")
+    if deep != (plain == "net154"):
+        stem = "three convolutions" if deep else "one convolution"
+        raise ValueError(f"a stem of three convolutions must be SENet-154's, got {plain} with a stem of {stem}")
+    kept = {**sizes(shapes, "conv1.0" if deep else "conv1", "fc"), **options}
+    net = with_block("se", plain, kept)
     narrow = _other_widths(net, shapes, kept["in_chans"])
     return net, "SE with biases" + narrow + ", stride 2 in the 3x3 convolution"
 
@@ -106,17 +114,10 @@ TIMM_SE = Format(
 
 
 def _legacy(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
-    if shapes.any(r"layer0\.conv3\."):
-        name = "net154"
-    else:
-        name = backbone(shapes, r"layer([1-4])\.(\d+)\.", "layer1.0.conv2.weight", r"layer1\.0\.conv3\.")
+    name = backbone(shapes)
     if f"legacy_se_{name}" not in OWN:
         raise ValueError(f"the network must be one of timm's legacy_se*, got blocks of {name}")
-    kept = {
-        "num_classes": shapes.size("last_linear.weight", 0, 1000),
-        "in_chans": shapes.size("layer0.conv1.weight", 1, 3),
-        **options,
-    }
+    kept = {**sizes(shapes, "layer0.conv1", "last_linear"), **options}
     stride = "first 1x1" if name.startswith("resnet") else "3x3"
     variant = f"SE with biases, stride 2 in the {stride} convolution, max-pooling that rounds up"
     if name in ("resnet18", "resnet34"):
@@ -164,40 +165,34 @@ PYTORCHCV = (
 )
 
 
-def _pytorchcv(
-    block: str, stride_first: bool, variant: str, shapes: Shapes, options: dict[str, Any]
-) -> tuple[nn.Module, str]:
-    plain = backbone(
-        shapes,
-        r"features\.stage(\d)\.unit(\d+)\.",
-        "features.stage1.unit1.body.conv2.conv.weight",
-        r"features\.stage1\.unit1\.body\.conv3\.",
-    )
-    kept = {
-        "num_classes": shapes.size("output.weight", 0, 1000),
-        "in_chans": shapes.size("features.init_block.conv.conv.weight", 1, 3),
-        **options,
-    }
-    if block == "cbam":
-        return with_block("cbam", plain, kept, variant="official"), variant
-    bottleneck = shapes.any(r"features\.stage1\.unit1\.body\.conv3\.")
-    return with_block(
-        "se", plain, {**kept, "stride_first": True} if stride_first and bottleneck else kept
-    ), variant
+def _pytorchcv(shapes: Shapes, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """timm's name of the plain network and what to make it with."""
+    plain = backbone(shapes, r"features\.stage(\d)\.unit(\d+)\.", "features.stage1.unit1.body.conv{}.conv.")
+    return plain, {**sizes(shapes, "features.init_block.conv.conv", "output"), **options}
+
+
+def _pytorchcv_se(shapes: Shapes, options: dict[str, Any], *, stride_first: bool) -> tuple[nn.Module, str]:
+    plain, kept = _pytorchcv(shapes, options)
+    if plain in ("resnet18", "resnet34"):
+        return with_block("se", plain, kept), "SE with biases"
+    if stride_first and plain in ("resnet50", "resnet101", "resnet152"):  # ResNeXts are of one kind there
+        kept["stride_first"] = True
+    stride = "first 1x1" if "stride_first" in kept else "3x3"
+    return with_block("se", plain, kept), f"SE with biases, stride 2 in the {stride} convolution"
 
 
 SE_MARKS = (r"features\.stage\d\.unit\d+\.se\.conv\d\.", r"features\.init_block\.conv\.", r"output\.")
 PYTORCHCV_SE = Format(
     name="pytorchcv-seresnet",
     marks=SE_MARKS,
-    build=partial(_pytorchcv, "se", True, "SE with biases, stride 2 in the first 1x1 convolution"),
+    build=partial(_pytorchcv_se, stride_first=True),
     rules=PYTORCHCV,
     free=DROPS,
 )
 PYTORCHCV_SE_B = Format(
     name="pytorchcv-seresnet-b",
     marks=SE_MARKS,
-    build=partial(_pytorchcv, "se", False, "SE with biases, stride 2 in the 3x3 convolution"),
+    build=partial(_pytorchcv_se, stride_first=False),
     rules=PYTORCHCV,
     free=DROPS,
 )
@@ -206,23 +201,23 @@ PYTORCHCV_SE_B = Format(
 
 OFFICIAL = "CBAM variant 'official': biased MLP, maximum before mean, BatchNorm after the 7x7 convolution"
 
+
+def _pytorchcv_cbam(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    return with_block("cbam", *_pytorchcv(shapes, options), variant="official"), OFFICIAL
+
+
 PYTORCHCV_CBAM = Format(
     name="pytorchcv-cbam",
     marks=(r"features\.stage\d\.unit\d+\.cbam\.(ch|sp)_gate\.", r"features\.init_block\.conv\.", r"output\."),
-    build=partial(_pytorchcv, "cbam", False, OFFICIAL),
+    build=_pytorchcv_cbam,
     rules=PYTORCHCV,
     free=DROPS,
 )
 
 
 def _official(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
-    plain = backbone(shapes, r"layer(\d)\.(\d+)\.", "layer1.0.conv2.weight", r"layer1\.0\.conv3\.")
-    kept = {
-        "num_classes": shapes.size("fc.weight", 0, 1000),
-        "in_chans": shapes.size("conv1.weight", 1, 3),
-        **options,
-    }
-    return with_block("cbam", plain, kept, variant="official"), OFFICIAL
+    kept = {**sizes(shapes, "conv1", "fc"), **options}
+    return with_block("cbam", backbone(shapes), kept, variant="official"), OFFICIAL
 
 
 CBAM_OFFICIAL = Format(

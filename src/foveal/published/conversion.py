@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.checkpoint import listed, misfit, unwrapped
 from foveal.published import blocks, classifiers, danet
-from foveal.published.keymap import Format, Shapes, listed, misfit, tensors
+from foveal.published.keymap import Format, Shape, Shapes, tensors
 from foveal.published.reading import bare
 
 FORMATS: dict[str, Format] = {
@@ -41,7 +42,8 @@ def convert(
 
     Raises:
         ValueError: an unknown format, a format that leaves open what must be stated, or names and shapes that do not
-            fit it, with the missing, unexpected and mis-shaped ones.
+            fit it, with the first missing, unexpected and mis-shaped ones; a note on the exception, which a
+            traceback shows, lists all.
 
     Example:
         >>> import timm, torch
@@ -55,19 +57,30 @@ def convert(
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if not state:
             raise ValueError(f"convert: prefix must begin the name of some tensor, got {prefix!r}")
-    chosen = _chosen(format, Shapes({name: tuple(value.shape) for name, value in state.items()}))
+    fitting = _fitting(format, Shapes({name: tuple(value.shape) for name, value in state.items()}))
+    chosen = fitting[0]
     if chosen.unused:
         state = {name: value for name, value in state.items() if not re.match(chosen.unused, name)}
     shapes = Shapes({name: tuple(value.shape) for name, value in state.items()})
-    net, variant = _build(chosen, shapes, options, "convert")
+    (net, variant), *others = (_build(one, shapes, options, "convert") for one in fitting)
     table = chosen.table(net)
     if not any(name.endswith(COUNTER) for name in state):  # PyTorch before 0.4.1 did not count batches
         counters = [theirs for ours, (theirs, _) in table.items() if ours.endswith(COUNTER)]
         state |= {theirs: torch.zeros((), dtype=torch.long) for theirs in counters}
         shapes |= dict.fromkeys(counters, ())
-    wrong = misfit(shapes, dict(table.values()))
-    if wrong:
-        raise ValueError(f"convert: the weights must be those of {chosen.name} ({variant}), got {wrong}")
+    expected = dict(table.values())
+    if wrong := misfit(shapes, expected):
+        name = getattr(net, "foveal_model", {}).get("name")
+        network = f"{chosen.name}, read as {name}" if name else chosen.name
+        error = ValueError(f"convert: the weights must be those of {network} ({variant}), got {wrong}")
+        error.add_note(_every_misfit(shapes, expected))
+        raise error
+    if any(str(other) != str(net) for other, _ in others):
+        names = " and ".join(one.name for one in fitting)
+        raise ValueError(
+            f"convert: format must be given where files look the same, got names that fit {names}; "
+            + "; ".join(f"{one.name}: {classifiers.TWINS.get(one.name, '')}" for one in fitting)
+        )
     strange = [
         f"{n} ({t.dtype})" for n, t in state.items() if not (n.endswith(COUNTER) or t.is_floating_point())
     ]
@@ -101,7 +114,7 @@ def export(net: nn.Module, format: str) -> dict[str, Tensor]:
         ['layer1.0.cbam.ChannelGate.mlp.1.weight', 'layer1.0.cbam.ChannelGate.mlp.1.bias']
     """
     chosen = _named(format, "export")
-    net = getattr(net, "_orig_mod", net)
+    net = unwrapped(net)
     state = tensors(net.state_dict())
     table = chosen.table(net)
     there = Shapes(dict(table.values()))
@@ -130,7 +143,7 @@ def _difference(net: nn.Module, like: nn.Module) -> str | None:
 
 
 def _ours(
-    net: nn.Module, state: dict[str, Tensor], table: dict[str, tuple[str, tuple[int, ...]]]
+    net: nn.Module, state: dict[str, Tensor], table: dict[str, tuple[str, Shape]]
 ) -> dict[str, Tensor]:
     """Copies under our names, in our shapes: the file's mapping may be closed."""
     ours = {}
@@ -140,17 +153,29 @@ def _ours(
     return ours
 
 
+def _every_misfit(file: Shapes, expected: Mapping[str, Shape]) -> str:
+    return "\n".join(
+        f"{name}: {file.get(name, 'nothing')} instead of {expected.get(name, 'nothing')}"
+        for name in {**expected, **file}
+        if file.get(name) != expected.get(name)
+    )
+
+
 def _build(chosen: Format, shapes: Shapes, options: dict[str, Any], asker: str) -> tuple[nn.Module, str]:
     unknown = [key for key in options if key not in chosen.free]
     if unknown:
         raise ValueError(
             f"{asker}: {chosen.name} takes {', '.join(chosen.free) or 'no options'}, got {', '.join(unknown)}"
         )
+    for key, value in options.items():
+        if key.startswith("drop") and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise ValueError(f"{asker}: {key} must be a number from 0 to 1, got {value!r}")
     try:
         with torch.device("meta"):
             return chosen.build(shapes, options)
     except ValueError as error:
-        raise ValueError(f"{asker}: {str(error).removeprefix(f'{asker}: ')}") from error
+        reason = re.sub(r"^\w+: ", "", str(error))
+        raise ValueError(f"{asker}: in files of {chosen.name}, {reason}") from error
 
 
 def _named(format: str, asker: str) -> Format:
@@ -159,18 +184,13 @@ def _named(format: str, asker: str) -> Format:
     return FORMATS[format]
 
 
-def _chosen(format: str | None, shapes: Shapes) -> Format:
+def _fitting(format: str | None, shapes: Shapes) -> list[Format]:
+    """The formats whose names these are; more than one where files look the same."""
     if format is not None:
-        return _named(format, "convert")
+        return [_named(format, "convert")]
     fitting = [one for one in FORMATS.values() if one.fits(shapes)]
-    if len(fitting) == 1:
-        return fitting[0]
     if fitting:
-        names = " and ".join(one.name for one in fitting)
-        raise ValueError(
-            f"convert: format must be given where files look the same, got names that fit {names}; "
-            + "; ".join(f"{one.name}: {classifiers.TWINS.get(one.name, '')}" for one in fitting)
-        )
+        return fitting
     prefixes = blocks.prefixes(shapes)
     inside = f"; it holds Non-local blocks: pass prefix={listed(map(repr, prefixes), 4)}" if prefixes else ""
     raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from foveal.models import create_model
-from foveal.published.classifiers import depth, pytorchcv_trunk
+from foveal.published.classifiers import depth, pytorchcv_trunk, sizes
 from foveal.published.keymap import STATE, Format, Rule, Shape, Shapes
 
 FREE = ("multi_grid", "output_stride", "dropout", "align_corners")
@@ -48,13 +48,11 @@ def _same(shape: Shape) -> Shape:
 
 def _net(
     number: int, stem: str, shapes: Shapes, first: str, wide: str, last: str, options: dict[str, Any]
-) -> nn.Module:
+) -> tuple[nn.Module, str]:
     """A DANet; ``first``, ``wide`` and ``last`` name the first convolution, one of the head's and the classifier."""
-    kept = {"num_classes": shapes.size(last, 0, 19), "in_chans": shapes.size(first, 1, 3)}
-    width = shapes.size(wide, 0, 512)
-    return create_model(
-        f"danet_resnet{number}{stem}", **kept, **({} if width == 512 else {"width": width}), **options
-    )
+    width = shapes.size(f"{wide}.weight", 0, 512)
+    kept = sizes(shapes, first, last, classes=19) | ({} if width == 512 else {"width": width})
+    return create_model(f"danet_resnet{number}{stem}", **kept, **options), _says(options)
 
 
 def _says(options: dict[str, Any]) -> str:
@@ -72,14 +70,11 @@ def _says(options: dict[str, Any]) -> str:
 
 def _official(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
     options = {"multi_grid": (1, 2, 4), "align_corners": True, **options}
-    number = depth(
-        shapes.blocks(r"pretrained\.layer(\d)\.(\d+)\."), shapes.any(r"pretrained\.layer1\.0\.conv3\.")
-    )
+    number = depth(shapes, r"pretrained\.layer(\d)\.(\d+)\.", r"pretrained\.layer1\.0\.conv3\.")
     deep = shapes.any(r"pretrained\.conv1\.\d")
-    first = "pretrained.conv1.0.weight" if deep else "pretrained.conv1.weight"
-    stem = STEMS.get(shapes.size(first, 0, 64), "s") if deep else ""
-    net = _net(number, stem, shapes, first, "head.conv5a.0.weight", "head.conv8.1.weight", options)
-    return net, _says(options)
+    first = "pretrained.conv1.0" if deep else "pretrained.conv1"
+    stem = STEMS.get(shapes.size(f"{first}.weight", 0, 64), "s") if deep else ""
+    return _net(number, stem, shapes, first, "head.conv5a.0", "head.conv8.1", options)
 
 
 OFFICIAL = Format(
@@ -114,16 +109,13 @@ OFFICIAL = Format(
 
 def _mmseg(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
     options = {"align_corners": False, **options}
-    number = depth(
-        shapes.blocks(r"backbone\.layer(\d)\.(\d+)\."), shapes.any(r"backbone\.layer1\.0\.conv3\.")
-    )
+    number = depth(shapes, r"backbone\.layer(\d)\.(\d+)\.", r"backbone\.layer1\.0\.conv3\.")
     deep = shapes.any(r"backbone\.stem\.")
-    first = "backbone.stem.0.weight" if deep else "backbone.conv1.weight"
-    stem = STEMS.get(shapes.size(first, 0, 32), "c") if deep else ""
+    first = "backbone.stem.0" if deep else "backbone.conv1"
+    stem = STEMS.get(shapes.size(f"{first}.weight", 0, 32), "c") if deep else ""
     if shapes.any(r"auxiliary_head\."):
         options["auxiliary"] = True
-    wide = "decode_head.pam_in_conv.conv.weight"
-    return _net(number, stem, shapes, first, wide, "decode_head.conv_seg.weight", options), _says(options)
+    return _net(number, stem, shapes, first, "decode_head.pam_in_conv.conv", "decode_head.conv_seg", options)
 
 
 _MMSEG_HEAD = (
@@ -180,11 +172,10 @@ def _pytorchcv(name: str, init: str, stage: str) -> Format:
 
     def build(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
         options = {"align_corners": True, **options}
-        counts = shapes.blocks(rf"backbone\.{stage}([1-4])\.unit(\d+)\.")
-        number = depth(counts, shapes.any(rf"backbone\.{stage}1\.unit1\.body\.conv3\."))
-        first = f"backbone.{init}.conv1.conv.weight"
-        wide = "head.branch_pa.conv1.conv.weight"
-        return _net(number, "s", shapes, first, wide, "head.conv.weight", options), _says(options)
+        stages = rf"backbone\.{stage}([1-4])\.unit(\d+)\."
+        number = depth(shapes, stages, rf"backbone\.{stage}1\.unit1\.body\.conv3\.")
+        first = f"backbone.{init}.conv1.conv"
+        return _net(number, "s", shapes, first, "head.branch_pa.conv1.conv", "head.conv", options)
 
     unit = r"backbone\.layer(?P<stage>\d)\.(?P<unit>\d+)"
     rules = [*pytorchcv_trunk(unit, rf"backbone.{stage}\g<stage>.unit#")]

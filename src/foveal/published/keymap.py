@@ -5,7 +5,7 @@ and no value changes on the way, so that converting back gives the same bits.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,25 +100,3 @@ def _there(rules: tuple[Rule, ...], name: str, shape: Shape) -> tuple[str, Shape
 
 def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def misfit(file: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
-    """Missing, unexpected and mis-shaped names, or nothing."""
-    parts = []
-    if missing := [name for name in expected if name not in file]:
-        parts.append(f"missing: {listed(missing)}")
-    if unexpected := [name for name in file if name not in expected]:
-        parts.append(f"unexpected: {listed(unexpected)}")
-    if shaped := [
-        f"{name} ({file[name]} instead of {expected[name]})"
-        for name in expected
-        if name in file and file[name] != expected[name]
-    ]:
-        parts.append(f"mis-shaped: {listed(shaped)}")
-    return "; ".join(parts)
-
-
-def listed(names: Iterable[str], shown: int = 12) -> str:
-    names = list(names)
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.checkpoint import listed
+
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 
@@ -105,14 +107,15 @@ def bare(content: Any) -> dict[str, Tensor]:
             break
         content = inner[0]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        held = f"the keys {_few(content)}" if isinstance(content, Mapping) else type(content).__name__
+        keys = listed(map(str, content)) or "none" if isinstance(content, Mapping) else None
+        held = f"the keys {keys}" if keys else type(content).__name__
         raise ValueError(
             f"convert: there must be a state dict, at the top or under {', '.join(WRAPPERS)}, got {held}"
         )
     state = {str(name): value for name, value in content.items()}
     foreign = [f"{k} ({type(v).__name__})" for k, v in state.items() if not _dense(v)]
     if foreign:
-        raise ValueError(f"convert: a state dict must hold dense tensors alone, got {_few(foreign)}")
+        raise ValueError(f"convert: a state dict must hold dense tensors alone, got {listed(foreign)}")
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
@@ -123,10 +126,3 @@ def _dense(value: Any) -> bool:
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
         return False
     return value.is_meta or value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-
-
-def _few(names: Any, shown: int = 6) -> str:
-    names = [str(name) for name in names]
-    return (", ".join(names[:shown]) or "none") + (
-        f" and {len(names) - shown} more" if len(names) > shown else ""
-    )

@@ -62,20 +62,25 @@ def convert(
 
 def _out(source: str, target: Path, to: str) -> int:
     import io
+    import re
 
     import torch
     from safetensors.torch import save as to_bytes
 
-    from foveal.checkpoint import load, write_atomically
+    from foveal.checkpoint import load
     from foveal.published.conversion import export
+    from foveal.writing import write_bytes
 
-    state = export(load(source), to)
+    try:
+        state = export(load(source), to)
+    except ValueError as error:
+        raise ValueError(f"convert: {re.sub(r'^(load|export): ', '', str(error))}") from error
     if target.suffix == ".safetensors":
         content = to_bytes(state)
     else:
         held = io.BytesIO()
         torch.save(state, held)
         content = held.getvalue()
-    write_atomically(target, content)
+    write_bytes(target, content)
     print(f"{target}: {to}, {len(state)} tensors")
     return 0

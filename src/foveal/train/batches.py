@@ -82,6 +82,8 @@ class InOrder:
     """Batches of (0, index) from first to last, the last one incomplete; each process takes its share."""
 
     def __init__(self, size: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        if batch_size < 1:
+            raise ValueError(f"data: batch_size must be at least 1, got {batch_size}")
         self.size, self.batch_size, self.rank, self.world = size, batch_size, rank, world
 
     @property

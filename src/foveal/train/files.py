@@ -1,14 +1,13 @@
-"""The run folder: every file is written whole or not at all."""
+"""The run folder: its files, and what they say of the machine."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -18,38 +17,9 @@ from typing import Any
 import yaml
 
 from foveal.train.config import TrainConfig
+from foveal.writing import write_json, write_text, write_whole
 
 PACKAGES = ("foveal", "torch", "torchvision", "timm", "lightning", "numpy", "safetensors")
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in its place in one step.
-
-    On any error, a full disk or Ctrl-C among them, ``path`` keeps what it had and nothing is left beside it.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; ``filename`` says which file.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink()
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_whole` of a UTF-8 text."""
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """`write_whole` of a JSON document."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def table_text(rows: Sequence[dict[str, Any]]) -> str:

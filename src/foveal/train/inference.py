@@ -196,11 +196,12 @@ def predict(
         One prediction for each readable file, in order; and the unreadable files with the reason.
 
     Raises:
-        ValueError: wrong weights, or ``top`` below 1.
+        ValueError: wrong weights, or ``top`` or ``batch_size`` below 1.
         FileNotFoundError: a path does not exist, or a folder holds no image.
     """
-    if top < 1:
-        raise ValueError(f"predict: top must be at least 1, got {top}")
+    for name, value in (("top", top), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"predict: {name} must be at least 1, got {value}")
     files = image_files(paths)
     net, info = open_weights(weights, device)
     transform = eval_transform(info["image_size"], mean=info["mean"], std=info["std"])

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from foveal.checkpoint import save
 from foveal.train.batches import InOrder
 from foveal.train.config import TrainConfig
-from foveal.train.files import table_text, write_text, write_whole
+from foveal.train.files import table_text
 from foveal.train.progress import Progress
 from foveal.train.recipe import (
     Average,
@@ -33,6 +33,7 @@ from foveal.train.recipe import (
     seed_for,
     set_rate,
 )
+from foveal.writing import write_text, write_whole
 
 
 class Stopped(Exception):

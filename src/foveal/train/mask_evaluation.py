@@ -86,14 +86,7 @@ def evaluate_masks(
     """
     net, info = open_weights(weights, device, task="segment")
     size = info["image_size"]
-    way = Inference.of(
-        inference,
-        crop=crop,
-        stride=stride,
-        scales=scales,
-        flip=flip,
-        default_crop=info.get("crop_size") or size,
-    )
+    way = Inference.of(inference, crop=crop, stride=stride, scales=scales, flip=flip, trained=info)
     if data is None:
         data_options = data_options or info["data_options"]
     elif data != "scenes" and not data.startswith("torchvision:"):

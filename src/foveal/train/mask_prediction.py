@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from foveal.data import decode_image, segmentation_eval_transform
-from foveal.train.files import table_text, write_text, write_whole
+from foveal.train.files import table_text
 from foveal.train.inference import image_files, open_weights
 from foveal.train.palette import coloured, legend, overlay, palette
 from foveal.train.windows import Inference
+from foveal.writing import write_json, write_text, write_whole
 
 FOLDERS = ("masks", "colours", "overlays")
 VALUES_AT_ONCE = 2**25  # of logits brought to the size of a photograph
@@ -46,34 +46,40 @@ def predict_masks(
     out: str | os.PathLike[str],
     *,
     format: Literal["csv", "json"] = "csv",
-    inference: Inference | None = None,
+    inference: str = "whole",
+    crop: int | None = None,
+    stride: int | None = None,
+    scales: Sequence[float] | None = None,
+    flip: bool = False,
     device: str = "auto",
 ) -> tuple[list[MaskPrediction], dict[str, str]]:
     """Segment image files, at their own size.
 
     ``out`` gets ``masks/`` (PNG, value = class number), ``colours/`` and ``overlays/``, ``legend.png`` and
-    ``classes.json`` (numbers, names, colours), and ``shares.csv`` or ``shares.json``, the share of every class in
-    every file.
+    ``classes.json`` (numbers, names, colours, and how images went through the network), and ``shares.csv`` or
+    ``shares.json``, the share of every class in every file.
 
     Args:
         weights: a file of `foveal train --task segment`.
         paths: files, and folders whose images are taken, sub-folders included.
         out: a new or empty folder.
         format: of the shares.
-        inference: how images go through the network; whole by default.
+        inference, crop, stride, scales, flip: as in `evaluate_masks`.
 
     Returns:
-        One prediction for each readable file, in order; and the unreadable files with the reason.
+        One prediction for each readable file, in order; and the unreadable files with the reason. Where no file was
+        readable nothing is written.
 
     Raises:
-        ValueError: wrong weights, or ``out`` holds something already.
+        ValueError: wrong weights, an option out of its range, or ``out`` holds something already.
         FileNotFoundError: a path does not exist, or a folder holds no image.
     """
     net, info = open_weights(weights, device, task="segment")
     classes: list[str] = info["classes"]
+    way = Inference.of(inference, crop=crop, stride=stride, scales=scales, flip=flip, trained=info)
     files = image_files(paths)
-    folder = _new_folder(Path(out))
-    way = inference or Inference()
+    folder = Path(out)
+    _refuse_taken(folder)
     transform = segmentation_eval_transform(info["mean"], info["std"], shorter=info["image_size"])
     target, colours = next(net.parameters()).device, palette(classes)
     found: list[MaskPrediction] = []
@@ -85,6 +91,9 @@ def predict_masks(
         except (ValueError, OSError) as error:
             unreadable[str(file)] = str(error)
             continue
+        if not found:
+            for kind in FOLDERS:
+                (folder / kind).mkdir(parents=True, exist_ok=True)
         logits = way(net, transform({"image": image})["image"][None].to(target))
         class_map = highest(logits, image.shape[-2:])[0].cpu().numpy()
         name = _free_name(file.stem, taken)
@@ -97,7 +106,10 @@ def predict_masks(
             _write_png(folder / kind / name, picture)
         counts = np.bincount(class_map.ravel(), minlength=len(classes)) / class_map.size
         found.append(MaskPrediction(str(file), name, dict(zip(classes, counts.tolist(), strict=True))))
-    _write_classes(folder, classes, colours)
+    if not found:
+        return found, unreadable
+    used = {"inference": way.described(), "image_size": info["image_size"]}
+    _write_classes(folder, classes, colours, used)
     _write_shares(folder, found, unreadable, format)
     return found, unreadable
 
@@ -122,17 +134,11 @@ def highest(logits: Float[Tensor, "b k h w"], size: Sequence[int]) -> UInt8[Tens
     return chosen
 
 
-def _new_folder(folder: Path) -> Path:
+def _refuse_taken(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"predict: out must be a new or empty folder, got {folder}, which is not empty")
-    try:
-        for kind in FOLDERS:
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(
-            f"predict: out must be a folder, got {folder}, where a file stands in the way"
-        ) from error
-    return folder
+    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+        raise ValueError(f"predict: out must be a folder, got {folder}, where a file stands in the way")
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
@@ -151,12 +157,12 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
     write_whole(path, lambda part: Image.fromarray(picture).save(part, format="PNG"))
 
 
-def _write_classes(folder: Path, classes: list[str], colours: np.ndarray) -> None:
+def _write_classes(folder: Path, classes: list[str], colours: np.ndarray, used: dict[str, Any]) -> None:
     rows = [
         {"value": i, "name": n, "colour": c}
         for i, (n, c) in enumerate(zip(classes, colours.tolist(), strict=True))
     ]
-    write_text(folder / "classes.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / "classes.json", {"classes": rows, **used})
     figure = legend(classes, colours)
     write_whole(folder / "legend.png", lambda part: figure.savefig(part, format="png", dpi=100))
 
@@ -167,8 +173,7 @@ def _write_shares(folder: Path, found: list[MaskPrediction], unreadable: dict[st
             {"file": one.file, "mask": one.name, "shares": one.shares} for one in found
         ]
         broken = [{"file": file, "reason": reason} for file, reason in unreadable.items()]
-        document = {"predictions": listed, "unreadable": broken}
-        write_text(folder / "shares.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / "shares.json", {"predictions": listed, "unreadable": broken})
     else:
         rows = [{"file": one.file, "mask": one.name, **one.shares} for one in found]
         write_text(folder / "shares.csv", table_text(rows))

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -120,12 +121,14 @@ def mask_evaluation_table(result: MaskEvaluation) -> RenderableType:
     return Group(table, *notes)
 
 
-def predicted_masks_text(found: Sequence[MaskPrediction], folder: str, format: str) -> Text:
-    """How many files were segmented and where their pictures are."""
+def predicted_masks_text(found: Sequence[MaskPrediction], folder: Path, format: str) -> Text:
+    """How many files were segmented and in which way, and where their pictures are."""
+    used = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
     return Text(
-        f"{len(found)} files segmented\n"
+        f"{len(found)} file{'s' * (len(found) != 1)} segmented, with a shorter side of {used['image_size']} pixels\n"
+        f"inference {Inference(**used['inference'])}\n"
         f"class numbers  {folder}/masks\n"
-        f"colours        {folder}/colours (legend.png, classes.json)\n"
+        f"colours        {folder}/colours, explained in {folder}/legend.png and classes.json\n"
         f"overlays       {folder}/overlays\n"
         f"shares         {folder}/shares.{format}"
     )

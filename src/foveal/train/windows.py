@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 MODES = ("whole", "sliding", "multiscale")
 SCALES = (0.75, 1.0, 1.25, 1.5)
 SMALLEST_WINDOW = 8
+SCALE_BOUNDS = (0.05, 8.0)  # beyond, nothing is left of an image, or of the memory
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,13 @@ class Inference:
         stride: int | None = None,
         scales: Sequence[float] | None = None,
         flip: bool = False,
-        default_crop: int | None = None,
+        trained: Mapping[str, Any] | None = None,
     ) -> Inference:
-        """As a user asks for it. By default the stride is 2/3 of the window, as in DANet's code."""
+        """As a user asks for it. By default the stride is 2/3 of the window, as in DANet's code.
+
+        Args:
+            trained: what training kept with the weights; windows have by default the size of its crops.
+        """
         if mode not in MODES:
             raise ValueError(f"inference: must be one of {', '.join(MODES)}, got {mode}")
         given = {"crop": crop, "stride": stride, "scales": scales, "flip": flip or None}
@@ -64,7 +69,8 @@ class Inference:
                 owner = "sliding" if name in own["sliding"] else "multiscale"
                 raise ValueError(f"inference: {name} is an option of {owner}, got it with {mode}")
         if mode == "sliding":
-            crop = crop if crop is not None else default_crop
+            if crop is None and trained is not None:
+                crop = trained.get("crop_size") or trained["image_size"]
             if crop is None or crop < SMALLEST_WINDOW:
                 raise ValueError(f"inference: crop must be at least {SMALLEST_WINDOW}, got {crop}")
             stride = stride if stride is not None else max(1, 2 * crop // 3)
@@ -72,8 +78,11 @@ class Inference:
                 raise ValueError(f"inference: stride must be 1 to crop={crop}, got {stride}")
         if mode == "multiscale":
             scales = tuple(scales) if scales is not None else SCALES
-            if not scales or not all(0 < scale < float("inf") for scale in scales):
-                raise ValueError(f"inference: scales must be one or more factors above 0, got {list(scales)}")
+            least, most = SCALE_BOUNDS
+            if not scales or not all(least <= scale <= most for scale in scales):
+                raise ValueError(
+                    f"inference: scales must be one or more factors from {least} to {most}, got {list(scales)}"
+                )
         return cls(mode, crop, stride, None if scales is None else tuple(scales), flip)
 
     def __str__(self) -> str:
