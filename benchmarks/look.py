@@ -29,39 +29,41 @@ from foveal.nn.self_attention import SIMILARITIES
 
 BAR_MS = 100.0
 SIZE = 224
-# name: (model, block and its options, stage)
+# name: (model, block, its options and stages)
 CASES = {
-    "danet_resnet18, stride 8": ("danet_resnet18", None, {}, None),
+    "danet_resnet18, stride 8": ("danet_resnet18", None, {}),
     **{
-        f"nonlocal {pairwise} in layer3 of resnet50": ("resnet50", "nonlocal", {"pairwise": pairwise}, 3)
+        f"nonlocal {pairwise} in layer3 of resnet50": (
+            "resnet50",
+            "nonlocal",
+            {"pairwise": pairwise, "stages": (3,)},
+        )
         for pairwise in PAIRWISE
     },
     **{
         f"selfattention {similarity} in layer3 of resnet50": (
             "resnet50",
             "selfattention",
-            {"similarity": similarity},
-            3,
+            {"similarity": similarity, "stages": (3,)},
         )
         for similarity in SIMILARITIES
     },
-    "dual in layer3 of resnet50": ("resnet50", "dual", {}, 3),
-    "nonlocal embedded_gaussian in layer1 of resnet50": ("resnet50", "nonlocal", {}, 1),
+    "dual in layer3 of resnet50": ("resnet50", "dual", {"stages": (3,)}),
+    "nonlocal embedded_gaussian in layer1 of resnet50": ("resnet50", "nonlocal", {"stages": (1,)}),
     "selfattention perceptron in layer1 of resnet50": (
         "resnet50",
         "selfattention",
-        {"similarity": "perceptron"},
-        1,
+        {"similarity": "perceptron", "stages": (1,)},
     ),
-    "vit_small_patch16_224": ("vit_small_patch16_224", None, {}, None),
+    "vit_small_patch16_224": ("vit_small_patch16_224", None, {}),
 }
 
 
-def network(model: str, block: str | None, options: dict, stage: int | None) -> Network:
+def network(model: str, block: str | None, options: dict) -> Network:
     torch.manual_seed(0)
     net = foveal.create_model(model, num_classes=10)
     if block is not None:
-        foveal.insert(net, block, at="block", stages=(stage,), **options)
+        foveal.insert(net, block, at="block", **options)
     net.eval().requires_grad_(False)
     return Network(net, "random", [str(i) for i in range(10)], SIZE, (0.5,) * 3, (0.5,) * 3)
 
@@ -83,22 +85,25 @@ def measure(one: Network, points: int) -> dict:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (256, 256, 3), dtype=torch.uint8, generator=generator)
     Image.fromarray(pixels.numpy()).save(file, "png")
-    with served(one) as connection:
+    times, keys = [], 0
+    with serving(make_app([one], [])) as address:
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
         start = time.perf_counter()
         seen = ask(connection, "POST", "/api/images", file.getvalue())
         first_pass = time.perf_counter() - start
         site = next(site for site in seen["networks"][0]["sites"] if "query" in site)
         height, width = site["spatial"]
         cells = [(y, x) for y in range(height) for x in range(width)]
-        times = []
         for y, x in random.Random(0).sample(cells, min(points, len(cells))):
             path = f"/api/images/{seen['id']}/row?network=0&site={site['name']}&y={y}&x={x}"
             start = time.perf_counter()
             row = ask(connection, "GET", path)
             times.append(1000 * (time.perf_counter() - start))
+            keys = row["shape"][0] * row["shape"][1]
+        connection.close()
     return {
         "positions": height * width,
-        "keys": row["shape"][0] * row["shape"][1],
+        "keys": keys,
         "points": len(times),
         "median_ms": round(statistics.median(times), 2),
         "worst_ms": round(max(times), 2),

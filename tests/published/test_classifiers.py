@@ -76,16 +76,17 @@ def whole_map(net: nn.Module) -> nn.Module:
     [
         ("seresnet50", "pytorchcv-seresnet"),
         ("seresnet50b", "pytorchcv-seresnet-b"),
+        ("seresnext50_32x4d", None),
     ],
 )
 def test_pytorchcv_se(random_peer, agrees, name, format):
-    from pytorchcv.models import seresnet
+    from pytorchcv.model_provider import get_model
 
-    peer = random_peer(lambda: whole_map(getattr(seresnet, name)(num_classes=7)))
+    peer = random_peer(lambda: whole_map(get_model(name, num_classes=7)))
     net = agrees(
         peer, X, "layer2.0.bn3.se.fc1.weight", "features.stage2.unit1.se.conv1.weight", format=format
     )
-    assert ("first 1x1" in net.foveal_info["variant"]) == (format == "pytorchcv-seresnet")
+    assert ("first 1x1" in net.foveal_info["variant"]) == (name == "seresnet50")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,8 @@ def test_pytorchcv_se(random_peer, agrees, name, format):
         ("timm", "legacy_seresnext26_32x4d", "timm-legacy-se", "legacy_se_resnext26_32x4d"),
         ("timm", "legacy_senet154", "timm-legacy-se", "legacy_se_net154"),
         ("pytorchcv", "seresnet18", "pytorchcv-seresnet", "se_resnet18"),
+        ("pytorchcv", "seresnext101_64x4d", "pytorchcv-seresnet", "resnext101_64x4d"),
+        ("pytorchcv", "seresnetbc26b", "pytorchcv-seresnet", "resnet26"),
         ("pytorchcv", "seresnet101b", "pytorchcv-seresnet-b", "se_resnet101"),
         ("pytorchcv", "cbam_resnet34", "pytorchcv-cbam", "cbam_resnet34"),
         ("pytorchcv", "cbam_resnet152", "pytorchcv-cbam", "resnet152"),
@@ -139,6 +142,50 @@ def test_files_that_look_the_same_must_be_told_apart(random_peer):
         ValueError, match=r"export: .* got .*Conv2d\(256, 128, .*stride=\(2, 2\).* instead of"
     ):
         export(net, "pytorchcv-seresnet-b")
+
+
+def test_the_same_network_in_both_formats_needs_no_choice(random_peer):
+    """Only bottlenecks have a stride of 2 that could be in the first 1x1 convolution."""
+    from pytorchcv.models import seresnet
+
+    net = convert(random_peer(lambda: seresnet.seresnet18(num_classes=2)).state_dict())
+    assert net.foveal_info == {"converted_from": "pytorchcv-seresnet", "variant": "SE with biases"}
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "said"),
+    [
+        (
+            "timm",
+            "seresnext26d_32x4d",
+            r"timm-se, a stem .* must be SENet-154's, got resnext26_32x4d with a stem",
+        ),
+        ("timm", "seresnet152d", r"timm-se, a stem .* must be SENet-154's, got resnet152 with a stem"),
+        (
+            "pytorchcv",
+            "seresnet20_cifar10",
+            r"pytorchcv-seresnet, blocks .* \[2, 2, 2, 2\] \(ResNet-18\), .* got \[3, 3, 3\] and no .* 1 of the 4",
+        ),
+        (
+            "pytorchcv",
+            "sepreresnet50",
+            r"those of pytorchcv-seresnet, read as se_resnet50 \(.* got missing: feat",
+        ),
+    ],
+)
+def test_a_network_that_is_not_read_is_named(library, name, said):
+    """With what comes closest, before any question of the format."""
+    with torch.device("meta"):
+        if library == "timm":
+            import timm
+
+            peer = timm.create_model(name)
+        else:
+            from pytorchcv.model_provider import get_model
+
+            peer = get_model(name)
+    with pytest.raises(ValueError, match=rf"^convert: .*{said}"):
+        convert(peer.state_dict())
 
 
 def test_pytorchcv_cbam(random_peer, agrees):

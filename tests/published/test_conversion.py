@@ -18,7 +18,7 @@ def test_what_does_not_fit_is_named(state):
     broken = {name: value for name, value in state.items() if name != bias}
     broken |= {first: state[first].T.contiguous(), "bam1.weight": torch.zeros(1)}
     with pytest.raises(
-        ValueError, match=r"must be those of cbam-official \(CBAM variant 'official'"
+        ValueError, match=r"must be those of cbam-official, read as cbam_resnet18 \(CBAM variant 'official'"
     ) as caught:
         convert(broken)
     text = str(caught.value)
@@ -28,11 +28,36 @@ def test_what_does_not_fit_is_named(state):
     assert "\n" not in text
 
 
+def test_a_note_lists_every_name_that_does_not_fit(state):
+    """The line counts most of them."""
+    absent = [name for name in state if name.startswith("layer4.1.")]
+    broken = {name: value for name, value in state.items() if name not in absent[1:]}
+    broken |= {absent[0]: torch.zeros(1), "bam1.weight": torch.zeros(2)}
+    with pytest.raises(ValueError, match=r"cbam-official, read as cbam_resnet18 .* more; unexp") as caught:
+        convert(broken)
+    (note,) = caught.value.__notes__
+    assert {line.split(":")[0] for line in note.splitlines()} == {*absent, "bam1.weight"}
+    assert f"{absent[0]}: (1,) instead of (512, 512, 3, 3)" in note
+    assert "bam1.weight: (2,) instead of nothing" in note
+
+
+def test_a_cut_file_is_said_to_lack_whole_stages(state):
+    cut = dict(list(state.items())[:40])
+    with pytest.raises(ValueError, match=r"\(ResNet-34\), got \[2\] and no tensors of 3 of the 4 stages$"):
+        convert(cut)
+
+
+@pytest.mark.parametrize("value", ["high", 2, -0.1, float("nan"), True, None])
+def test_what_is_dropped_is_a_share(state, value):
+    with pytest.raises(ValueError, match=r"^convert: drop_rate must be a number from 0 to 1, got "):
+        convert(state, drop_rate=value)
+
+
 def test_files_from_before_batches_were_counted_are_taken(state):
     old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     assert export(convert(old), "cbam-official").keys() == state.keys()
     some = {name: value for name, value in state.items() if name != "bn1.num_batches_tracked"}
-    with pytest.raises(ValueError, match=r"missing: bn1\.num_batches_tracked$"):
+    with pytest.raises(ValueError, match=r"(?m)missing: bn1\.num_batches_tracked$"):
         convert(some)
 
 
@@ -66,11 +91,22 @@ def test_an_export_is_a_copy_also_of_a_compiled_network(state):
     assert torch.equal(out["fc.weight"], state["fc.weight"])
 
 
-def test_options_reach_the_network_and_its_file(state):
-    net = convert(state, drop_rate=0.25)
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("se_resnet18", "timm-se"),
+        ("legacy_se_resnet18", "timm-legacy-se"),
+        ("se_resnet18", "pytorchcv-seresnet"),
+        ("cbam_resnet18", "pytorchcv-cbam"),
+        ("cbam_resnet18", "cbam-official"),
+    ],
+)
+def test_options_reach_the_network_and_its_file(name, format):
+    variant = {"variant": "official"} if name == "cbam_resnet18" else {}
+    net = convert(export(foveal.create_model(name, **variant), format), drop_rate=0.25)
+    assert net.foveal_info["converted_from"] == format
     assert net.drop_rate == 0.25
     assert net.foveal_model["kwargs"]["drop_rate"] == 0.25
-    assert convert(export(foveal.create_model("se_resnet18"), "timm-se"), drop_rate=0.25).drop_rate == 0.25
 
 
 def test_another_network_is_refused():
@@ -80,7 +116,8 @@ def test_another_network_is_refused():
     ):
         convert(plain)
     with pytest.raises(
-        ValueError, match=r"must be those of timm-se .* missing: layer1\.0\.se\.fc1\.weight, .* more"
+        ValueError,
+        match=r"must be those of timm-se, read as se_resnet18 .* missing: layer1\.0\.se\.fc1\.weight, .* more",
     ):
         convert(plain, "timm-se")
 

@@ -40,9 +40,13 @@ def test_each_wrapper_and_prefix_of_the_page(wrapper, prefix):
     assert same(bare({"epoch": 3, wrapper: {prefix + name: value for name, value in STATE.items()}}))
 
 
-def test_a_sparse_tensor_is_refused():
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    "make", [torch.Tensor.to_sparse, lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)]
+)
+def test_sparse_and_quantized_tensors_are_refused(make):
     with pytest.raises(ValueError, match=r"dense tensors alone, got fc\.weight \(Tensor\)"):
-        bare({**STATE, "fc.weight": STATE["fc.weight"].to_sparse()})
+        bare({**STATE, "fc.weight": make(torch.eye(2))})
 
 
 def test_a_prefix_that_not_all_names_share_stays():

@@ -68,7 +68,11 @@ def test_mistakes_are_one_line_and_leave_nothing(net, capsys, tmp_path):
     assert "one of timm-se" in refused(capsys, "plain.pth", "out.safetensors", "--to", "timm")
     assert "pickle" in refused(capsys, "plain.pth", "out.pth", "--to", "timm-se")
     foveal.save(net, "ours.safetensors")
-    assert "of its kind" in refused(capsys, "ours.safetensors", "out.pth", "--to", "mmseg-danet")
+    kind = refused(capsys, "ours.safetensors", "out.pth", "--to", "mmseg-danet")
+    assert kind.startswith("convert: mmseg-danet must be given a network of its kind")
+    assert refused(capsys, "turned.pth", "out.pth", "--to", "mmseg-danet").startswith("convert: expected")
+    high = refused(capsys, "turned.pth", "out.safetensors", "--model_options.drop_rate=high")
+    assert high.startswith("convert: drop_rate must be a number")
     assert {path.name for path in tmp_path.iterdir()} == before | {"ours.safetensors"}
 
 

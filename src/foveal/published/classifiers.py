@@ -40,7 +40,9 @@ def depth(shapes: Shapes, stages: str, third: str) -> int:
     """The depth of a ResNet; ``stages`` captures a name's stage and block, ``third`` is what bottlenecks alone have."""
     counts, bottleneck = shapes.blocks(stages), shapes.any(third)
     if (bottleneck, counts) not in DEPTHS:
-        known = ", ".join(f"{list(c)} (ResNet-{number})" for (b, c), number in DEPTHS.items() if b == bottleneck)
+        known = ", ".join(
+            f"{list(c)} (ResNet-{number})" for (b, c), number in DEPTHS.items() if b == bottleneck
+        )
         absent = 4 - len(counts)
         cut = f" and no tensors of {absent} of the 4 stages" if absent > 0 else ""
         raise ValueError(f"blocks per stage must be one of {known}, got {list(counts)}{cut}")
@@ -79,7 +81,9 @@ def _timm(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
     plain, deep = backbone(shapes), shapes.any(r"conv1\.\d")
     if deep != (plain == "net154"):
         stem = "three convolutions" if deep else "one convolution"
-        raise ValueError(f"a stem of three convolutions must be SENet-154's, got {plain} with a stem of {stem}")
+        raise ValueError(
+            f"a stem of three convolutions must be SENet-154's, got {plain} with a stem of {stem}"
+        )
     kept = {**sizes(shapes, "conv1.0" if deep else "conv1", "fc"), **options}
     net = with_block("se", plain, kept)
     narrow = _other_widths(net, shapes, kept["in_chans"])

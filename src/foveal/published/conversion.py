@@ -142,9 +142,7 @@ def _difference(net: nn.Module, like: nn.Module) -> str | None:
     return None
 
 
-def _ours(
-    net: nn.Module, state: dict[str, Tensor], table: dict[str, tuple[str, Shape]]
-) -> dict[str, Tensor]:
+def _ours(net: nn.Module, state: dict[str, Tensor], table: dict[str, tuple[str, Shape]]) -> dict[str, Tensor]:
     """Copies under our names, in our shapes: the file's mapping may be closed."""
     ours = {}
     for name, like in tensors(net.state_dict()).items():
@@ -168,7 +166,7 @@ def _build(chosen: Format, shapes: Shapes, options: dict[str, Any], asker: str) 
             f"{asker}: {chosen.name} takes {', '.join(chosen.free) or 'no options'}, got {', '.join(unknown)}"
         )
     for key, value in options.items():
-        if key.startswith("drop") and not (isinstance(value, int | float) and 0 <= value <= 1):
+        if key.startswith("drop") and not (type(value) in (int, float) and 0 <= value <= 1):
             raise ValueError(f"{asker}: {key} must be a number from 0 to 1, got {value!r}")
     try:
         with torch.device("meta"):
