@@ -14,6 +14,7 @@ from PIL import Image
 
 from foveal.data import decode_image, decode_mask
 from foveal.data.decode import image_size
+from foveal.data.items import LabelError
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -193,7 +194,7 @@ def test_a_mask_keeps_its_indices() -> None:
 
 
 def test_a_mask_of_colours_or_large_numbers_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one channel of class indices, got mode RGB in m\.png"):
+    with pytest.raises(LabelError, match=r"one channel of class indices, got mode RGB in m\.png"):
         decode_mask(encoded(Image.new("RGB", (2, 2)), "png"), name="m.png")
-    with pytest.raises(ValueError, match=r"0 to 255, got 0 to 300 in m\.png"):
+    with pytest.raises(LabelError, match=r"0 to 255, got 0 to 300 in m\.png"):
         decode_mask(encoded(Image.fromarray(np.array([[0, 300]], dtype=np.uint16)), "png"), name="m.png")

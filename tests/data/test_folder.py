@@ -75,6 +75,13 @@ def refused(root: Path, split: str = "train", **options: object) -> str:
     return str(error.value)
 
 
+def test_a_class_name_stands_once_in_the_list(tmp_path: Path, draw: Draw) -> None:
+    """The second of the two would take every label of the first."""
+    for name in ("a", "b"):
+        draw(tmp_path / name / "1.png")
+    assert "a name of its own, got ['a'] more than once" in refused(tmp_path, classes=["a", "b", "a"])
+
+
 def test_an_empty_class_folder_is_refused_by_name(tmp_path: Path, draw: Draw) -> None:
     draw(tmp_path / "a/1.png")
     (tmp_path / "b").mkdir()

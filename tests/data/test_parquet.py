@@ -124,6 +124,12 @@ def test_labels_outside_the_classes_are_refused(
         open_dataset(str(tmp_path), "train")
 
 
+def test_a_class_name_stands_once_in_the_list(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.parquet", [0, 1] * 10, names=["a", "b"])
+    with pytest.raises(ValueError, match=r"a name of its own, got \['a'\] more than once"):
+        open_dataset(str(path), classes=["a", "b", "a"])
+
+
 def test_what_is_no_parquet_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"no parquet")
     with pytest.raises(ValueError, match=r"not a readable Parquet file, got .*train\.parquet") as error:

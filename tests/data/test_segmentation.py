@@ -54,12 +54,6 @@ def test_images_and_masks_are_paired_by_name(folder: Path) -> None:
         assert item["mask"].unique().tolist() == [i % 3]
 
 
-def test_parts_may_lie_inside_the_image_and_mask_folders(tmp_path: Path, draw: Draw) -> None:
-    for part in ("training", "validation"):
-        pair(draw, tmp_path / "images" / part / "x.jpg", tmp_path / "annotations" / part / "x.png")
-    assert len(segment(tmp_path, "val", classes=["a", "b"])) == 1
-
-
 def test_without_parts_the_pairs_are_divided_by_a_seed(tmp_path: Path, draw: Draw) -> None:
     for i in range(10):
         pair(draw, tmp_path / "images" / f"{i}.png", tmp_path / "masks" / f"{i}_mask.png")
@@ -144,11 +138,6 @@ def test_wholly_ignored_masks_are_read(tmp_path: Path, draw: Draw) -> None:
     assert (segment(tmp_path, classes=["a", "b"])[0]["mask"] == 255).all()
 
 
-def test_a_missing_mask_is_refused_by_name(folder: Path) -> None:
-    (folder / "train/labels/2.png").unlink()
-    assert "got 1 of 4 without, the first is train/images/2.jpg" in refused(folder)
-
-
 def test_a_mask_of_another_size_is_refused_by_name(folder: Path, draw: Draw) -> None:
     draw(folder / "train/labels/3.png", 1, size=(12, 11))
     assert "same size, got 12x10 in train/images/3.jpg, 12x11 in train/labels/3.png" in refused(folder)
@@ -158,7 +147,8 @@ def test_mask_values_outside_the_classes_are_refused_by_name(folder: Path, draw:
     draw(folder / "train/labels/3.png", 3)
     message = refused(folder)
     assert "mask values must be 0 to 2 (3 classes) or 255 (ignored), got [3] in" in message
-    assert message.endswith("3.png")
+    remedy = "if 3 is no class, pass ignore_index=3 (--data_options.ignore_index 3)"
+    assert message.endswith(f"3.png; {remedy}")
     data = segment(folder, ignore_index=3)
     assert (data[3]["mask"] == data.ignore_index).all()
 
@@ -177,12 +167,59 @@ def test_a_class_list_that_is_too_short_or_missing_is_refused(folder: Path) -> N
     assert "segmentation needs classes.txt or option classes" in refused(folder)
 
 
-def test_coloured_masks_are_refused(folder: Path, draw: Draw) -> None:
-    draw(folder / "train/labels/0.png")
-    assert (
-        "got 1 of 4, the first is train/images/0.jpg: decode_mask: a mask must have one channel"
-        in refused(folder)
-    )
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_masks_that_hold_no_class_numbers_are_refused_not_skipped(folder: Path, mode: str) -> None:
+    data = segment(folder, max_unreadable=0.9)
+    Image.new(mode, (12, 10), 300 if mode == "I;16" else (1, 1, 1)).save(folder / "train/labels/0.png")
+    rule = "got 300 to 300" if mode == "I;16" else f"got mode {mode}"
+    for found in (lambda: segment(folder, max_unreadable=0.9), lambda: data[0]):
+        with pytest.raises(ValueError, match=rf"^decode_mask: .*{rule} in .*0\.png") as error:
+            found()
+        assert "\n" not in str(error.value)
+
+
+def test_a_class_name_stands_once_in_the_list(folder: Path) -> None:
+    assert "a name of its own, got ['sky'] more than once" in refused(folder, classes=["sky", "road", "sky"])
+    (folder / "classes.txt").write_text("road\nroad\nsky\n")
+    assert "got ['road'] more than once" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        ({"ignore_index": 2}, "stored as 0 to 2, 0 to 2 in the items), got 2"),
+        ({"ignore_index": 0}, "got 0"),
+        ({"ignore_index": 3, "zero_ignored": True}, "stored as 1 to 3, 0 to 2 in the items), got 3"),
+        ({"ignore_index": 0, "zero_ignored": True}, "got 0"),
+    ],
+)
+def test_an_ignored_value_is_no_class(folder: Path, options: dict[str, Any], numbers: str) -> None:
+    message = refused(folder, **options)
+    assert "ignore_index must not be the number of a class" in message
+    assert numbers in message
+
+
+def test_zero_and_another_value_may_both_be_ignored(tmp_path: Path, draw: Draw) -> None:
+    for i in range(4):
+        pair(draw, tmp_path / "train/images" / f"{i}.png", tmp_path / "train/masks" / f"{i}.png", i)
+    (tmp_path / "val").symlink_to(tmp_path / "train")
+    data = segment(tmp_path, classes=["a", "b"], zero_ignored=True, ignore_index=3)
+    assert [item["mask"].unique().item() for item in data] == [3, 0, 1, 3]
+
+
+def test_masks_of_0_and_255_do_not_lose_their_second_class(tmp_path: Path, draw: Draw) -> None:
+    """255 is the ignored value where none is given, and black and white the usual form of two classes."""
+    for i in range(2):
+        pair(draw, tmp_path / "train/images" / f"{i}.png", tmp_path / "train/masks" / f"{i}.png", 255 * i)
+    (tmp_path / "val").symlink_to(tmp_path / "train")
+    message = refused(tmp_path, classes=["ground", "thing"])
+    assert "got only 0 and 255, which is ignored, in 2 masks" in message
+    meant = segment(tmp_path, classes=["ground", "thing"], ignore_index=255)
+    assert [item["mask"].unique().item() for item in meant] == [0, 255]
+    for path in (tmp_path / "train/masks").iterdir():  # as docs/data.md says
+        Image.open(path).point(lambda value: value // 255).save(path)
+    converted = segment(tmp_path, classes=["ground", "thing"])
+    assert [item["mask"].unique().item() for item in converted] == [0, 1]
 
 
 def test_unreadable_images_are_skipped_as_anywhere(folder: Path) -> None:
@@ -197,9 +234,7 @@ def test_ignore_index_must_be_a_byte(folder: Path, ignore_index: int) -> None:
     assert "ignore_index must be 0 to 255 but not 254" in refused(folder, ignore_index=ignore_index)
 
 
-def test_folders_of_another_layout_are_refused(tmp_path: Path, draw: Draw) -> None:
-    draw(tmp_path / "cats" / "1.png")
-    assert "must be images and labels" in refused(tmp_path, classes=["a", "b"])
+def test_data_of_another_kind_are_refused() -> None:
     assert "got 'nowhere'" in refused("nowhere")
     assert "VOCSegmentation and Cityscapes, got 'CIFAR10'" in refused("torchvision:CIFAR10")
 

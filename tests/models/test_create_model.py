@@ -27,16 +27,62 @@ def test_a_network_carries_what_rebuilds_it(name):
         ("cifar_resnet9", {}, r"got 'cifar_resnet9'; did you mean .*cifar_resnet"),
         ("resnet5O", {}, r"got 'resnet5O'; did you mean .*resnet50"),
         ("hf-hub:some/model", {}, r"name must be one of"),
-        ("cifar_resnet8", {"pretrained": True}, r"'cifar_resnet8' could not be built: .*pretrained"),
         ("cifar_resnet8", {"depht": 3}, r"'cifar_resnet8' could not be built: .*depht"),
         ("resnet10t", {"surprise": 1}, r"'resnet10t' could not be built: .*surprise"),
         ("resnet10t.nothing", {}, r"'resnet10t.nothing' could not be built: .*"),
+        ("cifar_resnet8", {"in_chans": 0}, r"in_chans at least 1, got num_classes=None, in_chans=0"),
+        (
+            "resnet10t",
+            {"num_classes": -1},
+            r"num_classes must be at least 0 .*, got num_classes=-1, in_chans=3",
+        ),
+        (
+            "danet_resnet18",
+            {"features_only": True},
+            r"got features_only for 'danet_resnet18'; take its `backbone`",
+        ),
+        (
+            "fcn_test_resnet",
+            {"out_indices": (1,)},
+            r"got out_indices for 'fcn_test_resnet'; take its `backbone`",
+        ),
+        (
+            "nonlocal_i3d_resnet50",
+            {"features_only": True},
+            r"'nonlocal_i3d_resnet50'; hook the layers of its `net`",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_line(name, options, message):
     with pytest.raises(ValueError, match="create_model: .*" + message) as caught:
         foveal.create_model(name, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar_resnet8", "cifar_se_resnet20", "cifar_cbam_resnet20", "se_net154", "legacy_se_resnet18"]
+)
+def test_networks_without_published_weights_say_so(name):
+    with pytest.raises(ValueError, match=r"_(resnet\w*|net154): pretrained must be False[^\n]*, got True$"):
+        foveal.create_model(name, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("cifar_resnet8", 10),
+        ("cifar_se_resnet20", 10),
+        ("cbam_resnet18", 1000),
+        ("resnet10t", 1000),
+        ("vit_tiny_patch16_224.augreg_in21k", 21843),
+        ("nonlocal_c2d_resnet50", 400),
+        ("danet_resnet18", 19),
+    ],
+)
+def test_without_a_number_the_classes_are_the_networks_own(name, classes):
+    net = foveal.create_model(name)
+    assert net.foveal_model == {"name": name, "kwargs": {"num_classes": classes, "in_chans": 3}}
+    assert net.num_classes == classes
 
 
 def test_names_are_listed_by_pattern_ours_first():

@@ -47,6 +47,15 @@ def test_the_last_stage_keeps_stride_8_and_takes_a_multi_grid():
         ({"backbone": "resnet17"}, "backbone must be a timm model, got 'resnet17'"),
         ({"multi_grid": (1, 2, 4)}, r"one factor for each block of layer4, got \(1, 2, 4\) for 2 blocks"),
         ({"backbone": "vgg11"}, "backbone must offer features at output_stride=8"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
+        ({"width": 0}, "width must be at least 1 or None, got 0"),
+        ({"dropout": 2}, "dropout must be from 0 to below 1, got 2"),
+        (
+            {"head": "fcn", "channel_form": "paper"},
+            "channel_form must be left out of head 'fcn', got 'paper'",
+        ),
+        ({"head": "danet_channel", "channel_form": "nonsense"}, "form must be one of .* got 'nonsense'"),
     ],
 )
 def test_mistakes_are_named(options, message):

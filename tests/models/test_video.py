@@ -41,6 +41,17 @@ def test_a_c2d_gives_a_still_clip_one_answer_whatever_its_length():
     assert torch.allclose(one, eight, atol=1e-5)
 
 
+def test_without_classes_a_clip_becomes_pooled_features():
+    net = VideoResNet("c2d", num_classes=0, blocks=0).eval()
+    with torch.no_grad():
+        assert net(torch.randn(1, 3, 4, 32, 32)).shape == (1, 2048)
+
+
+def test_options_of_a_block_need_blocks():
+    with pytest.raises(ValueError, match="blocks=0 takes no options of a block, got subsample"):
+        VideoResNet("c2d", blocks=0, subsample="before")
+
+
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="kind must be one of c2d, i3d, got 'r2plus1d'"):
         VideoResNet("r2plus1d")

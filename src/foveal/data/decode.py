@@ -14,6 +14,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from foveal.data.items import LabelError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -58,7 +60,9 @@ def decode_mask(
     """Read a mask file: the stored numbers themselves, so of a palette image the indices, not the colours.
 
     Raises:
-        ValueError: as ``decode_image``, or the file has several channels, or values above 255.
+        ValueError: as ``decode_image``.
+        LabelError: a ValueError too: the file is sound, but has several channels or values above 255. Data sets skip
+            damaged files, never these.
 
     Example:
         >>> import io
@@ -71,13 +75,13 @@ def decode_mask(
     """
     with _opened(source, name, max_pixels) as (image, name):
         if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
-            raise ValueError(
+            raise LabelError(
                 f"decode_mask: a mask must have one channel of class indices, got mode {image.mode} in {name}; "
                 "colours must be turned into indices first"
             )
         values = _guarded(lambda: np.asarray(image), name)
     if values.max(initial=0) > 255 or values.min(initial=0) < 0:
-        raise ValueError(
+        raise LabelError(
             f"decode_mask: mask values must be 0 to 255, got {values.min()} to {values.max()} in {name}"
         )
     return torch.from_numpy(values.astype(np.uint8))

@@ -16,6 +16,7 @@ from foveal.data.items import (
     choose_part,
     file_looks_whole,
     hold_out,
+    refuse_repeated,
 )
 
 
@@ -70,6 +71,7 @@ def open_folder(
             f"open_dataset: {root} holds images and masks, no class folders; open it with task='segment'"
         )
     check_classes(classes)
+    refuse_repeated(classes)
 
     label_of = {name: label for label, name in enumerate(classes)}
     paths: list[str] = []

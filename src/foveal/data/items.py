@@ -217,6 +217,15 @@ def file_looks_whole(path: str) -> bool:
         return False
 
 
+def refuse_repeated(classes: Sequence[str]) -> None:
+    """Names stand for classes wherever results are kept. Not asked of torchvision's sets: ImageNet has two cranes."""
+    repeated = sorted({name for name in classes if list(classes).count(name) > 1})
+    if repeated:
+        raise ValueError(
+            f"open_dataset: every class must have a name of its own, got {repeated} more than once"
+        )
+
+
 def check_classes(classes: Sequence[str]) -> None:
     if len(classes) < 2:
         raise ValueError(f"open_dataset: a classifier needs at least 2 classes, got {list(classes)}")

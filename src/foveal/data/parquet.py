@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from foveal.data.decode import MAX_PIXELS, decode_image
-from foveal.data.items import SPLIT_NAMES, StoredDataset, check_classes, choose_part, hold_out, looks_whole
+from foveal.data.items import (
+    SPLIT_NAMES,
+    StoredDataset,
+    check_classes,
+    choose_part,
+    hold_out,
+    looks_whole,
+    refuse_repeated,
+)
 
 BOX_COLUMN = "box_xyxy"
 
@@ -91,6 +99,7 @@ def open_parquet(
     if classes is None:
         classes = _class_names(parts.get("train", chosen), label_column)
     check_classes(classes)
+    refuse_repeated(classes)
     labels = _labels(table.column("label"), classes, root)
     boxes = table.column(BOX_COLUMN) if BOX_COLUMN in table.column_names else None
     indices: Sequence[int] = range(len(labels))

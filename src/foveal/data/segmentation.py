@@ -13,13 +13,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from foveal.data.decode import MAX_PIXELS, decode_image, decode_mask, image_size
-from foveal.data.folder import find_images
-from foveal.data.items import SPLIT_NAMES, LabelError, StoredDataset, choose_part, file_looks_whole, hold_out
+from foveal.data.items import (
+    LabelError,
+    StoredDataset,
+    choose_part,
+    file_looks_whole,
+    hold_out,
+    refuse_repeated,
+)
+from foveal.data.mask_files import find_pairs, pair
 from foveal.data.scenes import Scenes, class_mask
 from foveal.data.torchvision_sets import construct
 
-IMAGE_FOLDERS = ("images", "image", "img")
-MASK_FOLDERS = ("labels", "masks", "annotations", "label", "mask")
 ADE20K_CLASSES = "objectInfo150.txt"
 # Scenes for segmentation: digits large enough that networks of stride 8 can draw their strokes.
 SCENE_DEFAULTS = {"size": 64, "objects": 2, "digit_size": (24.0, 30.0)}
@@ -74,15 +79,22 @@ class MaskedImages:
     Args:
         class_of: uint8 (256,): the class of every stored mask value; ``UNKNOWN`` for values that have none.
         rule: those values in words, for error messages.
+        ignores_any: option ``ignore_index`` chooses which value has no class.
     """
 
     UNKNOWN = 254
 
     def __init__(
-        self, root: Path, pairs: Sequence[tuple[str, str]], class_of: np.ndarray, rule: str, max_pixels: int
+        self,
+        root: Path,
+        pairs: Sequence[tuple[str, str]],
+        class_of: np.ndarray,
+        rule: str,
+        max_pixels: int,
+        ignores_any: bool,
     ) -> None:
         self.root, self.pairs, self.rule, self.max_pixels = root, pairs, rule, max_pixels
-        self.class_of = torch.from_numpy(class_of)
+        self.class_of, self.ignores_any = torch.from_numpy(class_of), ignores_any
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -99,8 +111,12 @@ class MaskedImages:
         mask = self.class_of[stored.long()]
         if (unknown := mask == self.UNKNOWN).any():
             values = stored[unknown].unique().tolist()
+            remedy = ""
+            if self.ignores_any and len(values) == 1:
+                option = f"ignore_index={values[0]} (--data_options.ignore_index {values[0]})"
+                remedy = f"; if {values[0]} is no class, pass {option}"
             raise LabelError(
-                f"open_dataset: mask values must be {self.rule}, got {values[:8]} in {mask_path}"
+                f"open_dataset: mask values must be {self.rule}, got {values[:8]} in {mask_path}{remedy}"
             )
         return {"image": image, "mask": mask}
 
@@ -130,7 +146,7 @@ def open_segmentation(
     split: str = "train",
     *,
     classes: Sequence[str] | str | None = None,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     zero_ignored: bool | None = None,
     mask_suffix: str = "",
     root: str = "data",
@@ -148,24 +164,28 @@ def open_segmentation(
         split: as in ``open_dataset``.
         classes: the names in the order of the mask values, or the file that lists them, one a line. Default for
             a folder: its ``classes.txt``, or ``objectInfo150.txt`` of ADE20K.
-        ignore_index: mask value of pixels without a class; the data set's ``ignore_index``.
-        zero_ignored: mask value 0 has no class and value k is class k - 1, as in ADE20K (default there).
+        ignore_index: mask value of pixels without a class, stored and in the items; the data set's ``ignore_index``.
+            No number of a class. Default 255.
+        zero_ignored: mask value 0 has no class either, becomes ``ignore_index``, and value k is class k - 1, as in
+            ADE20K (default there).
         mask_suffix: what a mask's name has after the image's, before the extension.
         root, download, arguments: for torchvision, as in ``open_dataset``.
         val_share, split_seed, max_unreadable, max_pixels: as in ``open_dataset``.
 
     Raises:
         ValueError: an image has no mask, sizes differ, a mask holds values that are neither a class nor ignored,
-            or as in ``open_dataset``.
+            the masks looked at hold 0 and 255 only and ``ignore_index`` is not given, two classes have one name, or
+            as in ``open_dataset``.
     """
-    if not 0 <= ignore_index <= 255 or ignore_index == MaskedImages.UNKNOWN:
-        raise ValueError(f"open_dataset: ignore_index must be 0 to 255 but not 254, got {ignore_index}")
-    if spec.startswith("torchvision:"):
+    ignored = 255 if ignore_index is None else ignore_index
+    if not 0 <= ignored <= 255 or ignored == MaskedImages.UNKNOWN:
+        raise ValueError(f"open_dataset: ignore_index must be 0 to 255 but not 254, got {ignored}")
+    folder = not spec.startswith("torchvision:")
+    if not folder:
         where, pairs, names, class_of = _torchvision_pairs(
             spec.removeprefix("torchvision:"), split, root, download, dict(arguments or {})
         )
-        indices: Sequence[int] = range(len(pairs))
-        rule, ignore_index = f"those of {spec}", 255
+        rule, ignored, divide = f"those of {spec}", 255, False
     else:
         where = Path(spec).expanduser()
         if not where.is_dir():
@@ -174,25 +194,35 @@ def open_segmentation(
                 f"'torchvision:Cityscapes' or a folder, got {spec!r}"
             )
         names = _class_list(where, classes)
-        parts = _find_pairs(where)
+        parts = find_pairs(where)
         part, divide = choose_part(f"folder {spec}", [name for name in parts if name], split)
-        pairs = _pair(where, *parts[part or ""], mask_suffix)
+        pairs = pair(where, *parts[part or ""], mask_suffix)
         if zero_ignored is None:
             zero_ignored = (where / ADE20K_CLASSES).exists()
-        class_of, rule = _table(len(names), ignore_index, zero_ignored)
-        indices = range(len(pairs))
-        if divide:
-            images = [image for image, _ in pairs]
-            indices = hold_out(images, None, split, val_share=val_share, split_seed=split_seed)
+        class_of, rule = _table(len(names), ignored, zero_ignored)
     if len(names) < 2:
         raise ValueError(f"open_dataset: segmentation needs at least 2 classes, got {names}")
+    refuse_repeated(names)
 
-    source = MaskedImages(where, pairs, class_of, rule, max_pixels)
+    indices: Sequence[int] = range(len(pairs))
+    if divide:
+        images = [image for image, _ in pairs]
+        indices = hold_out(images, None, split, val_share=val_share, split_seed=split_seed)
+    source = MaskedImages(where, pairs, class_of, rule, max_pixels, ignores_any=folder)
     for index in indices:
         source.check_size(index)
-    dataset = StoredDataset(source, indices, names, max_unreadable=max_unreadable, ignore_index=ignore_index)
-    for place in range(0, len(dataset), max(1, len(dataset) // PROBED)):
-        dataset[place]
+    dataset = StoredDataset(source, indices, names, max_unreadable=max_unreadable, ignore_index=ignored)
+    probed = range(0, len(dataset), max(1, len(dataset) // PROBED))
+    counts = torch.zeros(256, dtype=torch.long)
+    for place in probed:
+        counts += torch.bincount(dataset[place]["mask"].flatten(), minlength=256)
+    only = counts.nonzero().flatten().tolist()
+    if folder and ignore_index is None and not zero_ignored and only == [0, 255]:
+        raise ValueError(
+            "open_dataset: masks must hold the numbers of classes, got only 0 and 255, which is ignored, in "
+            f"{len(probed)} masks of {spec}; store 1 where 255 is a class, or say that it is none by ignore_index=255 "
+            "(--data_options.ignore_index 255)"
+        )
     return dataset
 
 
@@ -215,66 +245,21 @@ def _class_list(root: Path, classes: Sequence[str] | str | None) -> list[str]:
 def _table(classes: int, ignore_index: int, zero_ignored: bool) -> tuple[np.ndarray, str]:
     """Stored value -> class, and the rule in words."""
     first = 1 if zero_ignored else 0
+    last = first + classes - 1
+    if ignore_index <= last:  # with zero_ignored 0 is refused too: the items' 0 is a class
+        stored = f"stored as {first} to {last}, 0 to {classes - 1} in the items"
+        raise ValueError(
+            f"open_dataset: ignore_index must not be the number of a class ({stored}), got {ignore_index}; leave the "
+            "name of what is ignored out of the class list"
+        )
     table = np.full(256, MaskedImages.UNKNOWN, dtype=np.uint8)
-    table[first : first + classes] = np.arange(classes)
+    table[first : last + 1] = np.arange(classes)
     table[ignore_index] = ignore_index
-    rule = f"{first} to {first + classes - 1} ({classes} classes) or {ignore_index} (ignored)"
+    rule = f"{first} to {last} ({classes} classes) or {ignore_index} (ignored)"
     if zero_ignored:
         table[0] = ignore_index
         rule += " or 0 (ignored)"
     return table, rule
-
-
-def _find_pairs(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Part -> (image folder, mask folder): root/train/images, root/images/train, or root/images (part "")."""
-    found: dict[str, tuple[Path, Path]] = {}
-    for folder in _folders(root):
-        part = SPLIT_NAMES.get(folder.name.lower())
-        images, masks = _named(folder, IMAGE_FOLDERS), _named(folder, MASK_FOLDERS)
-        if part and images and masks:
-            found[part] = (images, masks)
-    images, masks = _named(root, IMAGE_FOLDERS), _named(root, MASK_FOLDERS)
-    if not found and images and masks:
-        for folder in _folders(images):
-            part = SPLIT_NAMES.get(folder.name.lower())
-            if part and (masks / folder.name).is_dir():
-                found[part] = (folder, masks / folder.name)
-        found = found or {"": (images, masks)}
-    if not found:
-        raise ValueError(
-            "open_dataset: segmentation folders must be images and labels (or masks, annotations), inside or around "
-            f"train, val and test, got {', '.join(f.name for f in _folders(root)) or 'no folders'} in {root}"
-        )
-    return found
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _named(root: Path, names: Sequence[str]) -> Path | None:
-    by_name = {folder.name.lower(): folder for folder in _folders(root)}
-    return next((by_name[name] for name in names if name in by_name), None)
-
-
-def _pair(root: Path, images: Path, masks: Path, mask_suffix: str) -> list[tuple[str, str]]:
-    """(image, mask) paths below ``root``: same path below their folders but for suffix and extension."""
-    mask_of = {os.path.splitext(os.path.relpath(path, masks))[0]: path for path in find_images(masks)}
-    pairs, missing = [], []
-    for path in find_images(images):
-        mask = mask_of.get(os.path.splitext(os.path.relpath(path, images))[0] + mask_suffix)
-        if mask is None:
-            missing.append(os.path.relpath(path, root))
-        else:
-            pairs.append((os.path.relpath(path, root), os.path.relpath(mask, root)))
-    if missing:
-        raise ValueError(
-            f"open_dataset: every image must have a mask of the same name in {masks}, got {len(missing)} of "
-            f"{len(missing) + len(pairs)} without, the first is {missing[0]}"
-        )
-    if not pairs:
-        raise ValueError(f"open_dataset: a folder of images must hold some, got none in {images}")
-    return pairs
 
 
 def _torchvision_pairs(

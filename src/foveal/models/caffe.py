@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from foveal.insert import insert
+from foveal.models.backbone import timm_backbone
 
 LEGACY = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
@@ -44,33 +45,22 @@ def legacy_senet(
     pretrained: bool = False,
     num_classes: int = 1000,
     in_chans: int = 3,
-    drop_rate: float | None = None,
-    global_pool: str = "avg",
     **options: Any,
 ) -> nn.Module:
     """timm's ``legacy_se<name>``, the released networks' trunk, with foveal's blocks in place of its SE modules.
 
     Args:
         name: one of `LEGACY`, such as ``"resnet50"`` or ``"net154"``.
-        drop_rate: dropout before the classifier; the network's own where not given.
-        **options: of `SqueezeExcite`, which has reduction 16.
+        **options: of `SqueezeExcite`, which has reduction 16, and timm's ``features_only``, ``out_indices``,
+            ``drop_rate`` and ``global_pool``.
 
     Deviation from the paper, as released: in ResNet-18 and -34 a ReLU comes before the SE block.
     """
-    import timm
-
     if pretrained:
         raise ValueError(
             f"legacy_se_{name}: pretrained must be False; convert timm's weights with foveal.published, got True"
         )
-    kept: dict[str, Any] = {} if drop_rate is None else {"drop_rate": drop_rate}
-    net = timm.create_model(
-        f"legacy_se{name}",
-        num_classes=num_classes,
-        in_chans=in_chans,
-        global_pool=global_pool,
-        **kept,
-    )
+    net = timm_backbone(f"legacy_se{name}", False, num_classes, in_chans, options)
     for module in list(net.modules()):
         if hasattr(module, "se_module"):
             module.se_module = nn.Identity()

@@ -3,9 +3,13 @@
 Submodule names are torchvision's, so path patterns carry over from larger networks.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from foveal.models.backbone import feature_maps
 
 WIDTHS = (16, 32, 64)
 
@@ -36,8 +40,10 @@ class CifarResNet(nn.Module):
 
     Args:
         depth: ``6 n + 2``: 8, 20, 32, 56 or 110 in the paper (8 is ours, for quick runs).
-        num_classes: outputs.
+        num_classes: outputs; with 0 the 64 pooled features.
         in_chans: channels of the image.
+
+    As in timm, `reset_classifier` puts another classifier in and `feature_info` describes the feature maps.
 
     Raises:
         ValueError: a depth that is not ``6 n + 2``.
@@ -60,18 +66,57 @@ class CifarResNet(nn.Module):
         self.default_cfg = {"input_size": (in_chans, 32, 32), "classifier": "fc"}
         self.conv1 = nn.Conv2d(in_chans, WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.act1 = nn.ReLU()
         self.layer1 = _stage(WIDTHS[0], WIDTHS[0], n, stride=1)
         self.layer2 = _stage(WIDTHS[0], WIDTHS[1], n, stride=2)
         self.layer3 = _stage(WIDTHS[1], WIDTHS[2], n, stride=2)
-        self.fc = nn.Linear(WIDTHS[2], num_classes)
+        self.feature_info = [
+            {"num_chs": width, "reduction": reduction, "module": module}
+            for width, reduction, module in zip(
+                (WIDTHS[0], *WIDTHS), (1, 1, 2, 4), ("act1", "layer1", "layer2", "layer3"), strict=True
+            )
+        ]
+        self.num_features = WIDTHS[2]
+        self.reset_classifier(num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.act1(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean((2, 3)))
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new classifier with weights drawn anew; none with 0."""
+        like = self.conv1.weight
+        self.num_classes = num_classes
+        self.fc = (
+            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+
+
+def cifar_resnet(
+    depth: int,
+    *,
+    pretrained: bool = False,
+    num_classes: int = 10,
+    in_chans: int = 3,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+) -> nn.Module:
+    """`CifarResNet` by timm's arguments: maps 0 (stem) to 3 with ``features_only``; no weights are published."""
+    if pretrained:
+        raise ValueError(
+            "cifar_resnet: pretrained must be False, no weights are published for CIFAR networks, got True"
+        )
+    net = CifarResNet(depth, num_classes, in_chans)
+    return feature_maps(net, out_indices) if features_only else net
 
 
 def _stage(channels_in: int, channels: int, n: int, stride: int) -> nn.Sequential:

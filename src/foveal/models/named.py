@@ -5,32 +5,21 @@ Each builder takes timm's habits (``pretrained`` of the plain backbone, ``num_cl
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from foveal.insert import insert
+from foveal.models.backbone import feature_maps, timm_backbone
 from foveal.models.caffe import LEGACY, legacy_senet, stride_in_first
-from foveal.models.cifar_resnet import CifarResNet
+from foveal.models.cifar_resnet import cifar_resnet
 from foveal.models.segmentation import HEADS, SegmentationNet
 from foveal.models.video import KINDS, VideoResNet, nonlocal_sites
 
-TIMM_OPTIONS = ("features_only", "out_indices", "output_stride", "drop_rate", "drop_path_rate", "global_pool")
+CIFAR_OPTIONS = ("pretrained", "num_classes", "features_only", "out_indices")
 SMALL = (64, 64)  # enough to trace a classifier for its channels
-
-
-def _backbone(
-    name: str, pretrained: bool, num_classes: int, in_chans: int, options: dict[str, Any]
-) -> nn.Module:
-    """The plain timm network; takes its options out of ``options``."""
-    import timm
-
-    own = {key: options.pop(key) for key in TIMM_OPTIONS if key in options}
-    if not own.get("features_only"):
-        own["num_classes"] = num_classes
-    return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **own)
 
 
 def at_residuals(
@@ -47,21 +36,31 @@ def at_residuals(
 
     ``stride_first`` moves stride 2 from the 3x3 into the first 1x1 convolution, where the released networks have it.
     """
-    net = _backbone(backbone, pretrained, num_classes, in_chans, options)
+    net = timm_backbone(backbone, pretrained, num_classes, in_chans, options)
     if stride_first:
         stride_in_first(net)
     example = torch.zeros(1, in_chans, *SMALL)
     return insert(net, block, at="residual", **{"start": "paper", "example": example, **options})
 
 
-def cifar(block: str, depth: int, *, num_classes: int = 10, in_chans: int = 3, **options: Any) -> nn.Module:
-    """`CifarResNet` with ``block`` at the end of every residual branch, reduction 4: its stages are narrow."""
-    net = CifarResNet(depth, num_classes=num_classes, in_chans=in_chans)
-    return insert(net, block, at="residual", **{"start": "paper", "reduction": 4, **options})
+def cifar(block: str, depth: int, *, in_chans: int = 3, **options: Any) -> nn.Module:
+    """`cifar_resnet` with ``block`` at the end of every residual branch, reduction 4: its stages are narrow."""
+    own = {key: options.pop(key) for key in CIFAR_OPTIONS if key in options}
+    net = cifar_resnet(depth, in_chans=in_chans, **own)
+    example = torch.zeros(1, in_chans, 32, 32)
+    return insert(
+        net, block, at="residual", **{"start": "paper", "reduction": 4, "example": example, **options}
+    )
 
 
 def senet154(
-    *, pretrained: bool = False, num_classes: int = 1000, in_chans: int = 3, **options: Any
+    *,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    **options: Any,
 ) -> nn.Module:
     """SENet-154: 64 groups, deep stem, 3x3 projections, SE of reduction 16 (Hu et al., appendix).
 
@@ -71,7 +70,7 @@ def senet154(
     from timm.models.resnet import Bottleneck, ResNet
 
     if pretrained:
-        raise ValueError("senet154: no weights can be fetched for it, pass pretrained=False")
+        raise ValueError("se_net154: pretrained must be False, no weights are published for it, got True")
     net = ResNet(
         Bottleneck,  # type: ignore[arg-type]
         (3, 8, 36, 3),
@@ -84,6 +83,8 @@ def senet154(
         block_reduce_first=2,
         drop_rate=options.pop("drop_rate", 0.2),
     )
+    if features_only:
+        net = feature_maps(net, out_indices)
     example = torch.zeros(1, in_chans, *SMALL)
     return insert(
         net, "se", at="residual", **{"start": "paper", "reduction": 16, "example": example, **options}
@@ -100,7 +101,7 @@ def nonlocal_resnet(
     **options: Any,
 ) -> nn.Module:
     """ResNet-50 or -101 with 1, 5 or 10 Non-local blocks at the paper's places (`nonlocal_sites`)."""
-    net = _backbone(f"resnet{depth}", pretrained, num_classes, in_chans, options)
+    net = timm_backbone(f"resnet{depth}", pretrained, num_classes, in_chans, options)
     example = torch.zeros(1, in_chans, *SMALL)
     for site in nonlocal_sites(depth, blocks):
         insert(net, "nonlocal", at=site, **{"start": "paper", "example": example, **options})

@@ -52,16 +52,18 @@ class SegmentationNet(nn.Module):
         output_stride: 8, 16 or 32, by dilation.
         multi_grid: factors on the dilation of the last stage's blocks, ``(1, 2, 4)`` in DANet's code; ResNets only.
         width: channels of the head; a quarter of the backbone's, at least 64, as in the published code.
-        channel_form: softmax of the channel attention, ``"code"`` or ``"paper"``, see `ChannelAttention`.
+        channel_form: softmax of the channel attention, ``"code"`` (the default) or ``"paper"``, see
+            `ChannelAttention`; for heads that have it.
         auxiliary: a plain classifier on the stage before the last (mmsegmentation gives its loss weight 0.4).
-        dropout: before each classifier.
+        dropout: before each classifier, from 0 to below 1.
         align_corners: of the bilinear enlargement of the logits; True in DANet's code, False in mmsegmentation.
 
     ``forward``: images (b, in_chans, h, w) of any size -> dictionary of logits (b, num_classes, h, w): ``"fused"``
     and, while training, ``"position"``, ``"channel"`` and ``"auxiliary"`` where the head has them.
 
     Raises:
-        ValueError: unknown head or backbone, a backbone without dilation, multi_grid of the wrong length.
+        ValueError: unknown head or backbone, a backbone without dilation, multi_grid of the wrong length, an option
+            outside its range or one that the head does not have.
 
     Source: Fu et al., Dual Attention Network for Scene Segmentation, figure 2 and section 3.4; the published code
     for the three classifiers, the widths and the multi-grid.
@@ -81,12 +83,12 @@ class SegmentationNet(nn.Module):
         backbone: str = "resnet18",
         *,
         pretrained: bool = False,
-        num_classes: int = 11,
+        num_classes: int = 19,
         in_chans: int = 3,
         output_stride: int = 8,
         multi_grid: tuple[int, ...] | None = None,
         width: int | None = None,
-        channel_form: str = "code",
+        channel_form: str | None = None,
         auxiliary: bool = False,
         dropout: float = 0.1,
         align_corners: bool = False,
@@ -94,6 +96,16 @@ class SegmentationNet(nn.Module):
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"SegmentationNet: head must be one of {', '.join(HEADS)}, got {head!r}")
+        channel = head in ("danet", "danet_channel")
+        for option, given, rule, holds in (
+            ("num_classes", num_classes, "at least 1", num_classes >= 1),
+            ("output_stride", output_stride, "8, 16 or 32", output_stride in (8, 16, 32)),
+            ("width", width, "at least 1 or None", width is None or width >= 1),
+            ("dropout", dropout, "from 0 to below 1", 0 <= dropout < 1),
+            ("channel_form", channel_form, f"left out of head {head!r}", channel or channel_form is None),
+        ):
+            if not holds:
+                raise ValueError(f"SegmentationNet: {option} must be {rule}, got {given!r}")
         import timm
 
         if not timm.is_model(backbone):
@@ -119,14 +131,14 @@ class SegmentationNet(nn.Module):
             _dilate(backbone_net, tuple(multi_grid))
         before, last = backbone_net.feature_info.channels()
         self.backbone = backbone_net
-        self.align_corners = align_corners
-        width = width or max(64, last // 4)
+        self.align_corners, self.num_classes = align_corners, num_classes
+        width = max(64, last // 4) if width is None else width
         self.default_cfg = {"input_size": (in_chans, 224, 224)}
         self.position = self.channel = None
         if head in ("danet", "danet_position"):
             self.position = AttentionBranch(last, width, PositionAttention(width))
-        if head in ("danet", "danet_channel"):
-            self.channel = AttentionBranch(last, width, ChannelAttention(width, form=channel_form))
+        if channel:
+            self.channel = AttentionBranch(last, width, ChannelAttention(width, form=channel_form or "code"))
         if head in ("fcn_nonlocal", "fcn"):
             self.plain = AttentionBranch(last, width, NonLocal(width) if head == "fcn_nonlocal" else None)
         self.classify = classifier(width, num_classes, dropout)

@@ -77,7 +77,7 @@ class VideoResNet(nn.Module):
     Args:
         kind: ``"c2d"``: no convolution over time; ``"i3d"``: a first convolution of 5 frames and, in every second
             residual block, a first 1x1 convolution of 3 frames.
-        num_classes: outputs.
+        num_classes: outputs; with 0 the 2048 pooled features.
         blocks: Non-local blocks: 0, 1 (res4), 5 (res3 and res4, every other residual block) or 10 (every one).
         over: ``"spacetime"``, ``"space"`` or ``"time"``: what the Non-local blocks attend over.
         pretrained: start from torchvision's ImageNet weights (needs a network connection).
@@ -109,6 +109,8 @@ class VideoResNet(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"VideoResNet: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        if options and not blocks:
+            raise ValueError(f"VideoResNet: blocks=0 takes no options of a block, got {', '.join(options)}")
         from torchvision.models import ResNet50_Weights, resnet50
 
         net = resnet50(weights=ResNet50_Weights.IMAGENET1K_V1 if pretrained else None)
@@ -123,8 +125,9 @@ class VideoResNet(nn.Module):
                 times |= {f"layer{stage}.{block}.conv1": 3 for block in range(0, count, 2)}
         _over_time(net, "", times)
         net.layer1 = nn.Sequential(*net.layer1, nn.MaxPool3d((3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)))
-        net.fc = nn.Linear(net.fc.in_features, num_classes)
-        self.net = net
+        classify: Any = nn.Linear(net.fc.in_features, num_classes) if num_classes else nn.Identity()
+        net.fc = classify
+        self.net, self.num_classes = net, num_classes
         self.default_cfg = {"input_size": (in_chans, 32, 224, 224)}
         clip = torch.zeros(1, in_chans, 8, 32, 32)
         for site in nonlocal_sites(50, blocks) if blocks else []:

@@ -79,8 +79,7 @@ class SqueezeExcite(nn.Module):
         """The gate from the squeezes of ``x``, as ``gate.squeeze_through`` returns them."""
         logits = self.fc2(self.fc1(squeezed).relu())
         if self.squeeze == "both":
-            of_mean, of_max = logits.chunk(2)
-            logits = of_mean + of_max
+            logits = logits.unflatten(0, (2, -1)).sum(0)
         weights = self.activate(logits)
         return weights if weights.dtype == squeezed.dtype else weights.to(squeezed.dtype)
 
