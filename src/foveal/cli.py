@@ -81,7 +81,7 @@ def bench(
         what: ops.
         only: Run the cases whose name contains this.
         out: Also write the figures, with machine and versions, to this JSON file.
-        repeats: Interleaved rounds; figures are medians.
+        repeats: Interleaved rounds, of the gates four times as many; figures are medians.
         threads: PyTorch's threads. Default: as it starts.
     """
     from foveal.bench import bench_ops

@@ -24,7 +24,7 @@ def bench_ops(
     Args:
         only: run the cases whose name contains this.
         out: also write the figures, with machine and versions, to this JSON file.
-        repeats: interleaved rounds; figures are medians.
+        repeats: interleaved rounds, of the gates four times as many; figures are medians.
         threads: PyTorch's threads, default as it starts.
 
     Returns:
@@ -86,7 +86,9 @@ def run_case(case: Case, repeats: int) -> list[Row]:
         ceilings["matmul"] = matmul(MATMUL_SIZE)
     if case.passes:
         ceilings["copy"] = copy(case.map_bytes)
-    times = measure_time({**calls, **ceilings}, repeats=repeats, warmup=1)
+    # the gates' calls of a millisecond scatter more, and cost little
+    rounds = 4 * repeats if case.group else repeats
+    times = measure_time({**calls, **ceilings}, repeats=rounds, warmup=1)
     peaks = {name: peak_bytes(call) for name, call in calls.items()}
     detail: dict[str, Any] = {
         "time_ms": {name: round(timing.time_ms, 3) for name, timing in times.items()},
