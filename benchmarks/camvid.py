@@ -11,7 +11,6 @@ network after the other in turn.
 
 import argparse
 import json
-import math
 import multiprocessing
 import platform
 import time
@@ -25,7 +24,7 @@ from foveal.bench import describe_machine
 from foveal.compare.statistics import differences_to, estimate
 from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
 from foveal.train import TrainConfig, evaluate_masks, fit
-from foveal.writing import write_json
+from foveal.writing import finite, write_json
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "FCN": ("fcn", {}),
@@ -142,14 +141,6 @@ def finished(options: argparse.Namespace) -> dict[str, dict[int, dict[str, Any]]
             if file.exists():
                 runs.setdefault(name, {})[seed] = json.loads(file.read_text())
     return runs
-
-
-def finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Without the NaN that an interval over one seed is, which JSON has no word for."""
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in values.items()
-    }
 
 
 def report(options: argparse.Namespace) -> None:

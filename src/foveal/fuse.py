@@ -193,9 +193,8 @@ class GatedResidual(nn.Module):
 
     def forward(self, u: Tensor, shortcut: Tensor) -> Tensor:
         if torch.is_grad_enabled() and (u.requires_grad or shortcut.requires_grad):
-            y = (
-                self.block(self._convolved(u)) + shortcut
-            )  # saliency maps: autograd needs what is overwritten below
+            # saliency maps: autograd needs what is overwritten below
+            y = self.block(self._convolved(u)) + shortcut
             return F.relu(y) if self.relu else y
         if isinstance(self.block, CBAM):
             x, weights = self._spatially_gated(self._convolved(u))

@@ -16,7 +16,7 @@ from foveal.compare.summary import Row
 from foveal.compare.variants import Variant
 from foveal.compare.worker import Job
 from foveal.train.files import environment, table_text
-from foveal.writing import write_json, write_text
+from foveal.writing import finite, write_json, write_text
 
 
 def write_report(
@@ -51,7 +51,7 @@ def write_report(
         "environment": machine,
         "runs": [{name: value for name, value in run.items() if name != "settings"} for run in runs],
     }
-    write_json(folder / "results.json", _finite(document))
+    write_json(folder / "results.json", finite(document))
     write_text(folder / "results.csv", table_text([_flat(row) for row in rows]))
     write_text(folder / "runs.csv", table_text([_flat_run(run) for run in runs]))
     labels, photographs, maps = attention_pictures(pictures, template, images)
@@ -279,12 +279,3 @@ def _flat(row: Row) -> dict[str, Any]:
 def _flat_run(run: Mapping[str, Any]) -> dict[str, Any]:
     names = ("variant", "seed", "accuracy", "top5", "val_loss", "seconds", "failed")
     return {name: run.get(name, "") for name in names}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no nan: what is unknown becomes null."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,13 +2,12 @@
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from foveal.look.score import MEASURES, SiteScore
-from foveal.writing import write_json, write_text
+from foveal.writing import finite, write_json, write_text
 
 
 def table(scores: Sequence[SiteScore]) -> str:
@@ -35,14 +34,5 @@ def write_scores(scores: Sequence[SiteScore], folder: Path) -> list[Path]:
     writer.writerows(rows)
     write_text(folder / "scores.csv", text.getvalue())
     document = {"measures": MEASURES, "sites": [asdict(site) for site in scores]}
-    write_json(folder / "scores.json", _finite(document))
+    write_json(folder / "scores.json", finite(document))
     return [folder / "scores.csv", folder / "scores.json"]
-
-
-def _finite(value: object) -> object:
-    """JSON has no nan: write null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value

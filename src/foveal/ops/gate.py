@@ -100,7 +100,7 @@ def gated_statistics(
         return x, kernels.spatial_statistics(x, gate)[0], None
     gated = None if gate is None else reference.channel_scale(x, gate)
     y = x if gated is None else gated
-    if _gate.can_run(y) and not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and _gate.can_run(y):
         return x, _gate.spatial_statistics(y), gated
     return x, reference.spatial_statistics(y), gated
 
