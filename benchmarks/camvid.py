@@ -21,10 +21,10 @@ import torch
 
 from foveal import create_model
 from foveal.bench import describe_machine
-from foveal.compare.statistics import differences_to, estimate
+from foveal.files import finite, write_json
 from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
+from foveal.statistics import differences_to, estimate
 from foveal.train import TrainConfig, evaluate_masks, fit
-from foveal.writing import finite, write_json
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "FCN": ("fcn", {}),

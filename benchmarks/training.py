@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from foveal import create_model, insert, parse_insertion
 from foveal.bench import describe_machine
 from foveal.compare import BLOCKS
+from foveal.files import write_json
 from foveal.measure import measure_time
 from foveal.nn import cbam
 from foveal.ops import _gate, attention, pairwise, reference
-from foveal.writing import write_json
 
 CASES = [
     ("foveal compare: cifar_resnet8, 64 x 24 x 24", "cifar_resnet8", 64, 24, BLOCKS),

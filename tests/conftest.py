@@ -1,5 +1,6 @@
 """Two processes share the tests; each keeps to one thread, or they would wait for each other's."""
 
+import errno
 import os
 
 import pytest
@@ -20,3 +21,21 @@ def said(capsys):
         return status, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Call it with a file's name: from then on the disk has no room for that file, as shows when it is synced."""
+    from foveal import files
+
+    sync = files._sync
+
+    def fill(name):
+        def refuse(path):
+            if path.name.startswith(f".{name}."):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            sync(path)
+
+        monkeypatch.setattr(files, "_sync", refuse)
+
+    return fill

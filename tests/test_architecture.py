@@ -8,24 +8,27 @@ import foveal
 
 ROOT = Path(foveal.__file__).parent
 
-# what each room may import of the others; `ops` and `nn` are torch alone
+# from the ground up: a room may import the rooms of the lines below its own, and those beside it where named
+GROUND = {"errors", "files", "statistics", "palette", "measure", "ops"}
 ROOMS = {
-    "ops": set(),
-    "nn": {"ops"},
-    "measure": {"ops", "nn"},
-    "insert": {"ops", "nn", "measure"},
-    "models": {"ops", "nn", "insert"},
-    "checkpoint": {"ops", "nn", "insert", "models", "writing"},
-    "look": {"ops", "nn", "insert", "writing"},
-    "data": set(),
-    "writing": set(),
+    "errors": set(),
+    "files": {"errors"},
+    "statistics": {"errors"},
+    "palette": {"errors"},
+    "ops": {"errors"},
+    "nn": {"errors", "ops"},
+    "measure": {"errors", "ops", "nn"},
+    "insertion": {"errors", "ops", "nn", "measure"},
 }
-ROOMS["published"] = {"ops", "nn", "insert", "models", "checkpoint", "writing"}
-ROOMS["fuse"] = {"ops", "nn", "insert"}
-ROOMS["bench"] = {"ops", "nn", "insert", "measure", "fuse", "writing"}
-ROOMS["train"] = set(ROOMS) | {"train"}
-ROOMS["compare"] = set(ROOMS) | {"compare"}
-ROOMS["export"] = set(ROOMS)
+ROOMS["fusion"] = GROUND | {"nn", "insertion"}
+ROOMS["models"] = GROUND | {"nn", "insertion"}
+ROOMS["checkpoint"] = ROOMS["models"] | {"models"}
+ROOMS["published"] = ROOMS["checkpoint"] | {"checkpoint"}
+ROOMS["bench"] = ROOMS["checkpoint"] | {"fusion"}
+ROOMS["data"] = {"errors", "files"}
+ROOMS["look"] = GROUND | {"nn", "insertion"}
+ROOMS["train"] = set(ROOMS) - {"bench", "look"}
+ROOMS["compare"] = set(ROOMS) - {"bench"}
 ROOMS["cli"] = set(ROOMS)
 # the verb `look` opens weights and images; what records, draws and scores does not
 VERBS = {"look/images.py", "look/network.py", "look/serve.py"}

@@ -38,7 +38,7 @@ def test_short_calls_are_repeated_until_the_clock_can_see_them():
 
 @pytest.mark.parametrize("options", [{"repeats": 0}, {"warmup": 0}])
 def test_refuses_no_rounds(options):
-    with pytest.raises(ValueError, match="measure_time: repeats and warmup must be at least 1"):
+    with pytest.raises(ValueError, match="repeats and warmup must be at least 1"):
         measure_time({"f": lambda: None}, **options)
 
 
@@ -85,7 +85,7 @@ def test_peak_says_nothing_on_stderr(capfd):
 
 
 def test_peak_refuses_a_device_it_cannot_read():
-    with pytest.raises(ValueError, match="peak_bytes: device must be cpu or cuda, got meta"):
+    with pytest.raises(ValueError, match="device must be cpu or cuda, got meta"):
         peak_bytes(lambda: None, device="meta")
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from foveal.train.palette import coloured, palette
+from foveal.palette import coloured, palette
 
 LABELS = {
     "fcn": "FCN",

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from foveal.data import open_dataset, segmentation_eval_transform
+from foveal.palette import coloured, palette
 from foveal.train.inference import open_weights
-from foveal.train.palette import coloured, palette
 
 SHOWN = 10
 

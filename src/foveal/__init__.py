@@ -1,16 +1,15 @@
 """Attention for convolutional networks, from paper to product."""
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from foveal.checkpoint import load, read_info, save
-    from foveal.fuse import fuse
-    from foveal.insert import (
+    from foveal.errors import FovealError
+    from foveal.fusion import fuse
+    from foveal.insertion import (
         Insertion,
         Plan,
         Site,
@@ -26,7 +25,50 @@ if TYPE_CHECKING:
     from foveal.look import watch
     from foveal.models import create_model, list_models
 
+# public name -> module that defines it
+_HOMES = {
+    "FovealError": "foveal.errors",
+    "Insertion": "foveal.insertion",
+    "Plan": "foveal.insertion",
+    "Site": "foveal.insertion",
+    "create_model": "foveal.models",
+    "freeze_backbone": "foveal.insertion",
+    "fuse": "foveal.fusion",
+    "insert": "foveal.insertion",
+    "inserted": "foveal.insertion",
+    "list_models": "foveal.models",
+    "load": "foveal.checkpoint",
+    "parameter_groups": "foveal.insertion",
+    "parse_insertion": "foveal.insertion",
+    "plan": "foveal.insertion",
+    "read_info": "foveal.checkpoint",
+    "remove": "foveal.insertion",
+    "save": "foveal.checkpoint",
+    "sites": "foveal.insertion",
+    "watch": "foveal.look",
+}
+_SUBPACKAGES = (
+    "bench",
+    "checkpoint",
+    "compare",
+    "data",
+    "errors",
+    "files",
+    "fusion",
+    "insertion",
+    "look",
+    "measure",
+    "models",
+    "nn",
+    "ops",
+    "palette",
+    "published",
+    "statistics",
+    "train",
+)
+
 __all__ = [
+    "FovealError",
     "Insertion",
     "Plan",
     "Site",
@@ -47,32 +89,18 @@ __all__ = [
     "watch",
 ]
 
-_HOME = {
-    **dict.fromkeys(("load", "read_info", "save"), "foveal.checkpoint"),
-    **dict.fromkeys(("create_model", "list_models"), "foveal.models"),
-    "fuse": "foveal.fuse",
-    "watch": "foveal.look",
-}
+
+def __getattr__(name: str) -> Any:
+    """Import a public name or a sub-package when it is first asked for, so that `foveal --help` need not wait."""
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name in _SUBPACKAGES:
+        value = import_module(f"foveal.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
-class _Package(ModuleType):
-    """Imports a public name when it is first asked for, so that `foveal --help` need not wait for torch."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(_HOME.get(name, "foveal.insert")), name)
-        setattr(self, name, value)
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the module `foveal.insert` sets this attribute to it: people mean the function of that name.
-        if name in ("fuse", "insert") and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*vars(self), *__all__})
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

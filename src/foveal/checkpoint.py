@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from foveal import __version__
-from foveal.insert.attach import Insertion, attach, inserted, remove
-from foveal.insert.make import build, resolve
+from foveal.errors import FovealError
+from foveal.files import write_bytes
+from foveal.insertion.attach import Insertion, attach, inserted, remove
+from foveal.insertion.make import build, resolve
 from foveal.models import READS_FILES, create_model
-from foveal.writing import write_bytes
 
 FORMAT = 1
 PLAN_KEYS = ("site", "path", "block", "options", "start", "channels", "dims", "before")
@@ -61,9 +62,7 @@ def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
     try:
         text = json.dumps(described, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"save: model arguments, block options and info must be JSON values: {error}"
-        ) from error
+        raise FovealError(f"model arguments, block options and info must be JSON values: {error}") from error
     # a copy each: safetensors refuses tensors that share memory, and tied weights do
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in _state(net).items()
@@ -141,9 +140,7 @@ def _state(net: nn.Module) -> dict[str, torch.Tensor]:
     state = net.state_dict()
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
-            raise ValueError(
-                f"save: the state dict must hold tensors only, got {type(value).__name__} as {name}"
-            )
+            raise FovealError(f"the state dict must hold tensors only, got {type(value).__name__} as {name}")
     return state
 
 
@@ -158,8 +155,8 @@ def _read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         start = file.read(9)
     # a header may be as long as a number that looks like a pickle's beginning, but then its brace follows
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
-        raise ValueError(
-            f"load: expected a safetensors file written by foveal.save, got a pickle in {path}, which can run code "
+        raise FovealError(
+            f"expected a safetensors file written by foveal.save, got a pickle in {path}, which can run code "
             "and is not opened; if you trust it, read it with torch.load(path, weights_only=True), load that into "
             "a network and write it with foveal.save"
         )
@@ -168,8 +165,8 @@ def _read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
             metadata = file.metadata() or {}
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(
-            f"load: expected a safetensors file written by foveal.save, got {path}: {error}"
+        raise FovealError(
+            f"expected a safetensors file written by foveal.save, got {path}: {error}"
         ) from error
     try:
         described = json.loads(metadata["foveal"])
@@ -184,8 +181,8 @@ def _read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         well_formed, described = False, None
     if not well_formed or described is None:
         found = "metadata of another kind" if "foveal" in metadata else "no foveal metadata"
-        raise ValueError(
-            f"load: expected a safetensors file written by foveal.save (format {FORMAT}), got {found} in {path}"
+        raise FovealError(
+            f"expected a safetensors file written by foveal.save (format {FORMAT}), got {found} in {path}"
         )
     return described, shapes
 
@@ -196,14 +193,14 @@ def _rebuild(
     model = described["model"]
     if model is None:
         blocks_there = listed(f"{e['block']} at {e['site']}" for e in described["plan"]) or "none"
-        raise ValueError(
-            f"load: {path} does not name its model, as it was not made by foveal.create_model; pass net=a network "
+        raise FovealError(
+            f"{path} does not name its model, as it was not made by foveal.create_model; pass net=a network "
             f"with the same blocks inserted ({blocks_there})"
         )
     refused = [key for key in model["kwargs"] if key.startswith(READS_FILES)]
     if refused:
-        raise ValueError(
-            f"load: a file may not make the library open other files, got {listed(refused)} in {path}"
+        raise FovealError(
+            f"a file may not make the library open other files, got {listed(refused)} in {path}"
         )
     with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
         _refuse_other_weights(_assemble(model, described["plan"], blocks, path), shapes, path)
@@ -224,8 +221,8 @@ def _assemble(
     modules = dict(net.named_modules())
     for entry in missing:
         if entry["site"] not in modules:
-            raise ValueError(
-                f"load: {model['name']} must have the site {entry['site']} of the plan in {path}, got none"
+            raise FovealError(
+                f"{model['name']} must have the site {entry['site']} of the plan in {path}, got none"
             )
         record = {key: entry[key] for key in ("block", "options", "start", "channels", "dims")}
         try:
@@ -236,8 +233,8 @@ def _assemble(
             attach(net, entry["site"], module, record, before=entry["before"], path=entry["path"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error).splitlines() or [""])[0].removeprefix("insert: ")
-            raise ValueError(
-                f"load: the plan in {path} must say how to rebuild {entry['block']!r} at {entry['site']}, "
+            raise FovealError(
+                f"the plan in {path} must say how to rebuild {entry['block']!r} at {entry['site']}, "
                 f"got: {reason}"
             ) from error
     return net
@@ -253,8 +250,8 @@ def _refuse_other_plan(net: nn.Module, plan: list[dict[str, Any]], path: Any) ->
             parts.append(f"the network lacks {listed(map(_spelled, lost))}, which would be lost")
         if extra:
             parts.append(f"the file lacks {listed(map(_spelled, extra))}, which would stay untrained")
-        raise ValueError(
-            f"load: {path} and the network must have the same inserted blocks, but {'; '.join(parts)}. "
+        raise FovealError(
+            f"{path} and the network must have the same inserted blocks, but {'; '.join(parts)}. "
             "Insert the same blocks first, or call foveal.load(path) without a network to rebuild it"
         )
 
@@ -262,7 +259,7 @@ def _refuse_other_plan(net: nn.Module, plan: list[dict[str, Any]], path: Any) ->
 def _refuse_other_weights(net: nn.Module, shapes: dict[str, tuple[int, ...]], path: Any) -> None:
     own = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     if wrong := misfit(shapes, own):
-        raise ValueError(f"load: {path} must hold exactly the weights of {type(net).__name__}, got {wrong}")
+        raise FovealError(f"{path} must hold exactly the weights of {type(net).__name__}, got {wrong}")
 
 
 def misfit(file: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:

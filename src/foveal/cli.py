@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from foveal.errors import FovealError
 from foveal.train.config import TrainConfig
 
 # ------------------------------------------------------------------------------------------------------- verbs
@@ -63,7 +64,7 @@ def list_names(pattern: str = "*") -> int:
 
     names = foveal.list_models(pattern)
     if not names:
-        raise ValueError(f"list: pattern must match a model name, got {pattern}")
+        raise FovealError(f"pattern must match a model name, got {pattern}")
     print("\n".join(names))
     return 0
 
@@ -182,7 +183,7 @@ def _run(name: str, arguments: list[str]) -> int:
     try:
         given = parser.parse_args(tidied(arguments, parser))
     except ArgumentError as error:
-        raise ValueError(_one_line(error, parser)) from None
+        raise FovealError(_one_line(error, parser)) from None
     options = given.as_dict()
     del options["config"]
     for word in (verb.words or "").split():
@@ -253,7 +254,7 @@ def tidied(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:
             elif left and not (left[0].startswith("--") and len(left[0]) > 2):
                 value = left.pop(0)
             else:
-                raise ValueError(f"{name} needs a value")
+                raise FovealError(f"{name} needs a value")
             equals = "="
         if "list[str]" in kind and equals and not value.startswith("["):
             lists.setdefault(name, []).append(value)

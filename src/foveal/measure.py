@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from foveal.errors import FovealError
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -80,9 +82,9 @@ def measure_time(
         True
     """
     if not functions:
-        raise ValueError("measure_time: functions must name at least one call, got none")
+        raise FovealError("functions must name at least one call, got none")
     if repeats < 1 or warmup < 1:
-        raise ValueError(f"measure_time: repeats and warmup must be at least 1, got {repeats} and {warmup}")
+        raise FovealError(f"repeats and warmup must be at least 1, got {repeats} and {warmup}")
     calls: dict[str, int] = {}
     for name, function in functions.items():
         for _ in range(warmup):
@@ -146,7 +148,7 @@ def peak_bytes(function: Callable[[], Any], *, device: torch.device | str = "cpu
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu":
-        raise ValueError(f"peak_bytes: device must be cpu or cuda, got {device}")
+        raise FovealError(f"device must be cpu or cuda, got {device}")
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         with _without_profiler_messages():

@@ -155,5 +155,5 @@ def test_a_users_mistake_is_found_before_anything_is_written(tmp_path, options, 
 
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(ValueError, match="compare: out must be a folder"):
+    with pytest.raises(ValueError, match="out must be a folder"):
         compare(out=str(tmp_path / "out"), **TINY)

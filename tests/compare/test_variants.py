@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from foveal.compare.variants import NONE, PlainConvolution, build, control_of, parse_variants
-from foveal.insert import inserted
+from foveal.insertion import inserted
 from foveal.measure import count_parameters
 from foveal.nn import BLOCKS
 from foveal.train.config import TrainConfig

@@ -143,7 +143,7 @@ def test_segmentation_names_the_classes_that_occur_in_their_colours() -> None:
 
 
 def test_a_site_without_the_asked_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"draw_mask: '1' \(NonLocal\) has no spatial mask"):
+    with pytest.raises(ValueError, match=r"'1' \(NonLocal\) has no spatial mask"):
         draw.draw_mask(record("nonlocal"), IMAGE)
-    with pytest.raises(ValueError, match="rows: '1'"):
+    with pytest.raises(ValueError, match="'1'"):
         draw.draw_rows(record("se", reduction=2), IMAGE, [(0, 0)])

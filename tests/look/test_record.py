@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from foveal.insert import insert
+from foveal.insertion import insert
 from foveal.look.record import on_pixels, watch
 from foveal.nn import BLOCKS
 from foveal.ops import reference
@@ -163,7 +163,7 @@ def test_reading_without_a_pass_says_why() -> None:
 def test_reading_what_a_block_does_not_have_names_what_it_has() -> None:
     with watch(net := small_net(random_block("se"))) as seen:
         net(IMAGES)
-    with pytest.raises(ValueError, match=r"mask: '2' \(SqueezeExcite\) has none; it has channel_gate"):
+    with pytest.raises(ValueError, match=r"'2' \(SqueezeExcite\) has none; it has channel_gate"):
         seen["2"].mask  # noqa: B018
 
 

@@ -113,7 +113,5 @@ def test_refuses_impossible_options(options, message):
 
 @pytest.mark.parametrize("shape", [(2, 32, 4, 4), (2, 16), (2, 16, 1, 1, 1, 1)])
 def test_refuses_an_input_that_does_not_fit(shape):
-    with pytest.raises(
-        ValueError, match=r"SqueezeExcite: input must be \(batch, 16 channels, 1 to 3 spatial sizes\)"
-    ):
+    with pytest.raises(ValueError, match=r"input must be \(batch, 16 channels, 1 to 3 spatial sizes\)"):
         SqueezeExcite(16)(torch.randn(shape))

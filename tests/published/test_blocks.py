@@ -137,7 +137,7 @@ def test_what_a_file_does_not_show_must_be_stated(random_peer):
 
 def test_a_block_the_peer_cannot_be_is_not_exported():
     for options in ({"scaled": True}, {"subsample": "before"}):
-        with pytest.raises(ValueError, match="export: the network must be as nonlocal-port files are"):
+        with pytest.raises(ValueError, match="the network must be as nonlocal-port files are"):
             export(NonLocal(8, out_bias=True, **options), "nonlocal-port")
     with pytest.raises(ValueError, match="nonlocal-port must be given a network of its kind, got ResNet"):
         export(foveal.create_model("resnet18"), "nonlocal-port")

@@ -134,7 +134,7 @@ def test_every_format_refuses_strange_names_by_a_message(name):
 def test_options_and_formats_that_do_not_exist(state):
     with pytest.raises(ValueError, match=r"cbam-official takes drop_rate, drop_path_rate, got variant"):
         convert(state, variant="paper")
-    with pytest.raises(ValueError, match=r"convert: format must be one of timm-se, .* got 'cbam'"):
+    with pytest.raises(ValueError, match=r"format must be one of timm-se, .* got 'cbam'"):
         convert(state, "cbam")
-    with pytest.raises(ValueError, match=r"export: format must be one of timm-se, .* got 'cbam'"):
+    with pytest.raises(ValueError, match=r"format must be one of timm-se, .* got 'cbam'"):
         export(torch.nn.Linear(2, 2), "cbam")

@@ -127,7 +127,7 @@ def test_files_that_are_no_weights_of_a_run_are_refused(tmp_path, result):
 
 def test_an_unknown_device_is_refused():
     for name in ("abacus", "cuda:99"):
-        with pytest.raises(ValueError, match=f"device: must be one this machine has, got {name}"):
+        with pytest.raises(ValueError, match=f"must be one this machine has, got {name}"):
             chosen_device(name)
 
 

@@ -16,7 +16,6 @@ import foveal
 from foveal.train import Interrupted, TrainConfig, fit, train_in_memory
 from foveal.train import run as run_module
 from foveal.train.run import make_network
-from foveal.writing import part_of
 
 SMALL = {"length": 96, "size": 24}
 
@@ -268,14 +267,13 @@ def test_a_rate_that_explodes_never_overwrites_good_weights(tmp_path):
         assert all(v.isfinite().all() for v in kept.values() if v.is_floating_point())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device without space")
 @pytest.mark.parametrize("name", ["metrics.csv", "checkpoint.ckpt", "curves.png"])
-def test_a_full_disk_stops_the_run_and_keeps_what_was_whole(tmp_path, name):
+def test_a_full_disk_stops_the_run_and_keeps_what_was_whole(tmp_path, full_disk, name):
     folder = tmp_path / "a"
     (folder / "weights").mkdir(parents=True)
     chosen = config(folder, epochs=1)
     run_module.files.write_config(folder, chosen)
-    part_of(folder / name).symlink_to("/dev/full")
+    full_disk(name)
     with pytest.raises(OSError, match="No space left on device") as caught:
         fit(resume=folder, quiet=True)
     assert caught.value.filename == str(folder / name)

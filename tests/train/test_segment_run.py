@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import foveal
+from foveal.palette import palette
 from foveal.train import TrainConfig, evaluate, evaluate_masks, fit, predict, predict_masks
 from foveal.train.mask_evaluation import bootstrap_interval, margins
 from foveal.train.mask_prediction import highest
-from foveal.train.palette import palette
 from foveal.train.segment import confusion, scores
 
 IGNORED = 9

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from foveal.bench.case import OURS, Case, Growth, Row
-from foveal.writing import write_json
+from foveal.errors import FovealError
+from foveal.files import write_json
 
 MATMUL_SIZE = 2048
 
@@ -45,9 +46,7 @@ def bench_ops(
     wholes: dict[str, Callable[[], list[Row]]] = {**attention.WHOLES, **gate.WHOLES}
     names = [case.name for case in [*cases, *growths]] + list(wholes)
     if only and not any(only in name for name in names):
-        raise ValueError(
-            f"bench: only must be part of a case's name, got {only!r}; cases: {'; '.join(names)}"
-        )
+        raise FovealError(f"only must be part of a case's name, got {only!r}; cases: {'; '.join(names)}")
     wanted = [name for name in names if not only or only in name]
     rows: list[Row] = []
 

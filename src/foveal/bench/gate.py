@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foveal.bench import copy
 from foveal.bench.case import OURS, Bar, Case, Row
-from foveal.fuse import GatedResidual, fuse
+from foveal.fusion import GatedResidual, fuse
 from foveal.nn import CBAM, SqueezeExcite
 
 CHANNELS, SIDE = 256, 56

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from foveal.compare.summary import Costs
 from foveal.compare.variants import Variant, build
 from foveal.compare.worker import Job
+from foveal.files import write_json
 from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
 from foveal.train.files import environment
-from foveal.writing import write_json
 
 
 def measure_costs(variants: Sequence[Variant], job: Job, folder: Path) -> dict[str, Costs]:

@@ -23,6 +23,7 @@ from foveal.compare.summary import Row, summarise
 from foveal.compare.variants import NONE, Variant, control_of, parse_variants
 from foveal.compare.worker import Job
 from foveal.data import open_dataset
+from foveal.errors import FovealError
 from foveal.train.batches import class_names, colours_of
 from foveal.train.classify import augmentation, natural_size
 from foveal.train.config import TrainConfig
@@ -85,9 +86,9 @@ def run(
 ) -> Outcome:
     """Do what `foveal.compare.compare` describes."""
     if seeds < 1:
-        raise ValueError(f"compare: seeds must be at least 1, got {seeds}")
+        raise FovealError(f"seeds must be at least 1, got {seeds}")
     if jobs is not None and jobs < 1:
-        raise ValueError(f"compare: jobs must be at least 1, got {jobs}")
+        raise FovealError(f"jobs must be at least 1, got {jobs}")
     variants = parse_variants(insertions)
     config = _config(options)
     data = {split: open_dataset(config.data, split, **config.data_options) for split in ("train", "val")}
@@ -169,9 +170,9 @@ def _config(options: dict[str, Any]) -> TrainConfig:
 
 def _device(accelerator: str) -> str:
     if accelerator not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"compare: accelerator must be auto, cpu or cuda, got {accelerator!r}")
+        raise FovealError(f"accelerator must be auto, cpu or cuda, got {accelerator!r}")
     if accelerator == "cuda" and not torch.cuda.is_available():
-        raise ValueError("compare: accelerator cuda needs a CUDA GPU, got none here; cpu runs anywhere")
+        raise FovealError("accelerator cuda needs a CUDA GPU, got none here; cpu runs anywhere")
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -189,9 +190,7 @@ def _folder(out: str | None, config: TrainConfig) -> Path:
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(
-            f"compare: out must be a folder, got {folder}, where a file stands in the way"
-        ) from error
+        raise FovealError(f"out must be a folder, got {folder}, where a file stands in the way") from error
     return folder
 
 

@@ -90,7 +90,7 @@ class Pool:
             if message is None:
                 code = self.processes[number].wait()
                 raise ChildProcessError(
-                    f"compare: the process of {job.variant.name}, seed {job.config.seed}, ended with code {code}"
+                    f"the process of {job.variant.name}, seed {job.config.seed}, ended with code {code}"
                     f"{' (out of memory? try fewer jobs)' if code == -9 else ''}: {self._last_line()}"
                 )
             if "step" in message:

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from foveal.compare.statistics import FEWEST_SEEDS, Difference, p_text, points
+from foveal.statistics import FEWEST_SEEDS, Difference, p_text, points
 
 if TYPE_CHECKING:
     from foveal.compare.summary import Row

@@ -11,12 +11,12 @@ from string import Template
 from typing import Any
 
 from foveal.compare.figures import RANGE, attention_pictures, differences_svg, latency_svg
-from foveal.compare.statistics import FEWEST_SEEDS, Difference, Estimate, p_text, points, seeds_needed
 from foveal.compare.summary import Row
 from foveal.compare.variants import Variant
 from foveal.compare.worker import Job
+from foveal.files import write_json, write_text
+from foveal.statistics import FEWEST_SEEDS, Difference, Estimate, p_text, points, seeds_needed
 from foveal.train.files import environment, table_text
-from foveal.writing import finite, write_json, write_text
 
 
 def write_report(
@@ -51,7 +51,7 @@ def write_report(
         "environment": machine,
         "runs": [{name: value for name, value in run.items() if name != "settings"} for run in runs],
     }
-    write_json(folder / "results.json", finite(document))
+    write_json(folder / "results.json", document)
     write_text(folder / "results.csv", table_text([_flat(row) for row in rows]))
     write_text(folder / "runs.csv", table_text([_flat_run(run) for run in runs]))
     labels, photographs, maps = attention_pictures(pictures, template, images)

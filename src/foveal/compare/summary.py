@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foveal.compare.statistics import Difference, Estimate, differences_to, estimate, verdict
 from foveal.compare.variants import Variant
+from foveal.statistics import Difference, Estimate, differences_to, estimate, verdict
 
 
 @dataclass(frozen=True)

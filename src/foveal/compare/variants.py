@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foveal.insert import insert, inserted, parse_insertion
+from foveal.errors import FovealError
+from foveal.insertion import insert, inserted, parse_insertion
 from foveal.measure import count_parameters
 from foveal.nn import BLOCKS
 from foveal.train.config import TrainConfig
@@ -84,14 +85,14 @@ def parse_variants(insertions: Sequence[str]) -> list[Variant]:
         ['se', 'cbam@residual:3', 'cbam@stage:3']
     """
     if not insertions:
-        raise ValueError("compare: insert must name at least one block, got none")
+        raise FovealError("insert must name at least one block, got none")
     blocks = [parse_insertion(text)["block"] for text in insertions]
     names = [
         block if Counter(blocks)[block] == 1 else text for block, text in zip(blocks, insertions, strict=True)
     ]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"compare: every insertion must differ from the others, got {twice[0]!r} twice")
+        raise FovealError(f"every insertion must differ from the others, got {twice[0]!r} twice")
     return [Variant(name, text) for name, text in zip(names, insertions, strict=True)]
 
 

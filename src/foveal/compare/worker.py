@@ -24,13 +24,13 @@ from foveal.checkpoint import save
 from foveal.compare.images import load_images
 from foveal.compare.variants import Variant, build
 from foveal.data import train_transform
+from foveal.files import write_json
 from foveal.look.record import watch
 from foveal.look.score import attention_map, has_map, object_mask, share_on_object
 from foveal.train.classify import count, metrics
 from foveal.train.config import TrainConfig
 from foveal.train.lean import train_in_memory
 from foveal.train.recipe import NonFiniteLoss
-from foveal.writing import write_json
 
 BATCH = 256
 SHARE_IMAGES = 512

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from foveal.data.items import LabelError
+from foveal.errors import FovealError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,14 +77,12 @@ def decode_mask(
     with _opened(source, name, max_pixels) as (image, name):
         if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
             raise LabelError(
-                f"decode_mask: a mask must have one channel of class indices, got mode {image.mode} in {name}; "
+                f"a mask must have one channel of class indices, got mode {image.mode} in {name}; "
                 "colours must be turned into indices first"
             )
         values = _guarded(lambda: np.asarray(image), name)
     if values.max(initial=0) > 255 or values.min(initial=0) < 0:
-        raise LabelError(
-            f"decode_mask: mask values must be 0 to 255, got {values.min()} to {values.max()} in {name}"
-        )
+        raise LabelError(f"mask values must be 0 to 255, got {values.min()} to {values.max()} in {name}")
     return torch.from_numpy(values.astype(np.uint8))
 
 
@@ -117,14 +116,12 @@ def _opened(
                 warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
                 image = pillow.open(file)
         except pillow.UnidentifiedImageError:
-            raise ValueError(f"decode_image: not an image file that Pillow can read, got {name}") from None
+            raise FovealError(f"not an image file that Pillow can read, got {name}") from None
         except Exception as error:  # damaged headers surface as many kinds of exceptions, by format
-            raise ValueError(f"decode_image: unreadable image header, got {name}: {_line(error)}") from None
+            raise FovealError(f"unreadable image header, got {name}: {_line(error)}") from None
         if image.width * image.height > max_pixels:
             size = f"{image.width}x{image.height}"
-            raise ValueError(
-                f"decode_image: an image may have at most {max_pixels} pixels, got {size} in {name}"
-            )
+            raise FovealError(f"an image may have at most {max_pixels} pixels, got {size} in {name}")
         yield image, name
 
 
@@ -135,7 +132,7 @@ def _guarded(decode: Any, name: str) -> Any:
     except MemoryError:
         raise
     except Exception as error:
-        raise ValueError(f"decode_image: truncated or damaged image, got {name}: {_line(error)}") from None
+        raise FovealError(f"truncated or damaged image, got {name}: {_line(error)}") from None
 
 
 def _line(error: Exception) -> str:
@@ -177,11 +174,11 @@ def _eight_bits(image: Image) -> np.ndarray:
     values = np.asarray(image)
     if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError(
+            raise FovealError(
                 f"floating-point values must lie in 0..1, got {values.min():g} to {values.max():g}"
             )
         return (values * 255 + 0.5).astype(np.uint8)
     # Mode "I" has 32 bits and comes from 16-bit files too.
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"grey values must fit 16 bits, got {values.min()} to {values.max()}")
+        raise FovealError(f"grey values must fit 16 bits, got {values.min()} to {values.max()}")
     return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

@@ -18,6 +18,7 @@ from foveal.data.items import (
     hold_out,
     refuse_repeated,
 )
+from foveal.errors import FovealError
 
 
 class FolderImages:
@@ -62,14 +63,10 @@ def open_folder(
         # Of train, so that the labels of all splits mean the same.
         classes = [folder.name for folder in _folders(parts.get("train", where) if part else root)]
     if not classes:
-        raise ValueError(
-            f"open_dataset: a folder must hold one folder of images per class, got none in {where}"
-        )
+        raise FovealError(f"a folder must hold one folder of images per class, got none in {where}")
     names = {name.lower() for name in classes}
     if "images" in names and names & {"labels", "masks", "annotations"}:
-        raise ValueError(
-            f"open_dataset: {root} holds images and masks, no class folders; open it with task='segment'"
-        )
+        raise FovealError(f"{root} holds images and masks, no class folders; open it with task='segment'")
     check_classes(classes)
     refuse_repeated(classes)
 
@@ -78,16 +75,14 @@ def open_folder(
     labels: list[int] = []
     for folder in _folders(where):
         if folder.name not in label_of:
-            raise ValueError(f"open_dataset: class folders must be among {_few(classes)}, got {folder}")
+            raise FovealError(f"class folders must be among {_few(classes)}, got {folder}")
         found = find_images(folder)
         if not found:
-            raise ValueError(f"open_dataset: every class folder must hold images, got none in {folder}")
+            raise FovealError(f"every class folder must hold images, got none in {folder}")
         paths += [os.path.relpath(path, root) for path in found]
         labels += [label_of[folder.name]] * len(found)
     if not paths:
-        raise ValueError(
-            f"open_dataset: a folder must hold one folder of images per class, got none in {where}"
-        )
+        raise FovealError(f"a folder must hold one folder of images per class, got none in {where}")
     indices: Sequence[int] = range(len(paths))
     if divide:
         indices = hold_out(paths, labels, split, val_share=val_share, split_seed=split_seed)
@@ -103,9 +98,7 @@ def find_parts(root: Path) -> dict[str, Path]:
         split = SPLIT_NAMES.get(folder.name.lower())
         if split and _folders(folder):
             if split in parts:
-                raise ValueError(
-                    f"open_dataset: two folders for split {split}, got {parts[split]} and {folder}"
-                )
+                raise FovealError(f"two folders for split {split}, got {parts[split]} and {folder}")
             parts[split] = folder
     return parts
 

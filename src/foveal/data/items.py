@@ -10,6 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch.utils.data import Dataset
 
+from foveal.errors import FovealError
+
 SPLITS = ("train", "val", "test")
 # Names that folders and Parquet files use for a split, in lower case.
 SPLIT_NAMES = {
@@ -41,7 +43,7 @@ class Source(Protocol):
         ...
 
 
-class LabelError(ValueError):
+class LabelError(FovealError):
     """Truth that contradicts its image or the class list. Never skipped: such faults are rarely in one file only."""
 
 
@@ -69,9 +71,7 @@ class StoredDataset(Dataset):
         ignore_index: int | None = None,
     ) -> None:
         if not 0 <= max_unreadable < 1:
-            raise ValueError(
-                f"open_dataset: max_unreadable must be 0 or more and below 1, got {max_unreadable}"
-            )
+            raise FovealError(f"max_unreadable must be 0 or more and below 1, got {max_unreadable}")
         self.source, self.classes, self.mirror = source, list(classes), mirror
         self.ignore_index, self.max_unreadable = ignore_index, max_unreadable
         self._asked = len(indices)
@@ -105,7 +105,7 @@ class StoredDataset(Dataset):
             except (ValueError, OSError):
                 self._broken[place] = True
                 self._check_share()
-        raise ValueError(f"data set: none of the {length} images can be read")
+        raise FovealError(f"data set: none of the {length} images can be read")
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -134,8 +134,8 @@ class StoredDataset(Dataset):
         count = len(self._left_out) + int(self._broken.sum())
         if count > self.max_unreadable * self._asked:
             first = next(iter(self.skipped.items()))
-            raise ValueError(
-                f"open_dataset: at most {self.max_unreadable:.3g} of the images may be unreadable "
+            raise FovealError(
+                f"at most {self.max_unreadable:.3g} of the images may be unreadable "
                 f"(max_unreadable), got {count} of {self._asked}, the first is {first[0]}: {first[1]}"
             )
 
@@ -148,7 +148,7 @@ def choose_part(what: str, available: Collection[str], split: str) -> tuple[str 
         stands for data without parts.
     """
     if split not in SPLITS:
-        raise ValueError(f"open_dataset: split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise FovealError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if not available and split != "test":
         return None, True
     if "train" in available and "val" not in available and split != "test":
@@ -156,7 +156,7 @@ def choose_part(what: str, available: Collection[str], split: str) -> tuple[str 
     if split in available:
         return split, False
     parts = ", ".join(sorted(available)) or "only train and val, which are split off at random"
-    raise ValueError(f"open_dataset: {what} has no part for split {split!r}, got {parts}")
+    raise FovealError(f"{what} has no part for split {split!r}, got {parts}")
 
 
 def hold_out(
@@ -175,7 +175,7 @@ def hold_out(
         (2, True)
     """
     if not 0 < val_share < 1:
-        raise ValueError(f"open_dataset: val_share must be above 0 and below 1, got {val_share}")
+        raise FovealError(f"val_share must be above 0 and below 1, got {val_share}")
     by_class: dict[int, list[int]] = defaultdict(list)
     for place in range(len(names)):
         by_class[labels[place] if labels is not None else 0].append(place)
@@ -221,11 +221,9 @@ def refuse_repeated(classes: Sequence[str]) -> None:
     """Names stand for classes wherever results are kept. Not asked of torchvision's sets: ImageNet has two cranes."""
     repeated = sorted({name for name in classes if list(classes).count(name) > 1})
     if repeated:
-        raise ValueError(
-            f"open_dataset: every class must have a name of its own, got {repeated} more than once"
-        )
+        raise FovealError(f"every class must have a name of its own, got {repeated} more than once")
 
 
 def check_classes(classes: Sequence[str]) -> None:
     if len(classes) < 2:
-        raise ValueError(f"open_dataset: a classifier needs at least 2 classes, got {list(classes)}")
+        raise FovealError(f"a classifier needs at least 2 classes, got {list(classes)}")

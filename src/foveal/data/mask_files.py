@@ -6,6 +6,7 @@ from pathlib import Path
 
 from foveal.data.folder import find_images
 from foveal.data.items import SPLIT_NAMES
+from foveal.errors import FovealError
 
 IMAGE_FOLDERS = ("images", "image", "img")
 MASK_FOLDERS = ("labels", "masks", "annotations", "label", "mask")
@@ -27,8 +28,8 @@ def find_pairs(root: Path) -> dict[str, tuple[Path, Path]]:
                 found[part] = (folder, masks / folder.name)
         found = found or {"": (images, masks)}
     if not found:
-        raise ValueError(
-            "open_dataset: segmentation folders must be images and labels (or masks, annotations), inside or around "
+        raise FovealError(
+            "segmentation folders must be images and labels (or masks, annotations), inside or around "
             f"train, val and test, got {', '.join(f.name for f in _folders(root)) or 'no folders'} in {root}"
         )
     return found
@@ -54,10 +55,10 @@ def pair(root: Path, images: Path, masks: Path, mask_suffix: str) -> list[tuple[
         else:
             pairs.append((os.path.relpath(path, root), os.path.relpath(mask, root)))
     if missing:
-        raise ValueError(
-            f"open_dataset: every image must have a mask of the same name in {masks}, got {len(missing)} of "
+        raise FovealError(
+            f"every image must have a mask of the same name in {masks}, got {len(missing)} of "
             f"{len(missing) + len(pairs)} without, the first is {missing[0]}"
         )
     if not pairs:
-        raise ValueError(f"open_dataset: a folder of images must hold some, got none in {images}")
+        raise FovealError(f"a folder of images must hold some, got none in {images}")
     return pairs

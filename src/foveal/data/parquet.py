@@ -20,6 +20,7 @@ from foveal.data.items import (
     looks_whole,
     refuse_repeated,
 )
+from foveal.errors import FovealError
 
 BOX_COLUMN = "box_xyxy"
 
@@ -118,8 +119,8 @@ def _read(files: Sequence[Path], image_column: str | None, label_column: str | N
 
     size, free = sum(file.stat().st_size for file in files), psutil.virtual_memory().available
     if size > 0.7 * free:
-        raise ValueError(
-            f"open_dataset: Parquet images are held in memory and may take 70 % of the {free / 2**30:.1f} GiB that "
+        raise FovealError(
+            f"Parquet images are held in memory and may take 70 % of the {free / 2**30:.1f} GiB that "
             f"are free, got {size / 2**30:.1f} GiB"
         )
     tables, names = [], []
@@ -136,9 +137,7 @@ def _read(files: Sequence[Path], image_column: str | None, label_column: str | N
                 paths = pc.struct_field(stored, "path").to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
             stored = pc.struct_field(stored, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
         if not (pa.types.is_binary(stored.type) or pa.types.is_large_binary(stored.type)):
-            raise ValueError(
-                f"open_dataset: images must be stored as bytes, got {stored.type} in {image} of {file}"
-            )
+            raise FovealError(f"images must be stored as bytes, got {stored.type} in {image} of {file}")
         columns = {"bytes": stored, "label": table.column(label)}
         tables.append(pa.table(columns | {name: table.column(name) for name in box}))
         names += [f"{file.name}[{row}]" + (f" {path}" if path else "") for row, path in enumerate(paths)]
@@ -153,7 +152,7 @@ def _schema(file: Path) -> Any:
         return pq.read_schema(file)
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"open_dataset: not a readable Parquet file, got {file}: {reason}") from None
+        raise FovealError(f"not a readable Parquet file, got {file}: {reason}") from None
 
 
 def _features(schema: Any) -> dict[str, Any]:
@@ -169,7 +168,7 @@ def _column(schema: Any, kind: str, asked: str | None, usual: Sequence[str], fil
     """The column of a feature type: as asked, the only one of that type, or one with a usual name."""
     if asked is not None:
         if asked not in schema.names:
-            raise ValueError(f"open_dataset: columns of {file} are {', '.join(schema.names)}, got {asked!r}")
+            raise FovealError(f"columns of {file} are {', '.join(schema.names)}, got {asked!r}")
         return asked
     described = _features(schema)
     typed = [name for name in schema.names if str(described.get(name, {}).get("_type", "")) == kind]
@@ -180,7 +179,7 @@ def _column(schema: Any, kind: str, asked: str | None, usual: Sequence[str], fil
         return named[0]
     option = "image_column" if kind == "Image" else "label_column"
     among = typed or schema.names
-    raise ValueError(f"open_dataset: {file} needs {option}, one of {', '.join(among)}, got none")
+    raise FovealError(f"{file} needs {option}, one of {', '.join(among)}, got none")
 
 
 def _class_names(files: Sequence[Path], label_column: str | None) -> list[str]:
@@ -208,8 +207,8 @@ def _labels(column: Any, classes: Sequence[str], root: Path) -> list[int]:
     for row, value in enumerate(column.to_pylist()):
         label = place.get(value, -1) if isinstance(value, str) else value
         if not isinstance(label, int) or not 0 <= label < len(classes):
-            raise ValueError(
-                f"open_dataset: labels must be 0 to {len(classes) - 1} or a class name, got {value!r} "
+            raise FovealError(
+                f"labels must be 0 to {len(classes) - 1} or a class name, got {value!r} "
                 f"in row {row} of {root}"
             )
         labels.append(label)

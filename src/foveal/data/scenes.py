@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from foveal.errors import FovealError
+
 SPLITS = ("train", "val", "test")
 LENGTHS = {"train": 4000, "val": 1000, "test": 1000}
 # Shares of the digit images and of the photographs' columns: what one split shows, no other split shows.
@@ -89,20 +91,20 @@ class Scenes(Dataset):
         seed: int = 0,
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f"scenes: split must be one of {', '.join(SPLITS)}, got {split!r}")
+            raise FovealError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         if length is None:
             length = LENGTHS[split]
         ranges = {"length": (length, 1, 10**9), "size": (size, 16, 512), "objects": (objects, 1, 64)}
         ranges |= {"distractors": (distractors, 0, 64), "frames": (frames, 1, 256)}
         for name, (value, least, most) in ranges.items():
             if not least <= value <= most:
-                raise ValueError(f"scenes: {name} must be between {least} and {most}, got {value}")
+                raise FovealError(f"{name} must be between {least} and {most}, got {value}")
         grid = int(np.ceil(np.sqrt(objects)))
         cell = size / grid
         low, high = digit_size if digit_size is not None else (cell * 3 / 8, cell / 2)
         if not SMALLEST_DIGIT <= low <= high <= cell:
-            raise ValueError(
-                f"scenes: digits must be {SMALLEST_DIGIT:g} to {cell:g} pixels high for size={size} with "
+            raise FovealError(
+                f"digits must be {SMALLEST_DIGIT:g} to {cell:g} pixels high for size={size} with "
                 f"objects={objects}, got {low:g} to {high:g}; choose size or digit_size accordingly"
             )
         self.split, self.length, self.size, self.seed = split, length, size, seed

@@ -24,6 +24,7 @@ from foveal.data.items import (
 from foveal.data.mask_files import find_pairs, pair
 from foveal.data.scenes import Scenes, class_mask
 from foveal.data.torchvision_sets import construct
+from foveal.errors import FovealError
 
 ADE20K_CLASSES = "objectInfo150.txt"
 # Scenes for segmentation: digits large enough that networks of stride 8 can draw their strokes.
@@ -115,9 +116,7 @@ class MaskedImages:
             if self.ignores_any and len(values) == 1:
                 option = f"ignore_index={values[0]} (--data_options.ignore_index {values[0]})"
                 remedy = f"; if {values[0]} is no class, pass {option}"
-            raise LabelError(
-                f"open_dataset: mask values must be {self.rule}, got {values[:8]} in {mask_path}{remedy}"
-            )
+            raise LabelError(f"mask values must be {self.rule}, got {values[:8]} in {mask_path}{remedy}")
         return {"image": image, "mask": mask}
 
     def looks_whole(self, index: int) -> bool:
@@ -179,7 +178,7 @@ def open_segmentation(
     """
     ignored = 255 if ignore_index is None else ignore_index
     if not 0 <= ignored <= 255 or ignored == MaskedImages.UNKNOWN:
-        raise ValueError(f"open_dataset: ignore_index must be 0 to 255 but not 254, got {ignored}")
+        raise FovealError(f"ignore_index must be 0 to 255 but not 254, got {ignored}")
     folder = not spec.startswith("torchvision:")
     if not folder:
         where, pairs, names, class_of = _torchvision_pairs(
@@ -189,8 +188,8 @@ def open_segmentation(
     else:
         where = Path(spec).expanduser()
         if not where.is_dir():
-            raise ValueError(
-                "open_dataset: segmentation data must be 'scenes', 'torchvision:VOCSegmentation', "
+            raise FovealError(
+                "segmentation data must be 'scenes', 'torchvision:VOCSegmentation', "
                 f"'torchvision:Cityscapes' or a folder, got {spec!r}"
             )
         names = _class_list(where, classes)
@@ -201,7 +200,7 @@ def open_segmentation(
             zero_ignored = (where / ADE20K_CLASSES).exists()
         class_of, rule = _table(len(names), ignored, zero_ignored)
     if len(names) < 2:
-        raise ValueError(f"open_dataset: segmentation needs at least 2 classes, got {names}")
+        raise FovealError(f"segmentation needs at least 2 classes, got {names}")
     refuse_repeated(names)
 
     indices: Sequence[int] = range(len(pairs))
@@ -218,8 +217,8 @@ def open_segmentation(
         counts += torch.bincount(dataset[place]["mask"].flatten(), minlength=256)
     only = counts.nonzero().flatten().tolist()
     if folder and ignore_index is None and not zero_ignored and only == [0, 255]:
-        raise ValueError(
-            "open_dataset: masks must hold the numbers of classes, got only 0 and 255, which is ignored, in "
+        raise FovealError(
+            "masks must hold the numbers of classes, got only 0 and 255, which is ignored, in "
             f"{len(probed)} masks of {spec}; store 1 where 255 is a class, or say that it is none by ignore_index=255 "
             "(--data_options.ignore_index 255)"
         )
@@ -233,9 +232,7 @@ def _class_list(root: Path, classes: Sequence[str] | str | None) -> list[str]:
             return [row.split("\t")[-1].strip() for row in rows if row.strip()]
         classes = str(root / "classes.txt")
         if not Path(classes).exists():
-            raise ValueError(
-                f"open_dataset: segmentation needs classes.txt or option classes, got neither in {root}"
-            )
+            raise FovealError(f"segmentation needs classes.txt or option classes, got neither in {root}")
     if isinstance(classes, str):
         lines = Path(classes).read_text().splitlines()
         return [line.strip() for line in lines if line.strip()]
@@ -248,8 +245,8 @@ def _table(classes: int, ignore_index: int, zero_ignored: bool) -> tuple[np.ndar
     last = first + classes - 1
     if ignore_index <= last:  # with zero_ignored 0 is refused too: the items' 0 is a class
         stored = f"stored as {first} to {last}, 0 to {classes - 1} in the items"
-        raise ValueError(
-            f"open_dataset: ignore_index must not be the number of a class ({stored}), got {ignore_index}; leave the "
+        raise FovealError(
+            f"ignore_index must not be the number of a class ({stored}), got {ignore_index}; leave the "
             "name of what is ignored out of the class list"
         )
     table = np.full(256, MaskedImages.UNKNOWN, dtype=np.uint8)
@@ -290,8 +287,8 @@ def _torchvision_pairs(
             table[kind.id % 256] = kind.train_id if used else 255
             names += [kind.name] if used else []
     else:
-        raise ValueError(
-            f"open_dataset: torchvision sets for segmentation are VOCSegmentation and Cityscapes, got {name!r}"
+        raise FovealError(
+            f"torchvision sets for segmentation are VOCSegmentation and Cityscapes, got {name!r}"
         )
     where = Path(root).expanduser()
     pairs = [

@@ -16,6 +16,7 @@ from foveal.data.scenes import Scenes
 from foveal.data.segmentation import SceneMasks, open_segmentation
 from foveal.data.torchvision_sets import open_torchvision
 from foveal.data.transforms import JointTransform
+from foveal.errors import FovealError
 
 TORCHVISION = "torchvision:"
 
@@ -60,7 +61,7 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
         (20, ['0', '1', '2'], torch.uint8)
     """
     if task not in ("classify", "segment"):
-        raise ValueError(f"open_dataset: task must be classify or segment, got {task!r}")
+        raise FovealError(f"task must be classify or segment, got {task!r}")
     if task == "segment":
         if spec == "scenes":
             check_options(Scenes, options, spec)
@@ -80,14 +81,14 @@ def _opener(spec: str) -> tuple[Callable[..., Any], Any]:
         return open_torchvision, spec.removeprefix(TORCHVISION)
     root = Path(spec).expanduser()
     if not root.exists():
-        raise ValueError(
-            f"open_dataset: data must be 'scenes', 'torchvision:NAME', or a folder or Parquet file that exists, "
+        raise FovealError(
+            f"data must be 'scenes', 'torchvision:NAME', or a folder or Parquet file that exists, "
             f"got {spec!r}"
         )
     if root.suffix == ".parquet" or (root.is_dir() and find_parquet(root)):
         return open_parquet, root
     if root.is_file():
-        raise ValueError(f"open_dataset: a data file must end in .parquet, got {spec!r}")
+        raise FovealError(f"a data file must end in .parquet, got {spec!r}")
     return open_folder, root
 
 
@@ -99,7 +100,7 @@ def check_options(opener: Callable[..., Any], options: dict[str, Any], spec: str
     ]
     for name in options:
         if name not in known:
-            raise ValueError(f"open_dataset: options of {spec!r} are {', '.join(known)}, got {name!r}")
+            raise FovealError(f"options of {spec!r} are {', '.join(known)}, got {name!r}")
 
 
 def as_tensors(dataset: Any, size: int | None = None) -> dict[str, Tensor]:
@@ -129,8 +130,8 @@ def as_tensors(dataset: Any, size: int | None = None) -> dict[str, Tensor]:
             if i == 0:  # one allocation instead of a list and its copy
                 stacked[name] = value.new_empty((len(dataset), *value.shape))
             elif value.shape != stacked[name].shape[1:]:
-                raise ValueError(
-                    f"as_tensors: without size every {name} must have the same shape, "
+                raise FovealError(
+                    f"without size every {name} must have the same shape, "
                     f"got {tuple(stacked[name].shape[1:])} and {tuple(value.shape)}"
                 )
             stacked[name][i] = value

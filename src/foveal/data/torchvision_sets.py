@@ -9,6 +9,7 @@ from typing import Any
 
 from foveal.data.decode import to_tensor
 from foveal.data.items import StoredDataset, check_classes, choose_part, hold_out
+from foveal.errors import FovealError
 
 # Sets of characters and signs, where a mirrored image shows something else.
 NOT_MIRRORED = frozenset(
@@ -69,11 +70,11 @@ def open_torchvision(
     stored = construct(kind, root, base | given | (parts[part] if part else {}))
 
     if len(stored) == 0:
-        raise ValueError(f"open_dataset: torchvision:{name} holds no images in {root!r}")
+        raise FovealError(f"torchvision:{name} holds no images in {root!r}")
     image, target = stored[0]
     if not hasattr(image, "convert") or not _is_label(target):
         got = f"{type(image).__name__} with {type(target).__name__}"
-        raise ValueError(f"open_dataset: torchvision:{name} must give (image, class number), got {got}")
+        raise FovealError(f"torchvision:{name} must give (image, class number), got {got}")
     labels = _labels(stored)
     classes = _class_names(stored, labels)
     check_classes(classes)
@@ -97,9 +98,9 @@ def construct(kind: Any, root: str, arguments: dict[str, Any]) -> Any:
         return kind(**arguments)
     except (RuntimeError, FileNotFoundError) as error:
         hint = "; download=True fetches it" if arguments.get("download") is False else ""
-        raise ValueError(f"open_dataset: {where} not found in {root!r}{hint}: {_line(error)}") from None
+        raise FovealError(f"{where} not found in {root!r}{hint}: {_line(error)}") from None
     except TypeError as error:
-        raise ValueError(f"open_dataset: {where} needs other arguments: {_line(error)}") from None
+        raise FovealError(f"{where} needs other arguments: {_line(error)}") from None
 
 
 def _dataset_class(name: str) -> Any:
@@ -117,7 +118,7 @@ def _dataset_class(name: str) -> Any:
         return known[by_lower[name.lower()]]
     near = [by_lower[key] for key in difflib.get_close_matches(name.lower(), by_lower, n=3)]
     hint = f"; near: {', '.join(near)}" if near else ""
-    raise ValueError(f"open_dataset: torchvision has no data set of that name{hint}, got {name!r}")
+    raise FovealError(f"torchvision has no data set of that name{hint}, got {name!r}")
 
 
 def _parameters(kind: Any) -> set[str]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from foveal.errors import FovealError
+
 Sample = dict[str, Any]
 Transform = Callable[[Sample], Sample]
 
@@ -61,12 +63,12 @@ def train_transform(
 
     _check_size("train_transform", size)
     if crop not in ("auto", "pad", "resized", "none"):
-        raise ValueError(f"train_transform: crop must be one of auto, pad, resized, none, got {crop!r}")
+        raise FovealError(f"crop must be one of auto, pad, resized, none, got {crop!r}")
     for name, value in (("flip", flip), ("jitter", jitter)):
         if not 0 <= value <= 1:
-            raise ValueError(f"train_transform: {name} must be between 0 and 1, got {value}")
+            raise FovealError(f"{name} must be between 0 and 1, got {value}")
     if not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f"train_transform: scale must satisfy 0 < smallest <= largest <= 1, got {scale}")
+        raise FovealError(f"scale must satisfy 0 < smallest <= largest <= 1, got {scale}")
     if crop == "auto":
         crop = "pad" if size <= SMALL else "resized"
 
@@ -114,11 +116,11 @@ def eval_transform(
 
     _check_size("eval_transform", size)
     if resize not in ("shorter", "exact"):
-        raise ValueError(f"eval_transform: resize must be shorter or exact, got {resize!r}")
+        raise FovealError(f"resize must be shorter or exact, got {resize!r}")
     if crop_share is None:
         crop_share = 1.0 if size <= SMALL else 0.875
     if not 0 < crop_share <= 1:
-        raise ValueError(f"eval_transform: crop_share must be above 0 and at most 1, got {crop_share}")
+        raise FovealError(f"crop_share must be above 0 and at most 1, got {crop_share}")
     if resize == "exact":
         return JointTransform([v2.Resize((size, size), antialias=True)], mean, std)
     return JointTransform(
@@ -144,7 +146,7 @@ class JointTransform:
         normalise: bool = True,
     ) -> None:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"transform: mean and std need 3 values each, std above 0, got {mean} and {std}")
+            raise FovealError(f"mean and std need 3 values each, std above 0, got {mean} and {std}")
         self.steps = list(steps)
         self.normalise = normalise
         # One multiplication and one addition for the bytes 0..255.
@@ -156,7 +158,7 @@ class JointTransform:
 
         image = sample["image"]
         if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"transform: image must be (3, h, w), got {tuple(image.shape)}")
+            raise FovealError(f"image must be (3, h, w), got {tuple(image.shape)}")
         joint: Sample = {"image": tv_tensors.Image(image)}
         for name, value in sample.items():
             if "mask" in name:
@@ -178,7 +180,7 @@ class JointTransform:
 
 def _check_size(function: str, size: int) -> None:
     if not 1 <= size <= 8192:
-        raise ValueError(f"{function}: size must be between 1 and 8192 pixels, got {size}")
+        raise FovealError(f"size must be between 1 and 8192 pixels, got {size}")
 
 
 def segmentation_train_transform(
@@ -221,12 +223,10 @@ def segmentation_train_transform(
     for side in crop:
         _check_size("segmentation_train_transform", side)
     if not 0 < scale[0] <= scale[1]:
-        raise ValueError(
-            f"segmentation_train_transform: scale must satisfy 0 < smallest <= largest, got {scale}"
-        )
+        raise FovealError(f"scale must satisfy 0 < smallest <= largest, got {scale}")
     for name, value in (("flip", flip), ("jitter", jitter)):
         if not 0 <= value <= 1:
-            raise ValueError(f"segmentation_train_transform: {name} must be between 0 and 1, got {value}")
+            raise FovealError(f"{name} must be between 0 and 1, got {value}")
     fill = {tv_tensors.Image: [round(255 * m) for m in mean], tv_tensors.Mask: ignore_index, "others": 0}
     if shorter is not None:
         _check_size("segmentation_train_transform", shorter)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from foveal.errors import FovealError
+
 
 def grad_cam(
     net: nn.Module,
@@ -54,11 +56,11 @@ def grad_cam(
         for handle in handles:
             handle.remove()
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ValueError(f"grad_cam: the network must return logits (b, k), got {_describe(logits)}")
+        raise FovealError(f"the network must return logits (b, k), got {_describe(logits)}")
     for site in sites:
         if site not in outputs or outputs[site].ndim != 4:
-            raise ValueError(
-                f"grad_cam: site {site!r} must give a map (b, c, h, w), got {_describe(outputs.get(site))}"
+            raise FovealError(
+                f"site {site!r} must give a map (b, c, h, w), got {_describe(outputs.get(site))}"
             )
     chosen = logits.argmax(1) if classes is None else classes
     score = logits.gather(1, chosen[:, None]).sum()

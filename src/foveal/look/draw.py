@@ -31,6 +31,7 @@ from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from foveal.errors import FovealError
 from foveal.look.record import Record, on_pixels
 
 SEQUENTIAL = "viridis"
@@ -70,7 +71,7 @@ def draw_mask(record: Record, image: UInt8[Tensor, "3 H W"], index: int = 0) -> 
     """Spatial mask of one image over it, with mean and spread of the mask and, where there is one, of the gate."""
     attention = record.attention()
     if "spatial_mask" not in attention:
-        raise ValueError(f"draw_mask: {record.name!r} ({record.block}) has no spatial mask")
+        raise FovealError(f"{record.name!r} ({record.block}) has no spatial mask")
     mask = attention["spatial_mask"][index, 0].cpu()
     text = f"mask: mean {mask.mean():.3f}, spread {mask.std(unbiased=False):.3f}"
     if "channel_gate" in attention:

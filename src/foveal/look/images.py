@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.data import decode_image, open_dataset
+from foveal.errors import FovealError
 from foveal.look.network import Network
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -26,8 +27,8 @@ def images_of(
     if path.is_file():
         return [(path.name, decode_image(path))]
     if not path.exists():
-        raise ValueError(
-            f"look: source must be an image, a folder or a data set, got {source!r}, which is not there"
+        raise FovealError(
+            f"source must be an image, a folder or a data set, got {source!r}, which is not there"
         )
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if len(files) > limit:
@@ -39,7 +40,7 @@ def images_of(
         except ValueError as error:
             print(f"skipped: {error}")
     if not found:
-        raise ValueError(f"look: a folder must hold an image that can be read, got {source} with none")
+        raise FovealError(f"a folder must hold an image that can be read, got {source} with none")
     return found
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from foveal.errors import FovealError
 from foveal.look.record import Seen, watch
 
 DEFAULT_WEIGHTS = "default.safetensors"
@@ -82,13 +83,13 @@ class Network:
         """
         (height, width), (y, x) = image_size, pixel
         if not (0 <= y < height and 0 <= x < width):
-            raise ValueError(f"query: must lie inside the image of {height}x{width}, got {y},{x}")
+            raise FovealError(f"must lie inside the image of {height}x{width}, got {y},{x}")
         box = torch.tensor([x, y, x + 1.0, y + 1.0])
         image = torch.empty(3, height, width, dtype=torch.uint8)
         view = self.view({"image": image, "box_xyxy": box})
         x1, y1, x2, y2 = view["box_xyxy"].tolist()
         if x2 <= x1 or y2 <= y1:
-            raise ValueError(f"query: must lie in the central square that the network sees, got {y},{x}")
+            raise FovealError(f"must lie in the central square that the network sees, got {y},{x}")
         rows, columns = view["image"].shape[1:]
         return min(int((y1 + y2) / 2), rows - 1), min(int((x1 + x2) / 2), columns - 1)
 
@@ -143,8 +144,8 @@ def open_network(weights: str | Path | None = None) -> Network:
     info: dict[str, Any] = net.foveal_info  # pyright: ignore[reportAssignmentType]
     missing = [key for key in ("classes", "image_size", "mean", "std") if key not in info]
     if missing:
-        raise ValueError(
-            f"look: weights must hold {', '.join(missing)}, as those of foveal train do, got {weights}"
+        raise FovealError(
+            f"weights must hold {', '.join(missing)}, as those of foveal train do, got {weights}"
         )
     net.eval().requires_grad_(False)
     return Network(

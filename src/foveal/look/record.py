@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foveal.insert import inserted
+from foveal.errors import FovealError
+from foveal.insertion import inserted
 from foveal.look.readers import (
     Reader,
     foreign_gates,
@@ -60,7 +61,7 @@ class Record:
     def input(self) -> Tensor:
         """The recorded input, as the block received it (detached copy)."""
         if self._input is None:
-            raise ValueError(f"watch: nothing is recorded at {self.name!r}: {self.problem}")
+            raise FovealError(f"nothing is recorded at {self.name!r}: {self.problem}")
         return self._input
 
     @property
@@ -95,8 +96,8 @@ class Record:
                 0 <= p < size for p, size in zip(position, self.spatial, strict=True)
             )
             if self._input is not None and not inside:
-                raise ValueError(
-                    f"rows: a position must lie inside the map of {self.name!r}, {self.spatial}, got {position} "
+                raise FovealError(
+                    f"a position must lie inside the map of {self.name!r}, {self.spatial}, got {position} "
                     "(for an image pixel pass record.cell(pixel))"
                 )
         return self._need("rows", "rows", positions or (tuple(size // 2 for size in self.spatial),))
@@ -118,9 +119,7 @@ class Record:
             ValueError: for a transformer's attention, whose output is not a change of its input.
         """
         if self.tokens:
-            raise ValueError(
-                f"contribution: {self.name!r} ({self.block}) is no block that passes its input on"
-            )
+            raise FovealError(f"{self.name!r} ({self.block}) is no block that passes its input on")
         x = self._exact_input()
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             change = self._frozen_module().forward(x) - x
@@ -130,7 +129,7 @@ class Record:
         """The position in the site's map that lies under an image pixel (``image_size``: default as recorded)."""
         size = image_size or self.image_size[-len(self.spatial) :]
         if len(pixel) != len(size) or not all(0 <= p < s for p, s in zip(pixel, size, strict=False)):
-            raise ValueError(f"cell: a pixel must lie inside the image, {tuple(size)}, got {pixel}")
+            raise FovealError(f"a pixel must lie inside the image, {tuple(size)}, got {pixel}")
         return tuple(p * cells // s for p, cells, s in zip(pixel, self.spatial, size, strict=True))
 
     def pixel(self, cell: tuple[int, ...]) -> tuple[int, ...]:
@@ -146,9 +145,7 @@ class Record:
     def _need(self, key: str, what: str, positions: Sequence[tuple[int, ...]] | None = None) -> Tensor:
         found = self.attention(positions)
         if key not in found:
-            raise ValueError(
-                f"{what}: {self.name!r} ({self.block}) has none; it has {', '.join(sorted(found))}"
-            )
+            raise FovealError(f"{self.name!r} ({self.block}) has none; it has {', '.join(sorted(found))}")
         return found[key]
 
     def _frozen_module(self) -> nn.Module:
@@ -161,7 +158,7 @@ class Record:
         spectral norm reuses the vectors of the recorded pass instead of improving them once more.
         """
         if self._versions != _versions(self._module):
-            raise ValueError(f"watch: the weights of {self.name!r} changed since the recording; record again")
+            raise FovealError(f"the weights of {self.name!r} changed since the recording; record again")
         still = not any(self._training) and not any(module.training for module in self._module.modules())
         exact = all(p.dtype == self._exact_input().dtype for p in self._module.parameters())
         if still and exact and self._reader is not foreign_gates:
@@ -267,9 +264,7 @@ def watch(
     if not chosen:
         have = ", ".join(records) if records else "none"
         unread = "".join(f"; {name}: {reason}" for name, reason in skipped.items())
-        raise ValueError(
-            f"watch: sites={patterns} must match an attention site, got a network with {have}{unread}"
-        )
+        raise FovealError(f"sites={patterns} must match an attention site, got a network with {have}{unread}")
     seen = Seen(chosen, skipped, max_bytes)
     handles = []
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from foveal.files import write_json, write_text
 from foveal.look.score import MEASURES, SiteScore
-from foveal.writing import finite, write_json, write_text
 
 
 def table(scores: Sequence[SiteScore]) -> str:
@@ -34,5 +34,5 @@ def write_scores(scores: Sequence[SiteScore], folder: Path) -> list[Path]:
     writer.writerows(rows)
     write_text(folder / "scores.csv", text.getvalue())
     document = {"measures": MEASURES, "sites": [asdict(site) for site in scores]}
-    write_json(folder / "scores.json", finite(document))
+    write_json(folder / "scores.json", document)
     return [folder / "scores.csv", folder / "scores.json"]

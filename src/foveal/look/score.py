@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor, nn
 
+from foveal.errors import FovealError
 from foveal.look.cam import grad_cam
 from foveal.look.curves import perturbation_curves
 from foveal.look.record import Record, on_pixels, watch
@@ -103,7 +104,7 @@ def attention_map(record: Record, queries: int = 4) -> Float[Tensor, "b h w"]:
         return attention["spatial_mask"][:, 0].abs()
     if len(record.spatial) == 2 and "rows" in attention:
         return on_pixels(attention["rows"].abs().mean(1), record.spatial, record.spatial)
-    raise ValueError(f"attention_map: {record.name!r} ({record.block}) has no map over image positions")
+    raise FovealError(f"{record.name!r} ({record.block}) has no map over image positions")
 
 
 def lattice(record: Record, queries: int) -> list[tuple[int, ...]]:
@@ -230,7 +231,7 @@ def score_sites(
                 gathered.setdefault(name, {}).setdefault(key, []).append(values.cpu().double())
         seen_images += len(images)
     if not seen_images:
-        raise ValueError("score_sites: the data set must hold at least one image, got none")
+        raise FovealError("the data set must hold at least one image, got none")
     tests = sum(key in CHANCE for found in gathered.values() for key in found)
     scores = []
     for name, found in gathered.items():

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from foveal.errors import FovealError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -55,9 +57,9 @@ def look(
     from foveal.look.network import open_network
 
     if images is not None and images < 1:
-        raise ValueError(f"look: images must be at least 1, got {images}")
+        raise FovealError(f"images must be at least 1, got {images}")
     if score and (html is not None or query is not None or grad_cam):
-        raise ValueError("look: score must be given without html, query and grad_cam, for it draws no image")
+        raise FovealError("score must be given without html, query and grad_cam, for it draws no image")
     pixel = _pixel(query)
     network = open_network(weights)
     options = data_options or (network.data_options if source == network.data else {})
@@ -102,7 +104,7 @@ def serve(
 
     networks = [open_network(path) for path in weights or [None]]
     if not 0 <= port <= 65535:
-        raise ValueError(f"serve: port must be from 0 to 65535, got {port}")
+        raise FovealError(f"port must be from 0 to 65535, got {port}")
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = listener.getsockname()[1]
     app = make_app(networks, bundled_images(task=networks[0].task), allow_hosts=tuple(allow_hosts or ()))
@@ -136,7 +138,7 @@ def _draw(
     prediction, seen = network.look(view)
     chosen = [r for r in seen.values() if fnmatchcase(r.name, sites) or fnmatchcase(r.name, f"{sites}.*")]
     if not chosen:
-        raise ValueError(f"look: sites must match one of {', '.join(seen)}, got {sites!r}")
+        raise FovealError(f"sites must match one of {', '.join(seen)}, got {sites!r}")
     count = 0
     if prediction.class_map is not None:
         figure = draw.draw_segmentation(view, prediction.class_map, network.classes, network.weights)
@@ -167,9 +169,9 @@ def _draw(
 
 
 def _write_page(network: Network, samples: list[tuple[str, Tensor]], path: Path) -> None:
+    from foveal.files import write_text
     from foveal.look.html import page_with
     from foveal.look.payload import image_payload
-    from foveal.writing import write_text
 
     images = []
     for name, image in samples[:IN_PAGE]:
@@ -226,7 +228,7 @@ def _pixel(query: str | None) -> tuple[int, int] | None:
         return None
     parts = query.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"look: query must be y,x in pixels of the image, such as 120,64, got {query!r}")
+        raise FovealError(f"query must be y,x in pixels of the image, such as 120,64, got {query!r}")
     return int(parts[0]), int(parts[1])
 
 
@@ -234,7 +236,7 @@ def _new_folder(out: str | None, source: str) -> Path:
     if out is not None:
         folder = Path(out)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"look: out must be a new or empty folder, got {folder}")
+            raise FovealError(f"out must be a new or empty folder, got {folder}")
     else:
         name = Path(source).stem.replace(":", "_") or "here"
         names = (name if number == 1 else f"{name}-{number}" for number in range(1, 10**6))

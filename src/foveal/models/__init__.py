@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from foveal.errors import FovealError
 from foveal.models.cifar_resnet import cifar_resnet
 from foveal.models.fetching import fetching
 from foveal.models.named import NAMED, segmentation_net
@@ -65,8 +66,8 @@ def create_model(
         options["num_classes"] = num_classes
     try:
         if (num_classes or 0) < 0 or in_chans < 1:
-            raise ValueError(
-                "create_model: num_classes must be at least 0 and in_chans at least 1, "
+            raise FovealError(
+                "num_classes must be at least 0 and in_chans at least 1, "
                 f"got num_classes={num_classes}, in_chans={in_chans}"
             )
         with fetching(name) if pretrained else nullcontext():
@@ -78,7 +79,7 @@ def create_model(
                 net = build(**options, **({"pretrained": True} if pretrained else {}))
     except (RuntimeError, TypeError, AssertionError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"create_model: {name!r} could not be built: {reason}") from error
+        raise FovealError(f"{name!r} could not be built: {reason}") from error
     if num_classes is None:
         num_classes = getattr(net, "num_classes", None)
     kept = {"num_classes": num_classes, **options}
@@ -103,8 +104,8 @@ def list_models(pattern: str = "*") -> list[str]:
 def _refuse_features(name: str, builder: Any, kwargs: dict[str, Any]) -> None:
     given = [key for key in ("features_only", "out_indices") if key in kwargs]
     if given and builder in FEATURES_OF:
-        raise ValueError(
-            f"create_model: features_only and out_indices are for classifiers of images, got {given[0]} for {name!r}; "
+        raise FovealError(
+            f"features_only and out_indices are for classifiers of images, got {given[0]} for {name!r}; "
             f"{FEATURES_OF[builder]}"
         )
 
@@ -117,7 +118,5 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module
         names = [*OWN, *timm.list_models()]
         close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise ValueError(
-            f"create_model: name must be one of the {len(names)} of list_models(), got {name!r}{hint}"
-        )
+        raise FovealError(f"name must be one of the {len(names)} of list_models(), got {name!r}{hint}")
     return timm.create_model(name, pretrained=pretrained, **kwargs)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from foveal.errors import FovealError
 from foveal.models.backbone import feature_maps
 
 WIDTHS = (16, 32, 64)
@@ -62,7 +63,7 @@ class CifarResNet(nn.Module):
         super().__init__()
         n, rest = divmod(depth - 2, 6)
         if n < 1 or rest:
-            raise ValueError(f"CifarResNet: depth must be 6 n + 2 with n >= 1, got {depth}")
+            raise FovealError(f"depth must be 6 n + 2 with n >= 1, got {depth}")
         self.default_cfg = {"input_size": (in_chans, 32, 32), "classifier": "fc"}
         self.conv1 = nn.Conv2d(in_chans, WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
@@ -112,9 +113,7 @@ def cifar_resnet(
 ) -> nn.Module:
     """`CifarResNet` by timm's arguments: maps 0 (stem) to 3 with ``features_only``; no weights are published."""
     if pretrained:
-        raise ValueError(
-            "cifar_resnet: pretrained must be False, no weights are published for CIFAR networks, got True"
-        )
+        raise FovealError("pretrained must be False, no weights are published for CIFAR networks, got True")
     net = CifarResNet(depth, num_classes, in_chans)
     return feature_maps(net, out_indices) if features_only else net
 

@@ -25,7 +25,7 @@ def fetching(name: str) -> Iterator[None]:
         where = "HF_HUB_OFFLINE is set" if before else f"{constants.ENDPOINT} did not answer"
         reason = where if constants.HF_HUB_OFFLINE else _line(error)
         raise ConnectionError(
-            f"create_model: the published weights of {name!r} must be fetched once, got no connection ({reason}) and "
+            f"the published weights of {name!r} must be fetched once, got no connection ({reason}) and "
             f"none in the cache {constants.HF_HUB_CACHE}; copy that folder from a machine that has them, or leave "
             "pretrained out"
         ) from error

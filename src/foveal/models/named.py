@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveal.insert import insert
+from foveal.errors import FovealError
+from foveal.insertion import insert
 from foveal.models.backbone import feature_maps, timm_backbone
-from foveal.models.caffe import LEGACY, legacy_senet, stride_in_first
 from foveal.models.cifar_resnet import cifar_resnet
+from foveal.models.legacy_senet import LEGACY, legacy_senet, stride_in_first
 from foveal.models.segmentation import HEADS, SegmentationNet
 from foveal.models.video import KINDS, VideoResNet, nonlocal_sites
 
@@ -70,7 +71,7 @@ def senet154(
     from timm.models.resnet import Bottleneck, ResNet
 
     if pretrained:
-        raise ValueError("se_net154: pretrained must be False, no weights are published for it, got True")
+        raise FovealError("pretrained must be False, no weights are published for it, got True")
     net = ResNet(
         Bottleneck,  # type: ignore[arg-type]
         (3, 8, 36, 3),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from foveal.errors import FovealError
 from foveal.nn import ChannelAttention, NonLocal, PositionAttention
 
 HEADS = ("danet", "danet_position", "danet_channel", "fcn_nonlocal", "fcn")
@@ -95,7 +96,7 @@ class SegmentationNet(nn.Module):
     ):
         super().__init__()
         if head not in HEADS:
-            raise ValueError(f"SegmentationNet: head must be one of {', '.join(HEADS)}, got {head!r}")
+            raise FovealError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
         channel = head in ("danet", "danet_channel")
         for option, given, rule, holds in (
             ("num_classes", num_classes, "at least 1", num_classes >= 1),
@@ -105,13 +106,13 @@ class SegmentationNet(nn.Module):
             ("channel_form", channel_form, f"left out of head {head!r}", channel or channel_form is None),
         ):
             if not holds:
-                raise ValueError(f"SegmentationNet: {option} must be {rule}, got {given!r}")
+                raise FovealError(f"{option} must be {rule}, got {given!r}")
         import timm
 
         if not timm.is_model(backbone):
             close = difflib.get_close_matches(backbone, timm.list_models(), n=3, cutoff=0.5)
             hint = f"; did you mean {', '.join(close)}?" if close else ""
-            raise ValueError(f"SegmentationNet: backbone must be a timm model, got {backbone!r}{hint}")
+            raise FovealError(f"backbone must be a timm model, got {backbone!r}{hint}")
         try:
             backbone_net: Any = timm.create_model(
                 backbone,
@@ -123,9 +124,8 @@ class SegmentationNet(nn.Module):
             )
         except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"SegmentationNet: backbone must offer features at output_stride={output_stride}, got {backbone!r}: "
-                f"{reason}"
+            raise FovealError(
+                f"backbone must offer features at output_stride={output_stride}, got {backbone!r}: {reason}"
             ) from error
         if multi_grid is not None:
             _dilate(backbone_net, tuple(multi_grid))
@@ -186,8 +186,8 @@ def _dilate(backbone: Any, multi_grid: tuple[int, ...]) -> None:
     stage = getattr(backbone, "layer4", None)
     if stage is None or len(stage) != len(multi_grid):
         blocks = "no layer4" if stage is None else f"{len(stage)} blocks in layer4"
-        raise ValueError(
-            f"SegmentationNet: multi_grid must have one factor for each block of layer4, got {multi_grid} for {blocks}"
+        raise FovealError(
+            f"multi_grid must have one factor for each block of layer4, got {multi_grid} for {blocks}"
         )
     # timm gives a dilated stage's first block the dilation of the stage before
     full = max(m.dilation[0] for m in stage.modules() if isinstance(m, nn.Conv2d))

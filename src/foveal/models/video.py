@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foveal.insert import insert
+from foveal.errors import FovealError
+from foveal.insertion import insert
 
 KINDS = ("c2d", "i3d")
 
@@ -26,7 +27,7 @@ def inflate(conv: nn.Conv2d, time: int, time_stride: int = 1) -> nn.Conv3d:
         time_stride: stride over time.
     """
     if time < 1 or time % 2 == 0:
-        raise ValueError(f"inflate: time must be odd and at least 1, got {time}")
+        raise FovealError(f"time must be odd and at least 1, got {time}")
     inflated = nn.Conv3d(
         conv.in_channels,
         conv.out_channels,
@@ -108,15 +109,15 @@ class VideoResNet(nn.Module):
     ):
         super().__init__()
         if kind not in KINDS:
-            raise ValueError(f"VideoResNet: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+            raise FovealError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         if options and not blocks:
-            raise ValueError(f"VideoResNet: blocks=0 takes no options of a block, got {', '.join(options)}")
+            raise FovealError(f"blocks=0 takes no options of a block, got {', '.join(options)}")
         from torchvision.models import ResNet50_Weights, resnet50
 
         net = resnet50(weights=ResNet50_Weights.IMAGENET1K_V1 if pretrained else None)
         if in_chans != 3:
             if pretrained:
-                raise ValueError(f"VideoResNet: pretrained weights need in_chans=3, got {in_chans}")
+                raise FovealError(f"pretrained weights need in_chans=3, got {in_chans}")
             net.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False)
         times = {}
         if kind == "i3d":
@@ -148,8 +149,8 @@ def nonlocal_sites(depth: int, blocks: int) -> list[str]:
     """
     res4 = {50: 6, 101: 23}.get(depth)
     if res4 is None or blocks not in (1, 5, 10):
-        raise ValueError(
-            f"nonlocal_sites: depth must be 50 or 101 and blocks 1, 5 or 10, got depth={depth}, blocks={blocks}"
+        raise FovealError(
+            f"depth must be 50 or 101 and blocks 1, 5 or 10, got depth={depth}, blocks={blocks}"
         )
     if blocks == 1:
         return [f"layer3.{res4 - 2}"]

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from foveal.errors import FovealError
 from foveal.nn import check
 from foveal.nn.batch_norm import BatchNorm, zero_scale
 from foveal.nn.positions import CONV, Points
@@ -107,7 +108,7 @@ class SpatialGate(nn.Module):
         super().__init__()
         check.positive("SpatialGate", channels=channels, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
-            raise ValueError(f"SpatialGate: kernel_size must be odd, got {kernel_size}")
+            raise FovealError(f"kernel_size must be odd, got {kernel_size}")
         check.one_of("SpatialGate", "variant", variant, VARIANTS)
         check.spatial_dims("SpatialGate", dims)
         check.one_of("SpatialGate", "start", start, ["paper", "identity"])

@@ -4,22 +4,24 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from foveal.errors import FovealError
+
 
 def one_of(owner: str, name: str, value: str, allowed: Iterable[str]) -> None:
     allowed = list(allowed)
     if value not in allowed:
-        raise ValueError(f"{owner}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise FovealError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def spatial_dims(owner: str, dims: int) -> None:
     if dims not in (1, 2, 3):
-        raise ValueError(f"{owner}: dims must be 1, 2 or 3, got {dims!r}")
+        raise FovealError(f"dims must be 1, 2 or 3, got {dims!r}")
 
 
 def positive(owner: str, **values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{owner}: {name} must be a whole number of at least 1, got {value!r}")
+            raise FovealError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def reduced_width(owner: str, channels: int, reduction: int, hidden: int | None) -> int:
@@ -29,8 +31,8 @@ def reduced_width(owner: str, channels: int, reduction: int, hidden: int | None)
         return hidden
     positive(owner, channels=channels, reduction=reduction)
     if channels < reduction:
-        raise ValueError(
-            f"{owner}: reduction must leave at least 1 hidden channel, got channels={channels}, reduction={reduction}"
+        raise FovealError(
+            f"reduction must leave at least 1 hidden channel, got channels={channels}, reduction={reduction}"
         )
     return channels // reduction
 
@@ -43,8 +45,8 @@ def part_of(owner: str, channels: int, divisor: int, **width: int | None) -> int
         return given
     positive(owner, channels=channels)
     if channels < divisor:
-        raise ValueError(
-            f"{owner}: channels must be at least {divisor} (or {name} given, which is channels // {divisor} "
+        raise FovealError(
+            f"channels must be at least {divisor} (or {name} given, which is channels // {divisor} "
             f"otherwise), got channels={channels}"
         )
     return channels // divisor
@@ -55,6 +57,4 @@ def feature_map(owner: str, x: Tensor, channels: int, dims: int | None = None) -
     fits = x.ndim - 2 == dims if dims else 3 <= x.ndim <= 5
     if not fits or x.shape[1] != channels:
         sizes = f"{dims or '1 to 3'} spatial size{'' if dims == 1 else 's'}"
-        raise ValueError(
-            f"{owner}: input must be (batch, {channels} channels, {sizes}), got shape {tuple(x.shape)}"
-        )
+        raise FovealError(f"input must be (batch, {channels} channels, {sizes}), got shape {tuple(x.shape)}")

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from foveal.errors import FovealError
 from foveal.nn import check
 from foveal.nn.batch_norm import BatchNorm, zero_scale
 from foveal.nn.positions import Points, check_points, max_pool, pick, pointwise, to_map, to_positions
@@ -75,7 +76,7 @@ class NonLocal(nn.Module):
         check.one_of("NonLocal", "norm", norm, ["batch", "none"])
         check.one_of("NonLocal", "start", start, ["paper", "identity"])
         if scaled and pairwise == "concatenation":
-            raise ValueError("NonLocal: scaled must be False for pairwise='concatenation', got True")
+            raise FovealError("scaled must be False for pairwise='concatenation', got True")
         self.channels, self.dims, self.pairwise = channels, dims, pairwise
         self.over, self.subsample = over, subsample
         self.scale = (channels if pairwise == "gaussian" else inner) ** -0.5 if scaled else 1.0

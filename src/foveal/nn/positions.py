@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from foveal.errors import FovealError
 from foveal.ops.pairwise import exporting
 
 Points = Sequence[Sequence[int]]
@@ -57,11 +58,9 @@ def check_points(owner: str, positions: Points | None, spatial: Sequence[int]) -
             0 <= i < size for i, size in zip(point, spatial, strict=True)
         )
         if not inside:
-            raise ValueError(
-                f"{owner}: positions must lie within a map of size {tuple(spatial)}, got {point}"
-            )
+            raise FovealError(f"positions must lie within a map of size {tuple(spatial)}, got {point}")
     if not points:
-        raise ValueError(f"{owner}: positions must hold at least one point, got none")
+        raise FovealError("positions must hold at least one point, got none")
     return points
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from foveal.errors import FovealError
 from foveal.nn import check
 from foveal.nn.positions import Points, check_points, max_pool, pick, pointwise, to_map, to_positions
 from foveal.nn.spectral_norm import SpectralPointwise
@@ -98,9 +99,8 @@ class SelfAttention(nn.Module):
         self.pool = default.pool if pool is None else pool
         check.positive(owner, pool=self.pool)
         if not out_conv and value_width != channels:
-            raise ValueError(
-                f"{owner}: value_width must equal channels={channels} without an output convolution, "
-                f"got {value_width}"
+            raise FovealError(
+                f"value_width must equal channels={channels} without an output convolution, got {value_width}"
             )
 
         layer = SpectralPointwise if spectral_norm else pointwise

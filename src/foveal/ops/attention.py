@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from foveal.errors import FovealError
 from foveal.ops import _streamed, reference
 from foveal.ops.pairwise import exporting, full_precision, is_transposed, sum_dtype
 
@@ -112,12 +113,12 @@ def _refusal(backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tens
 
 def _check(name: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     if query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2] or key.shape[:2] != value.shape[:2]:
-        raise ValueError(
-            f"{name}: query (b, n, d), key (b, m, d) and value (b, m, e) must share b, d and m, "
+        raise FovealError(
+            f"query (b, n, d), key (b, m, d) and value (b, m, e) must share b, d and m, "
             f"got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
         )
     if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"{name}: mask must be bool, True where a key may be attended to, got {mask.dtype}")
+        raise FovealError(f"mask must be bool, True where a key may be attended to, got {mask.dtype}")
 
 
 # ------------------------------------------------------------------------------------------------- the functions
@@ -166,10 +167,10 @@ def _resolve(name: str, backend: str, query: Tensor, key: Tensor, value: Tensor,
     if backend == "auto":
         return _choose(query, key, value, mask)[0]
     if backend not in BACKENDS:
-        raise ValueError(f"{name}: backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+        raise FovealError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
     reason = _refusal(backend, query, key, value, mask)
     if reason is not None:
-        raise ValueError(f'{name}: backend "{backend}" cannot run, {reason}; "streamed" can')
+        raise FovealError(f'{name}: backend "{backend}" cannot run, {reason}; "streamed" can')
     return backend
 
 
@@ -264,9 +265,7 @@ def perceptron_attention(
     """
     _check("perceptron_attention", query, key, value, None)
     if weight.shape != query.shape[-1:]:
-        raise ValueError(
-            f"perceptron_attention: weight must be as wide as the keys, {query.shape[-1]}, got {tuple(weight.shape)}"
-        )
+        raise FovealError(f"weight must be as wide as the keys, {query.shape[-1]}, got {tuple(weight.shape)}")
     if not exporting():
         return _streamed.perceptron_attention(query, key, weight, value)[0]
     dtype = sum_dtype(value)
@@ -298,7 +297,7 @@ def channel_attention(x: Float[Tensor, "b c n"], form: str = "code") -> Float[Te
     Source: Fu et al., Dual Attention Network for Scene Segmentation, eq. 3-4, and its released code.
     """
     if form not in ("code", "paper"):
-        raise ValueError(f'channel_attention: form must be "code" or "paper", got {form!r}')
+        raise FovealError(f'channel_attention: form must be "code" or "paper", got {form!r}')
     with full_precision(x.device):
         wide = x.to(sum_dtype(x))
         energy = wide @ wide.mT

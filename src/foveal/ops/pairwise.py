@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from foveal.errors import FovealError
 from foveal.ops import reference
 
 
@@ -307,7 +308,7 @@ def concatenation_attention(
     ReLU generalised to a leaky one; Cao et al., GCNet, section 3 for the shared distribution.
     """
     if not 0 <= negative_slope <= 1:
-        raise ValueError(f"concatenation_attention: negative_slope must be in [0, 1], got {negative_slope}")
+        raise FovealError(f"negative_slope must be in [0, 1], got {negative_slope}")
     if exporting():
         return reference.concatenation_attention(a, b, value, negative_slope=negative_slope)
     if negative_slope < 1:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from foveal.errors import FovealError
 from foveal.nn import NonLocal
 from foveal.published.keymap import STATE, Format, Rule, Shape, Shapes
 
@@ -31,7 +32,7 @@ def _block(
     pooled = shapes.any(r"g\.0\.")
     weight = shapes.get(f"g.0{conv}.weight" if pooled else f"g{conv}.weight", ())
     if len(weight) not in (3, 4, 5):
-        raise ValueError(f"g must be a 1x1 convolution for 1 to 3 spatial sizes, got the shape {weight}")
+        raise FovealError(f"g must be a 1x1 convolution for 1 to 3 spatial sizes, got the shape {weight}")
     told = None
     if shapes.any(concat):
         told = "concatenation"
@@ -39,12 +40,12 @@ def _block(
         told = "gaussian"
     pairwise = options.pop("pairwise", told)
     if told is None and pairwise not in UNTOLD:
-        raise ValueError(
+        raise FovealError(
             f"pairwise must be stated as {' or '.join(map(repr, UNTOLD))}, for their files look the same, got "
             f"{pairwise!r}"
         )
     if told is not None and pairwise != told:
-        raise ValueError(f"pairwise must be {told!r} for these names, got {pairwise!r}")
+        raise FovealError(f"pairwise must be {told!r} for these names, got {pairwise!r}")
     block = NonLocal(
         weight[1],
         inner=weight[0],
@@ -83,7 +84,7 @@ def _mmcv(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
     options = dict(options)
     embedded = options.get("pairwise") == "embedded_gaussian"
     if embedded and not isinstance(options.get("scaled"), bool):
-        raise ValueError(
+        raise FovealError(
             "scaled must be stated for embedded_gaussian, for the file does not show it: use_scale is True by default "
             f"in mmcv and False in mmaction2's configurations, got {options.get('scaled')!r}"
         )

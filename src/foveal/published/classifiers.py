@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveal.insert import insert, inserted, remove
+from foveal.errors import FovealError
+from foveal.insertion import insert, inserted, remove
 from foveal.models import OWN, create_model
 from foveal.published.keymap import STATE, Format, Rule, Shape, Shapes, pointwise
 
@@ -45,7 +46,7 @@ def depth(shapes: Shapes, stages: str, third: str) -> int:
         )
         absent = 4 - len(counts)
         cut = f" and no tensors of {absent} of the 4 stages" if absent > 0 else ""
-        raise ValueError(f"blocks per stage must be one of {known}, got {list(counts)}{cut}")
+        raise FovealError(f"blocks per stage must be one of {known}, got {list(counts)}{cut}")
     return DEPTHS[bottleneck, counts]
 
 
@@ -81,7 +82,7 @@ def _timm(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
     plain, deep = backbone(shapes), shapes.any(r"conv1\.\d")
     if deep != (plain == "net154"):
         stem = "three convolutions" if deep else "one convolution"
-        raise ValueError(
+        raise FovealError(
             f"a stem of three convolutions must be SENet-154's, got {plain} with a stem of {stem}"
         )
     kept = {**sizes(shapes, "conv1.0" if deep else "conv1", "fc"), **options}
@@ -120,7 +121,7 @@ TIMM_SE = Format(
 def _legacy(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
     name = backbone(shapes)
     if f"legacy_se_{name}" not in OWN:
-        raise ValueError(f"the network must be one of timm's legacy_se*, got blocks of {name}")
+        raise FovealError(f"the network must be one of timm's legacy_se*, got blocks of {name}")
     kept = {**sizes(shapes, "layer0.conv1", "last_linear"), **options}
     stride = "first 1x1" if name.startswith("resnet") else "3x3"
     variant = f"SE with biases, stride 2 in the {stride} convolution, max-pooling that rounds up"

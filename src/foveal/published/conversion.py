@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.checkpoint import listed, misfit, unwrapped
+from foveal.errors import FovealError
 from foveal.published import blocks, classifiers, danet
 from foveal.published.keymap import Format, Shape, Shapes, tensors
 from foveal.published.reading import bare
@@ -56,7 +57,7 @@ def convert(
         prefix = prefix.rstrip(".") + "."
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if not state:
-            raise ValueError(f"convert: prefix must begin the name of some tensor, got {prefix!r}")
+            raise FovealError(f"prefix must begin the name of some tensor, got {prefix!r}")
     fitting = _fitting(format, Shapes({name: tuple(value.shape) for name, value in state.items()}))
     chosen = fitting[0]
     if chosen.unused:
@@ -77,15 +78,15 @@ def convert(
         raise error
     if any(str(other) != str(net) for other, _ in others):
         names = " and ".join(one.name for one in fitting)
-        raise ValueError(
-            f"convert: format must be given where files look the same, got names that fit {names}; "
+        raise FovealError(
+            f"format must be given where files look the same, got names that fit {names}; "
             + "; ".join(f"{one.name}: {classifiers.TWINS.get(one.name, '')}" for one in fitting)
         )
     strange = [
         f"{n} ({t.dtype})" for n, t in state.items() if not (n.endswith(COUNTER) or t.is_floating_point())
     ]
     if strange:
-        raise ValueError(f"convert: weights must be floating-point numbers, got {listed(strange)}")
+        raise FovealError(f"weights must be floating-point numbers, got {listed(strange)}")
     net.load_state_dict(_ours(net, state, table), strict=True, assign=True)
     left = [name for name, t in chain(net.named_parameters(), net.named_buffers()) if t.is_meta]
     assert not left, f"tensors outside the state dict: {left}"
@@ -119,12 +120,12 @@ def export(net: nn.Module, format: str) -> dict[str, Tensor]:
     table = chosen.table(net)
     there = Shapes(dict(table.values()))
     if not chosen.fits(there):
-        raise ValueError(f"export: {format} must be given a network of its kind, got {type(net).__name__}")
+        raise FovealError(f"{format} must be given a network of its kind, got {type(net).__name__}")
     stated = {**getattr(net, "foveal_model", {}).get("kwargs", {}), **blocks.stated(net)}
     like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.free}, "export")
     wrong = misfit(there, dict(chosen.table(like).values())) or _difference(net, like)
     if wrong:
-        raise ValueError(f"export: the network must be as {format} files are ({variant}), got {wrong}")
+        raise FovealError(f"the network must be as {format} files are ({variant}), got {wrong}")
     return {
         theirs: state[name].to("cpu", copy=True).reshape(shape).contiguous()
         for name, (theirs, shape) in table.items()
@@ -162,23 +163,23 @@ def _every_misfit(file: Shapes, expected: Mapping[str, Shape]) -> str:
 def _build(chosen: Format, shapes: Shapes, options: dict[str, Any], asker: str) -> tuple[nn.Module, str]:
     unknown = [key for key in options if key not in chosen.free]
     if unknown:
-        raise ValueError(
-            f"{asker}: {chosen.name} takes {', '.join(chosen.free) or 'no options'}, got {', '.join(unknown)}"
+        raise FovealError(
+            f"{chosen.name} takes {', '.join(chosen.free) or 'no options'}, got {', '.join(unknown)}"
         )
     for key, value in options.items():
         if key.startswith("drop") and not (type(value) in (int, float) and 0 <= value <= 1):
-            raise ValueError(f"{asker}: {key} must be a number from 0 to 1, got {value!r}")
+            raise FovealError(f"{key} must be a number from 0 to 1, got {value!r}")
     try:
         with torch.device("meta"):
             return chosen.build(shapes, options)
     except ValueError as error:
         reason = re.sub(r"^\w+: ", "", str(error))
-        raise ValueError(f"{asker}: in files of {chosen.name}, {reason}") from error
+        raise FovealError(f"in files of {chosen.name}, {reason}") from error
 
 
 def _named(format: str, asker: str) -> Format:
     if format not in FORMATS:
-        raise ValueError(f"{asker}: format must be one of {', '.join(FORMATS)}, got {format!r}")
+        raise FovealError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     return FORMATS[format]
 
 
@@ -191,7 +192,7 @@ def _fitting(format: str | None, shapes: Shapes) -> list[Format]:
         return fitting
     prefixes = blocks.prefixes(shapes)
     inside = f"; it holds Non-local blocks: pass prefix={listed(map(repr, prefixes), 4)}" if prefixes else ""
-    raise ValueError(
-        f"convert: the weights must be in one of the formats {', '.join(FORMATS)}, got {len(shapes)} tensors such as "
+    raise FovealError(
+        f"the weights must be in one of the formats {', '.join(FORMATS)}, got {len(shapes)} tensors such as "
         f"{listed(shapes, 4)}{inside}"
     )

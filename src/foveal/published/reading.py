@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foveal.checkpoint import listed
+from foveal.errors import FovealError
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
@@ -38,19 +39,17 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     with open(path, "rb") as file:
         start = file.read(9)
     if not start:
-        raise ValueError(f"convert: the file must hold weights, got an empty file: {path}")
+        raise FovealError(f"the file must hold weights, got an empty file: {path}")
     if start[8:] == b"{":
         content = _safetensors(path)
     elif start.startswith((b"PK\x03\x04", b"\x80")):
         content = _checkpoint(path, zipped=start.startswith(b"PK"))
     else:
-        raise ValueError(
-            f"convert: the file must be safetensors or a PyTorch checkpoint, got neither in {path}"
-        )
+        raise FovealError(f"the file must be safetensors or a PyTorch checkpoint, got neither in {path}")
     try:
         return bare(content)
     except ValueError as error:
-        raise ValueError(f"{error}, in {path}") from None
+        raise FovealError(f"{error}, in {path}") from None
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -60,7 +59,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"convert: the file must be whole, got {error} in {path}") from None
+        raise FovealError(f"the file must be whole, got {error} in {path}") from None
 
 
 def _checkpoint(path: Path, zipped: bool) -> Any:
@@ -70,11 +69,9 @@ def _checkpoint(path: Path, zipped: bool) -> Any:
                 # mapped storages are read where they lie, and a compressed one could be of any size
                 stored = all(one.compress_type == zipfile.ZIP_STORED for one in archive.infolist())
         except zipfile.BadZipFile as error:
-            raise ValueError(f"convert: the file must be whole, got {error} in {path}") from None
+            raise FovealError(f"the file must be whole, got {error} in {path}") from None
         if not stored:
-            raise ValueError(
-                f"convert: a checkpoint must be stored uncompressed, got a compressed zip in {path}"
-            )
+            raise FovealError(f"a checkpoint must be stored uncompressed, got a compressed zip in {path}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of the reader, on pickles that are not PyTorch's
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -85,14 +82,12 @@ def _checkpoint(path: Path, zipped: bool) -> Any:
         needed = re.search(r"(?:Unsupported global: )?GLOBAL ([\w.]+)", text)
         if needed or "Unsupported" in text or "TorchScript" in text:
             holds = f"{needed[1]} in it" if needed else "code in it"
-            raise ValueError(
-                f"convert: a checkpoint must hold tensors and plain values alone, got {holds}, which could run "
+            raise FovealError(
+                f"a checkpoint must hold tensors and plain values alone, got {holds}, which could run "
                 f"code and is not opened: {path}; where you trust its origin, load it once with "
                 "torch.load(path, weights_only=False) and torch.save its state dict alone"
             ) from None
-        raise ValueError(
-            f"convert: the file must be a whole checkpoint, got {text[:160]} in {path}"
-        ) from None
+        raise FovealError(f"the file must be a whole checkpoint, got {text[:160]} in {path}") from None
 
 
 def bare(content: Any) -> dict[str, Tensor]:
@@ -109,13 +104,13 @@ def bare(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         keys = listed(map(str, content)) or "none" if isinstance(content, Mapping) else None
         held = f"the keys {keys}" if keys else type(content).__name__
-        raise ValueError(
-            f"convert: there must be a state dict, at the top or under {', '.join(WRAPPERS)}, got {held}"
+        raise FovealError(
+            f"there must be a state dict, at the top or under {', '.join(WRAPPERS)}, got {held}"
         )
     state = {str(name): value for name, value in content.items()}
     foreign = [f"{k} ({type(v).__name__})" for k, v in state.items() if not _dense(v)]
     if foreign:
-        raise ValueError(f"convert: a state dict must hold dense tensors alone, got {listed(foreign)}")
+        raise FovealError(f"a state dict must hold dense tensors alone, got {listed(foreign)}")
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state

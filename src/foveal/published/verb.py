@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from foveal.errors import FovealError
+
 
 def convert(
     source: str,
@@ -29,24 +31,24 @@ def convert(
     from foveal.published.reading import read
 
     if Path(source).resolve() == Path(target).resolve():
-        raise ValueError(f"convert: target must be another file than the source, got {target} twice")
+        raise FovealError(f"target must be another file than the source, got {target} twice")
     if Path(target).is_dir():
-        raise ValueError(f"convert: target must be a file, got the folder {target}")
+        raise FovealError(f"target must be a file, got the folder {target}")
     if format not in (None, *FORMATS) or to not in (None, *FORMATS):
-        raise ValueError(f"convert: a format must be one of {', '.join(FORMATS)}, got {to if to else format}")
+        raise FovealError(f"a format must be one of {', '.join(FORMATS)}, got {to if to else format}")
     if to is not None:
         if format is not None or model_options:
-            raise ValueError("convert: --to must be given without --format and --model_options")
+            raise FovealError("--to must be given without --format and --model_options")
         return _out(source, Path(target), to)
     from foveal.checkpoint import save
-    from foveal.insert import inserted
+    from foveal.insertion import inserted
     from foveal.published.conversion import convert
 
     net: Any = convert(read(source), format, **(model_options or {}))
     info, model = net.foveal_info, getattr(net, "foveal_model", None)
     if model is None:
-        raise ValueError(
-            f"convert: {source} holds a single block ({info['variant']}), which has no network to rebuild; "
+        raise FovealError(
+            f"{source} holds a single block ({info['variant']}), which has no network to rebuild; "
             "foveal.published.convert gives the block in Python"
         )
     save(net, target, **info)
@@ -68,13 +70,13 @@ def _out(source: str, target: Path, to: str) -> int:
     from safetensors.torch import save as to_bytes
 
     from foveal.checkpoint import load
+    from foveal.files import write_bytes
     from foveal.published.conversion import export
-    from foveal.writing import write_bytes
 
     try:
         state = export(load(source), to)
     except ValueError as error:
-        raise ValueError(f"convert: {re.sub(r'^(load|export): ', '', str(error))}") from error
+        raise FovealError(f"{re.sub(r'^(load|export): ', '', str(error))}") from error
     if target.suffix == ".safetensors":
         content = to_bytes(state)
     else:

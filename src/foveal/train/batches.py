@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from foveal.data import open_dataset
 from foveal.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from foveal.errors import FovealError
 from foveal.train.config import TrainConfig
 from foveal.train.recipe import EpochBatches, seed_for
 
@@ -83,7 +84,7 @@ class InOrder:
 
     def __init__(self, size: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
         if batch_size < 1:
-            raise ValueError(f"data: batch_size must be at least 1, got {batch_size}")
+            raise FovealError(f"batch_size must be at least 1, got {batch_size}")
         self.size, self.batch_size, self.rank, self.world = size, batch_size, rank, world
 
     @property
@@ -107,7 +108,7 @@ def open_data(spec: str, split: str, options: dict[str, Any], task: str = "class
     try:
         return open_dataset(spec, split, task=task, **options)
     except TypeError as error:
-        raise ValueError(f"data: data_options must fit {spec}, got {options}: {error}") from error
+        raise FovealError(f"data_options must fit {spec}, got {options}: {error}") from error
 
 
 def class_names(config: TrainConfig, data: dict[str, Any]) -> list[str]:
@@ -118,15 +119,15 @@ def class_names(config: TrainConfig, data: dict[str, Any]) -> list[str]:
     """
     classes = list(data["train"].classes)
     if len(classes) < 2:
-        raise ValueError(f"train: the data must have at least 2 classes, got {classes} in {config.data}")
+        raise FovealError(f"the data must have at least 2 classes, got {classes} in {config.data}")
     if list(data["val"].classes) != classes:
         differ = sorted(set(classes) ^ set(data["val"].classes))
-        raise ValueError(
-            f"train: training and validation data must have the same classes, got {', '.join(differ)} in one only"
+        raise FovealError(
+            f"training and validation data must have the same classes, got {', '.join(differ)} in one only"
         )
     for part, images in data.items():
         if len(images) == 0:
-            raise ValueError(f"train: the data must hold at least 1 image for {part}, got 0 in {config.data}")
+            raise FovealError(f"the data must hold at least 1 image for {part}, got 0 in {config.data}")
     return classes
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from foveal.errors import FovealError
+
 DEFAULT_MODELS = {"classify": "cifar_resnet8", "segment": "danet_test_resnet"}
 DEFAULT_BATCHES = {"classify": 64, "segment": 16}
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
@@ -25,7 +27,7 @@ class TrainConfig:
         'cifar_resnet8'
         >>> TrainConfig(mixup=-1.0)
         Traceback (most recent call last):
-        ValueError: train: mixup must be at least 0, got -1.0
+        foveal.errors.FovealError: mixup must be at least 0, got -1.0
     """
 
     # what
@@ -132,42 +134,40 @@ class TrainConfig:
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
-                raise ValueError(f"train: {name} must be at least {least}, got {value}")
+                raise FovealError(f"{name} must be at least {least}, got {value}")
         for name in ("label_smoothing", "ema", "momentum"):
             if getattr(self, name) >= 1:
-                raise ValueError(f"train: {name} must be below 1, got {getattr(self, name)}")
+                raise FovealError(f"{name} must be below 1, got {getattr(self, name)}")
         if self.devices < 1 and self.devices != -1:
-            raise ValueError(f"train: devices must be at least 1, or -1 for all, got {self.devices}")
+            raise FovealError(f"devices must be at least 1, or -1 for all, got {self.devices}")
         if self.strategy not in STRATEGIES:
-            raise ValueError(
-                f"train: strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy}: checkpoints are written "
+            raise FovealError(
+                f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy}: checkpoints are written "
                 "from a network that is whole on every device; take ddp"
             )
         for name in ("image_size", "crop_size"):
             value = getattr(self, name)
             if value is not None and value < 8:
-                raise ValueError(f"train: {name} must be at least 8, got {value}")
+                raise FovealError(f"{name} must be at least 8, got {value}")
         self._check_task()
 
     def _check_task(self) -> None:
         """Options of the other task, and the values of those that only segmentation has."""
         if self.task not in DEFAULT_MODELS:
-            raise ValueError(f"train: task must be one of {', '.join(DEFAULT_MODELS)}, got {self.task}")
+            raise FovealError(f"task must be one of {', '.join(DEFAULT_MODELS)}, got {self.task}")
         for task, options in ONLY_FOR.items():
             for name, default in options.items():
                 if self.task != task and getattr(self, name) != default:
-                    raise ValueError(
-                        f"train: {name} is an option of task {task}, got it with task {self.task}"
-                    )
+                    raise FovealError(f"{name} is an option of task {task}, got it with task {self.task}")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise ValueError(
-                f"train: scale_range must be two factors, 0 < smallest <= largest, got {self.scale_range}"
+            raise FovealError(
+                f"scale_range must be two factors, 0 < smallest <= largest, got {self.scale_range}"
             )
         weights = self.class_weights
         if isinstance(weights, list) and (
             not sum(weights) > 0 or not all(0 <= w < float("inf") for w in weights)
         ):
-            raise ValueError(f"train: class_weights must be finite, at least 0 and not all 0, got {weights}")
+            raise FovealError(f"class_weights must be finite, at least 0 and not all 0, got {weights}")
 
     @classmethod
     def from_dict(cls, options: dict) -> TrainConfig:
@@ -178,7 +178,7 @@ class TrainConfig:
         """
         unknown = sorted(set(options) - {f.name for f in fields(cls)})
         if unknown:
-            raise ValueError(f"train: a config must hold options of train only, got {', '.join(unknown)}")
+            raise FovealError(f"a config must hold options of train only, got {', '.join(unknown)}")
         return cls(**options)
 
 

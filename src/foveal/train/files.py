@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
+from foveal.errors import FovealError
+from foveal.files import atomic_write, write_json, write_text
 from foveal.train.config import TrainConfig
-from foveal.writing import write_json, write_text, write_whole
 
 PACKAGES = ("foveal", "torch", "torchvision", "timm", "lightning", "numpy", "safetensors")
 
@@ -51,18 +52,14 @@ def new_folder(config: TrainConfig) -> Path:
         folder = Path(config.out)
         if folder.is_dir() and any(folder.iterdir()):
             advice = f"; continue it with --resume {folder}" if (folder / "config.yaml").exists() else ""
-            raise ValueError(
-                f"train: out must be a new or empty folder, got {folder}, which is not empty{advice}"
-            )
+            raise FovealError(f"out must be a new or empty folder, got {folder}, which is not empty{advice}")
     else:
         blocks = [text.split("@")[0].split("(")[0] for text in config.insert]
         folder = free_folder("runs/train", "-".join([config.model, *blocks]))
     try:
         (folder / "weights").mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(
-            f"train: out must be a folder, got {folder}, where a file stands in the way"
-        ) from error
+        raise FovealError(f"out must be a folder, got {folder}, where a file stands in the way") from error
     config.out = str(folder)
     write_config(folder, config)
     write_json(folder / "environment.json", environment(config.seed))
@@ -94,15 +91,13 @@ def read_config(folder: Path) -> TrainConfig:
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"train: resume must be the folder of a run, with its config.yaml, got {folder}")
+        raise FovealError(f"resume must be the folder of a run, with its config.yaml, got {folder}")
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"train: config.yaml must be YAML, got {path}: {' '.join(str(error).split())}"
-        ) from error
+        raise FovealError(f"config.yaml must be YAML, got {path}: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):
-        raise ValueError(f"train: config.yaml must map options to values, got {path}")
+        raise FovealError(f"config.yaml must map options to values, got {path}")
     return TrainConfig.from_dict({**options, "out": str(folder)})
 
 
@@ -155,4 +150,4 @@ def write_curves(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> Non
     for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    write_whole(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    atomic_write(path, lambda part: figure.savefig(part, format="png", dpi=120))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveal.insert import inserted
+from foveal.insertion import inserted
 from foveal.nn import BLOCKS
 
 INERT = 1e-3

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foveal.checkpoint import load, read_info
 from foveal.data import decode_image, eval_transform
+from foveal.errors import FovealError
 from foveal.train.batches import InOrder, make_loader, open_data, worker_count
 from foveal.train.classify import count, metrics, wilson_interval
 
@@ -39,13 +40,13 @@ def open_weights(
     info: dict[str, Any] = net.foveal_info  # pyright: ignore[reportAssignmentType]
     missing = [name for name in KEPT if name not in info]
     if missing:
-        raise ValueError(
-            f"weights: the file must hold {', '.join(missing)}, as files of foveal train do, got {weights} without"
+        raise FovealError(
+            f"the file must hold {', '.join(missing)}, as files of foveal train do, got {weights} without"
         )
     if info["task"] != task:
         functions = {"classify": "evaluate and predict", "segment": "evaluate_masks and predict_masks"}
-        raise ValueError(
-            f"weights: must be of task {task}, got task {info['task']} in {weights}; "
+        raise FovealError(
+            f"must be of task {task}, got task {info['task']} in {weights}; "
             f"use {functions.get(info['task'], 'another version of foveal')}"
         )
     return net.eval().requires_grad_(False).to(chosen_device(device)), info
@@ -67,8 +68,8 @@ def chosen_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device: must be one this machine has, got {name} ({str(error).splitlines()[0]})"
+        raise FovealError(
+            f"must be one this machine has, got {name} ({str(error).splitlines()[0]})"
         ) from None
     return device
 
@@ -140,7 +141,7 @@ def evaluate(
         sums += count(net, moved, len(info["classes"])).cpu()
     images, right = int(sums[:, 0].sum()), int(sums[:, 1].sum())
     if images == 0:
-        raise ValueError(f"evaluate: the data must hold at least 1 image, got 0 in {data}, split {split}")
+        raise FovealError(f"the data must hold at least 1 image, got 0 in {data}, split {split}")
     figures = metrics(sums)
     return Evaluation(
         weights=str(weights),
@@ -161,8 +162,8 @@ def class_places(theirs: Sequence[str], ours: Sequence[str], data: str) -> Tenso
     unknown = [name for name in theirs if name not in ours]
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise ValueError(
-            f"evaluate: the data's classes must be among the {len(ours)} of the weights, "
+        raise FovealError(
+            f"the data's classes must be among the {len(ours)} of the weights, "
             f"got {', '.join(unknown[:5])}{more} in {data}"
         )
     return torch.tensor([ours.index(name) for name in theirs])
@@ -201,7 +202,7 @@ def predict(
     """
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value < 1:
-            raise ValueError(f"predict: {name} must be at least 1, got {value}")
+            raise FovealError(f"{name} must be at least 1, got {value}")
     files = image_files(paths)
     net, info = open_weights(weights, device)
     transform = eval_transform(info["image_size"], mean=info["mean"], std=info["std"])

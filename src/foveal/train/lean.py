@@ -83,7 +83,7 @@ def train_in_memory(
             value = float(loss.detach())
             if value != value or abs(value) == float("inf"):
                 raise NonFiniteLoss(
-                    f"train_in_memory: the loss must be finite, got {value} in epoch {epoch + 1}, batch {number + 1}"
+                    f"the loss must be finite, got {value} in epoch {epoch + 1}, batch {number + 1}"
                 )
             (loss / config.accumulate).backward()
             if (number + 1) % config.accumulate and number + 1 < len(batches):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from foveal.checkpoint import save
+from foveal.files import atomic_write, write_text
 from foveal.train.batches import InOrder
 from foveal.train.config import TrainConfig
 from foveal.train.files import table_text
@@ -33,7 +34,6 @@ from foveal.train.recipe import (
     seed_for,
     set_rate,
 )
-from foveal.writing import write_text, write_whole
 
 
 class Stopped(Exception):
@@ -120,7 +120,7 @@ class Training(LightningModule):
             torch.manual_seed(self._step_seed(batch_idx))
             where = first_non_finite(self.net, batch["image"])
         raise NonFiniteLoss(
-            f"train: the loss must be finite, got {value} in epoch {self.current_epoch + 1}, "
+            f"the loss must be finite, got {value} in epoch {self.current_epoch + 1}, "
             f"batch {batch_idx + 1}, first in {where}"
         )
 
@@ -153,7 +153,7 @@ class WholeFiles(TorchCheckpointIO):
             with part.open("wb") as file:
                 torch.save(checkpoint, file)
 
-        write_whole(Path(path), write)
+        atomic_write(Path(path), write)
 
 
 class RunFolder(Callback):
@@ -258,7 +258,7 @@ class RunFolder(Callback):
         self.progress.epoch(row, better)
         if not math.isfinite(row["val_loss"]):
             raise NonFiniteLoss(
-                f"train: the validation loss must be finite, got {row['val_loss']} in epoch {row['epoch']}"
+                f"the validation loss must be finite, got {row['val_loss']} in epoch {row['epoch']}"
             )
         self._refuse_broken_weights()
         if trainer.is_global_zero:
@@ -290,6 +290,6 @@ class RunFolder(Callback):
         for name, value in self.module.net.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise NonFiniteLoss(
-                    f"train: the weights must be finite, got {name} with a value that is not, in epoch "
+                    f"the weights must be finite, got {name} with a value that is not, in epoch "
                     f"{self.module.current_epoch + 1}, while the loss still was"
                 )

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveal.data import segmentation_eval_transform
+from foveal.errors import FovealError
 from foveal.train.batches import InOrder, make_loader, open_data, worker_count
 from foveal.train.inference import class_places, open_weights
 from foveal.train.segment import NO_CLASS, confusion, in_turn, targets
@@ -118,9 +119,7 @@ def evaluate_masks(
                     matrix += counted
                     parts.append(margins(counted))
     if pixels == 0:
-        raise ValueError(
-            f"evaluate: the masks must hold at least 1 labelled pixel, got none in {data}, split {split}"
-        )
+        raise FovealError(f"the masks must hold at least 1 labelled pixel, got none in {data}, split {split}")
     known = place.unique()
     total = margins(matrix)[..., known]
     iou = dict.fromkeys(ours) | {

@@ -15,11 +15,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from foveal.data import decode_image, segmentation_eval_transform
+from foveal.errors import FovealError
+from foveal.files import atomic_write, write_json, write_text
+from foveal.palette import coloured, legend, overlay, palette
 from foveal.train.files import table_text
 from foveal.train.inference import image_files, open_weights
-from foveal.train.palette import coloured, legend, overlay, palette
 from foveal.train.windows import Inference
-from foveal.writing import write_json, write_text, write_whole
 
 FOLDERS = ("masks", "colours", "overlays")
 VALUES_AT_ONCE = 2**25  # of logits brought to the size of a photograph
@@ -136,9 +137,9 @@ def highest(logits: Float[Tensor, "b k h w"], size: Sequence[int]) -> UInt8[Tens
 
 def _refuse_taken(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"predict: out must be a new or empty folder, got {folder}, which is not empty")
+        raise FovealError(f"out must be a new or empty folder, got {folder}, which is not empty")
     if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
-        raise ValueError(f"predict: out must be a folder, got {folder}, where a file stands in the way")
+        raise FovealError(f"out must be a folder, got {folder}, where a file stands in the way")
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
@@ -154,7 +155,7 @@ def _free_name(stem: str, taken: set[str]) -> str:
 def _write_png(path: Path, picture: np.ndarray) -> None:
     from PIL import Image
 
-    write_whole(path, lambda part: Image.fromarray(picture).save(part, format="PNG"))
+    atomic_write(path, lambda part: Image.fromarray(picture).save(part, format="PNG"))
 
 
 def _write_classes(folder: Path, classes: list[str], colours: np.ndarray, used: dict[str, Any]) -> None:
@@ -164,7 +165,7 @@ def _write_classes(folder: Path, classes: list[str], colours: np.ndarray, used: 
     ]
     write_json(folder / "classes.json", {"classes": rows, **used})
     figure = legend(classes, colours)
-    write_whole(folder / "legend.png", lambda part: figure.savefig(part, format="png", dpi=100))
+    atomic_write(folder / "legend.png", lambda part: figure.savefig(part, format="png", dpi=100))
 
 
 def _write_shares(folder: Path, found: list[MaskPrediction], unreadable: dict[str, str], format: str) -> None:

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from foveal.insert import freeze_backbone, parameter_groups
-from foveal.insert.groups import backbone
+from foveal.errors import FovealError
+from foveal.insertion import freeze_backbone, parameter_groups
+from foveal.insertion.groups import backbone
 
 
 def seed_for(*position: int | str) -> int:
@@ -91,7 +92,7 @@ def rate_factor(step: int, *, steps: int, warmup_steps: int = 0, schedule: str =
             return (1 - t) ** 0.9
         case "constant":
             return 1.0
-    raise ValueError(f"rate_factor: schedule must be cosine, poly or constant, got {schedule}")
+    raise FovealError(f"schedule must be cosine, poly or constant, got {schedule}")
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -121,7 +122,7 @@ def make_optimizer(
             return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
         case "adamw":
             return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
-    raise ValueError(f"make_optimizer: optimizer must be sgd or adamw, got {optimizer}")
+    raise FovealError(f"optimizer must be sgd or adamw, got {optimizer}")
 
 
 def mix_pairs(
@@ -167,7 +168,7 @@ def classification_loss(
     if mixup == 0:
         return nn.functional.cross_entropy(net(images), labels, label_smoothing=label_smoothing)
     if generator is None:
-        raise ValueError(f"classification_loss: mixup needs a generator, got mixup={mixup}, generator=None")
+        raise FovealError(f"mixup needs a generator, got mixup={mixup}, generator=None")
     images, partner, share = mix_pairs(images, mixup, generator)
     logits = net(images)
     own = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -262,7 +263,7 @@ class Freeze:
         return thaw is not None
 
 
-class NonFiniteLoss(ValueError):
+class NonFiniteLoss(FovealError):
     """The loss became infinite or not a number; the message names the epoch and the batch."""
 
 

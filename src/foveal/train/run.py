@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from foveal.checkpoint import load
-from foveal.insert import insert, parse_insertion
+from foveal.errors import FovealError
+from foveal.insertion import insert, parse_insertion
 from foveal.models import create_model
 from foveal.models.segmentation import HEADS, SegmentationNet
 from foveal.train import classify, files, segment
@@ -172,8 +173,8 @@ def make_network(config: TrainConfig, *, classes: int, image_size: int) -> nn.Mo
     )
     if isinstance(net, SegmentationNet) != (config.task == "segment"):
         kind = "segment" if config.task == "segment" else "classify"
-        raise ValueError(
-            f"train: task {config.task} needs a network that can {kind}, got {config.model}"
+        raise FovealError(
+            f"task {config.task} needs a network that can {kind}, got {config.model}"
             f"; to segment, take one of {', '.join(f'{head}_BACKBONE' for head in HEADS)}"
         )
     example = torch.zeros(1, 3, image_size, image_size)
@@ -198,8 +199,8 @@ def _settled(
     given, default = config or TrainConfig(), TrainConfig()
     changed = {f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)}
     if changed - set(MOVABLE):
-        raise ValueError(
-            f"train: a resumed run takes its options from {folder / 'config.yaml'}; only {', '.join(MOVABLE)} may "
+        raise FovealError(
+            f"a resumed run takes its options from {folder / 'config.yaml'}; only {', '.join(MOVABLE)} may "
             f"be given, got {', '.join(sorted(changed - set(MOVABLE)))}"
         )
     return replace(kept, **{name: getattr(given, name) for name in changed}), folder
@@ -208,8 +209,8 @@ def _settled(
 def _check_shares(data: dict[str, Any], processes: int) -> None:
     for part, images in data.items():
         if len(images) < processes:
-            raise ValueError(
-                f"train: the data must hold an image for {part} for each of {processes} processes, got {len(images)}"
+            raise FovealError(
+                f"the data must hold an image for {part} for each of {processes} processes, got {len(images)}"
             )
 
 
@@ -224,7 +225,7 @@ def first_process() -> bool:
 def _folder_of_first_process(config: TrainConfig) -> Path:
     folder = os.environ.get(FOLDER_VARIABLE, config.out)
     if folder is None:
-        raise ValueError("train: several processes started from outside must share one folder, got no out")
+        raise FovealError("several processes started from outside must share one folder, got no out")
     return Path(folder)
 
 
@@ -235,9 +236,7 @@ def _trainer(config: TrainConfig) -> Any:
     from foveal.train.loop import WholeFiles
 
     if config.precision == "float16" and not torch.cuda.is_available():
-        raise ValueError(
-            "train: precision float16 needs a CUDA GPU, got none here; bfloat16 runs on any device"
-        )
+        raise FovealError("precision float16 needs a CUDA GPU, got none here; bfloat16 runs on any device")
     try:
         return Trainer(
             accelerator=config.accelerator,
@@ -260,7 +259,7 @@ def _trainer(config: TrainConfig) -> Any:
         chosen = ", ".join(
             f"{n}={getattr(config, n)}" for n in ("accelerator", "devices", "nodes", "strategy")
         )
-        raise ValueError(f"train: Lightning must be able to run {chosen}, got: {_line(error)}") from error
+        raise FovealError(f"Lightning must be able to run {chosen}, got: {_line(error)}") from error
 
 
 # ------------------------------------------------------------------------------------------------ the run itself
@@ -290,7 +289,7 @@ def _run_trainer(trainer: Any, module: Any, train_loader: Any, val_loader: Any, 
         if trainer.world_size == 1 or not any(sign in str(error) for sign in LOST):
             raise
         raise ConnectionError(
-            f"train: every process must go on to the end, got one that was lost: {_line(error)[:120]}; "
+            f"every process must go on to the end, got one that was lost: {_line(error)[:120]}; "
             f"kept: {keeper.kept}; continue with: {again}"
         ) from error
     except OSError as error:
@@ -307,11 +306,11 @@ def _check_checkpoint(path: Path) -> None:
     except (
         Exception
     ) as error:  # a foreign or damaged file fails in many ways, none of them by running its code
-        raise ValueError(
-            f"train: resume needs a checkpoint this library wrote, got {path}: {_line(error)}"
+        raise FovealError(
+            f"resume needs a checkpoint this library wrote, got {path}: {_line(error)}"
         ) from None
     if not known:
-        raise ValueError(f"train: resume needs a checkpoint this library wrote, got another one in {path}")
+        raise FovealError(f"resume needs a checkpoint this library wrote, got another one in {path}")
 
 
 @contextmanager

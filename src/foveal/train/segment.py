@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from foveal.data import segmentation_eval_transform, segmentation_train_transform
 from foveal.data.segmentation import SceneMasks
+from foveal.errors import FovealError
 from foveal.models.segmentation import AUXILIARY_WEIGHT
 from foveal.train.config import TrainConfig
 from foveal.train.windows import resized
@@ -180,15 +181,15 @@ def facts(config: TrainConfig, data: dict[str, Any]) -> dict[str, Any]:
     classes = len(data["train"].classes)
     for part, images in data.items():
         if not any((targets(images[i]["mask"], classes) != NO_CLASS).any() for i in range(len(images))):
-            raise ValueError(
-                f"train: the masks must hold at least 1 labelled pixel for {part}, got none in {config.data}"
+            raise FovealError(
+                f"the masks must hold at least 1 labelled pixel for {part}, got none in {config.data}"
             )
     weights = config.class_weights
     if weights == "balanced":
         weights = balanced_weights(data["train"], classes)
     if weights is not None and len(weights) != classes:
-        raise ValueError(
-            f"train: class_weights must be one a class, {classes} of them ({', '.join(data['train'].classes)}), "
+        raise FovealError(
+            f"class_weights must be one a class, {classes} of them ({', '.join(data['train'].classes)}), "
             f"got {len(weights)}"
         )
     ignore = data["train"].ignore_index

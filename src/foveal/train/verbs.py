@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from foveal.errors import FovealError
+from foveal.files import write_json, write_text
 from foveal.train.config import TrainConfig
-from foveal.writing import write_json, write_text
 
 
 def train(config: TrainConfig, resume: str | None = None) -> int:
@@ -172,7 +173,7 @@ def _refuse(weights: str, **options: Any) -> None:
     from foveal.train.inference import task_of
 
     if options:
-        raise ValueError(
+        raise FovealError(
             f"{', '.join(options)} must not be given for task {task_of(weights)}, got it with {weights}"
         )
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from foveal.errors import FovealError
+
 MODES = ("whole", "sliding", "multiscale")
 SCALES = (0.75, 1.0, 1.25, 1.5)
 SMALLEST_WINDOW = 8
@@ -61,27 +63,27 @@ class Inference:
             trained: what training kept with the weights; windows have by default the size of its crops.
         """
         if mode not in MODES:
-            raise ValueError(f"inference: must be one of {', '.join(MODES)}, got {mode}")
+            raise FovealError(f"must be one of {', '.join(MODES)}, got {mode}")
         given = {"crop": crop, "stride": stride, "scales": scales, "flip": flip or None}
         own = {"whole": (), "sliding": ("crop", "stride"), "multiscale": ("scales", "flip")}
         for name, value in given.items():
             if value is not None and name not in own[mode]:
                 owner = "sliding" if name in own["sliding"] else "multiscale"
-                raise ValueError(f"inference: {name} is an option of {owner}, got it with {mode}")
+                raise FovealError(f"{name} is an option of {owner}, got it with {mode}")
         if mode == "sliding":
             if crop is None and trained is not None:
                 crop = trained.get("crop_size") or trained["image_size"]
             if crop is None or crop < SMALLEST_WINDOW:
-                raise ValueError(f"inference: crop must be at least {SMALLEST_WINDOW}, got {crop}")
+                raise FovealError(f"crop must be at least {SMALLEST_WINDOW}, got {crop}")
             stride = stride if stride is not None else max(1, 2 * crop // 3)
             if not 1 <= stride <= crop:
-                raise ValueError(f"inference: stride must be 1 to crop={crop}, got {stride}")
+                raise FovealError(f"stride must be 1 to crop={crop}, got {stride}")
         if mode == "multiscale":
             scales = tuple(scales) if scales is not None else SCALES
             least, most = SCALE_BOUNDS
             if not scales or not all(least <= scale <= most for scale in scales):
-                raise ValueError(
-                    f"inference: scales must be one or more factors from {least} to {most}, got {list(scales)}"
+                raise FovealError(
+                    f"scales must be one or more factors from {least} to {most}, got {list(scales)}"
                 )
         return cls(mode, crop, stride, None if scales is None else tuple(scales), flip)
 

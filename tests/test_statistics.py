@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from foveal.compare.statistics import (
+from foveal.statistics import (
     Difference,
     differences_to,
     estimate,

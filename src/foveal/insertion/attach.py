@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveal.insert.find import Site, found, match
-from foveal.insert.make import Block, build, resolve
-from foveal.insert.trace import RECORD, Call, run, undisturbed
+from foveal.errors import FovealError
+from foveal.insertion.find import Site, found, match
+from foveal.insertion.make import Block, build, resolve
+from foveal.insertion.trace import RECORD, Call, run, undisturbed
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def insert(
         try:
             module = build(name, make, site.channels, dims, start, options)
         except ValueError as error:
-            raise ValueError(f"{error}, at {site.name}") from error
+            raise FovealError(f"{error}, at {site.name}") from error
         record = {"block": name, "options": dict(options), "start": start}
         record |= {"channels": site.channels, "dims": dims}
         built.append((site, _like(module, net.get_submodule(site.name), calls[site.name]), record))
@@ -132,7 +133,7 @@ def remove(net: nn.Module, pattern: str | None = None) -> nn.Module:
         chosen = [one for one in present if matches(one.site) or matches(one.path)]
         if not chosen:
             listed = ", ".join(one.path for one in present) or "none"
-            raise ValueError(f"remove: pattern must match an inserted block ({listed}), got {pattern!r}")
+            raise FovealError(f"pattern must match an inserted block ({listed}), got {pattern!r}")
         present = chosen
     for one in present:
         _detach(net, one)
@@ -153,8 +154,8 @@ def inserted(net: nn.Module, *, check: bool = True) -> list[Insertion]:
             continue
         site = path[: -len(record["suffix"])].rstrip(".")
         if check and record["hooked"] and _hook_key(net.get_submodule(site), record) is None:
-            raise ValueError(
-                f"inserted: the block {path} must be applied by its site, got {site} replaced by another module "
+            raise FovealError(
+                f"the block {path} must be applied by its site, got {site} replaced by another module "
                 "since the insertion; replace modules (such as by convert_sync_batchnorm) before inserting"
             )
         listed.append(
@@ -179,8 +180,8 @@ def usable(listed: list[Site], net: nn.Module, at: str, asker: str = "insert") -
     if unusable:
         shown = "; ".join(f"{site.name}: {site.reason}" for site in unusable[:3])
         more = f"; and {len(unusable) - 3} more" if len(unusable) > 3 else ""
-        raise ValueError(
-            f"{asker}: every site of at={at!r} must be able to take a block, got {len(unusable)} of {len(listed)} "
+        raise FovealError(
+            f"every site of at={at!r} must be able to take a block, got {len(unusable)} of {len(listed)} "
             f"in {type(net).__name__} that cannot: {shown}{more}"
         )
     return list({site.name: site for site in listed}.values())
@@ -220,16 +221,12 @@ def attach(
     while not runs_itself and isinstance(holder, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         children = list(holder.named_children())
         if not children:
-            raise ValueError(
-                f"insert: a container must hold a module to take a block, got {site}, which is empty"
-            )
+            raise FovealError(f"a container must hold a module to take a block, got {site}, which is empty")
         way.append(children[-1][0])
         holder = children[-1][1]
     name = path.rpartition(".")[2] if path is not None else _free_name(holder, record["block"])
     if hasattr(holder, name):
-        raise ValueError(
-            f"insert: a block must have a name of its own, got {site} with {name!r} already there"
-        )
+        raise FovealError(f"a block must have a name of its own, got {site} with {name!r} already there")
     record = {**record, "suffix": ".".join([*way, name]), "before": before, "hooked": not runs_itself}
     setattr(module, RECORD, record)
     holder.add_module(name, module)
@@ -309,7 +306,7 @@ def _verify(net: nn.Module, attached: list[Insertion], args: tuple, kwargs: dict
             run(net, args, kwargs, rule=f"insert: the block {attached[0].block} must run at its sites")
         except ValueError as error:
             if broken:  # what a block did wrong may show only in the module after it
-                raise ValueError(broken[0]) from error
+                raise FovealError(broken[0]) from error
             raise
     for one in attached:
         if calls[one.path] != 1:
@@ -318,7 +315,7 @@ def _verify(net: nn.Module, attached: list[Insertion], args: tuple, kwargs: dict
                 f"{one.site} does not run as an ordinary module"
             )
     if broken:
-        raise ValueError(broken[0])
+        raise FovealError(broken[0])
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import foveal
-from foveal.models.caffe import stride_in_first
+from foveal.models.legacy_senet import stride_in_first
 
 
 def test_the_stride_moves_and_no_weight_changes():

@@ -19,9 +19,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from foveal.insert import inserted
-from foveal.insert.attach import _hook_key
-from foveal.insert.trace import RECORD
+from foveal.insertion import inserted
+from foveal.insertion.attach import _hook_key
+from foveal.insertion.trace import RECORD
 from foveal.nn import CBAM, SqueezeExcite
 from foveal.ops import gate, reference
 

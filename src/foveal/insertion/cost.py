@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveal.insert.attach import usable
-from foveal.insert.find import found
-from foveal.insert.make import Block, build, resolve
-from foveal.insert.trace import undisturbed
+from foveal.insertion.attach import usable
+from foveal.insertion.find import found
+from foveal.insertion.make import Block, build, resolve
+from foveal.insertion.trace import undisturbed
 from foveal.measure import count_macs, count_parameters
 
 

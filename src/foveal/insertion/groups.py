@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from foveal.insert.attach import inserted
-from foveal.insert.find import match
+from foveal.errors import FovealError
+from foveal.insertion.attach import inserted
+from foveal.insertion.find import match
 
 
 def parameter_groups(
@@ -104,16 +105,12 @@ def freeze_backbone(net: nn.Module, keep: Iterable[str | nn.Module] = ()) -> Cal
         matches = match(pattern)
         matched = [module for name, module in net.named_modules() if matches(name)]
         if not matched:
-            raise ValueError(
-                f"freeze_backbone: keep must match modules of {type(net).__name__}, got {pattern!r}"
-            )
+            raise FovealError(f"keep must match modules of {type(net).__name__}, got {pattern!r}")
         kept += matched
     parameters, normalisations = backbone(net, kept)
     frozen = [p for p in parameters if p.requires_grad]
     if len(frozen) == sum(p.requires_grad for p in net.parameters()):
-        raise ValueError(
-            "freeze_backbone: something must be left to train, got no inserted blocks and no keep"
-        )
+        raise FovealError("something must be left to train, got no inserted blocks and no keep")
     norms = [(module, module.momentum) for module in normalisations]
     for parameter in frozen:
         parameter.requires_grad_(False)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from foveal.errors import FovealError
+
 LEVEL = 0.05
 FEWEST_SEEDS = 6
 """With 5 pairs the exact two-sided test cannot go below 2 / 2^5 = 0.0625."""
@@ -83,7 +85,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     """
     d = np.asarray(differences, dtype=float)
     if len(d) == 0:
-        raise ValueError("sign_flip_p: differences must hold at least one value, got none")
+        raise FovealError("differences must hold at least one value, got none")
     observed = abs(d.sum())
     tolerance = 1e-9 * np.abs(d).sum()  # equal sums in another order of addition are equal
     if len(d) <= MOST_EXACT:

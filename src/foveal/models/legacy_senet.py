@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveal.insert import insert
+from foveal.errors import FovealError
+from foveal.insertion import insert
 from foveal.models.backbone import timm_backbone
 
 LEGACY = (
@@ -30,9 +31,8 @@ def stride_in_first(net: nn.Module) -> nn.Module:
 
     strided = [m for m in net.modules() if isinstance(m, Bottleneck) and m.conv2.stride != (1, 1)]
     if not strided:
-        raise ValueError(
-            "stride_in_first: the network must have bottlenecks with a stride of their own, got none in "
-            f"{type(net).__name__}"
+        raise FovealError(
+            f"the network must have bottlenecks with a stride of their own, got none in {type(net).__name__}"
         )
     for block in strided:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
@@ -57,7 +57,7 @@ def legacy_senet(
     Deviation from the paper, as released: in ResNet-18 and -34 a ReLU comes before the SE block.
     """
     if pretrained:
-        raise ValueError(
+        raise FovealError(
             f"legacy_se_{name}: pretrained must be False; convert timm's weights with foveal.published, got True"
         )
     net = timm_backbone(f"legacy_se{name}", False, num_classes, in_chans, options)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import foveal
-from foveal.fuse import GatedResidual, fuse
+from foveal.fusion import GatedResidual, fuse
 
 
 def trained(net: nn.Module) -> nn.Module:

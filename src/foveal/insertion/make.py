@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from foveal.errors import FovealError
 from foveal.nn import BLOCKS
 
 Block = str | Callable[..., nn.Module]
@@ -23,17 +24,17 @@ def resolve(
         if block not in known:
             close = difflib.get_close_matches(block, known, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"{asker}: block must be one of {', '.join(known)}, a class or a factory, got {block!r}{hint}"
+            raise FovealError(
+                f"block must be one of {', '.join(known)}, a class or a factory, got {block!r}{hint}"
             )
         return block, known[block]
     if isinstance(block, nn.Module):
-        raise ValueError(
-            f"{asker}: block must be a class or factory that makes one module for each site, "
+        raise FovealError(
+            f"block must be a class or factory that makes one module for each site, "
             f"got one {type(block).__name__} instance"
         )
     if not callable(block):
-        raise ValueError(f"{asker}: block must be a name, a class or a factory, got {type(block).__name__}")
+        raise FovealError(f"block must be a name, a class or a factory, got {type(block).__name__}")
     for name, known_class in BLOCKS.items():
         if block is known_class:
             return name, block
@@ -53,20 +54,18 @@ def build(
 ) -> nn.Module:
     """One new block for a feature map; ``start`` and ``dims`` are passed on to blocks that have the option."""
     if start not in ("identity", "paper"):
-        raise ValueError(f"{asker}: start must be 'identity' or 'paper', got {start!r}")
+        raise FovealError(f"start must be 'identity' or 'paper', got {start!r}")
     known = inspect.signature(make).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for option in options:
         if option not in known and not takes_any:
             offered = [n for n, p in known.items() if p.kind is not p.VAR_POSITIONAL][1:]
-            raise ValueError(
-                f"{asker}: {name} must be given its own options ({', '.join(offered)}), got {option!r}"
-            )
+            raise FovealError(f"{name} must be given its own options ({', '.join(offered)}), got {option!r}")
     found = {key: value for key, value in {"start": start, "dims": dims}.items() if key in known}
     try:
         module = make(channels, **{**found, **options})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{asker}: {name} of {channels} channels: {error}") from error
+        raise FovealError(f"{name} of {channels} channels: {error}") from error
     if not isinstance(module, nn.Module):
-        raise ValueError(f"{asker}: {name} must make an nn.Module, got {type(module).__name__}")
+        raise FovealError(f"{name} must make an nn.Module, got {type(module).__name__}")
     return module

@@ -28,7 +28,8 @@ from typing import Any
 
 from torch import nn
 
-from foveal.insert.trace import RECORD, Call, Merge, Trace, trace
+from foveal.errors import FovealError
+from foveal.insertion.trace import RECORD, Call, Merge, Trace, trace
 
 KINDS = ("residual", "block", "stage")
 
@@ -94,9 +95,7 @@ def found(
         names = []
     else:
         if stages is not None:
-            raise ValueError(
-                f"{asker}: stages selects among {', '.join(KINDS)}, got stages with the pattern {at!r}"
-            )
+            raise FovealError(f"stages selects among {', '.join(KINDS)}, got stages with the pattern {at!r}")
         names = _matching(net, at, asker)
     watched = trace(net, example, asker=asker)
     if at in KINDS:
@@ -136,7 +135,7 @@ def _of_stages(listed: list[Site], stages: Iterable[int], asker: str) -> list[Si
     wanted = [stages] if isinstance(stages, int) else list(stages)
     present = sorted({site.stage for site in listed if site.stage is not None})
     if not wanted or not set(wanted) <= set(present):
-        raise ValueError(f"{asker}: stages must be among {present}, got {tuple(wanted)}")
+        raise FovealError(f"stages must be among {present}, got {tuple(wanted)}")
     return [site for site in listed if site.stage in wanted]
 
 
@@ -147,7 +146,7 @@ def match(pattern: str) -> Callable[[str], object]:
     """A predicate on whole module paths: ``*`` and ``?`` stay within one name between dots, ``**`` does not.
 
     Example:
-        >>> from foveal.insert.find import match
+        >>> from foveal.insertion.find import match
         >>> matches = match("features.1[0-9]")
         >>> [name for name in ("features.1", "features.10", "features.10.conv") if matches(name)]
         ['features.10']
@@ -166,8 +165,8 @@ def _matching(net: nn.Module, pattern: str, asker: str) -> list[str]:
     matched = [name for name in names if matches(name)]
     if not matched:
         close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5) or names[:3]
-        raise ValueError(
-            f"{asker}: at must be {', '.join(map(repr, KINDS))} or a pattern that matches a module of "
+        raise FovealError(
+            f"at must be {', '.join(map(repr, KINDS))} or a pattern that matches a module of "
             f"{type(net).__name__}, got {pattern!r}; there are, for example, {', '.join(close)}"
         )
     return matched
@@ -205,8 +204,8 @@ class _Finder:
 
     def residual(self) -> list[Candidate]:
         if not self.additions:
-            raise ValueError(
-                f"{self.asker}: at='residual' needs a network that adds feature maps, got {self.net_name} "
+            raise FovealError(
+                f"at='residual' needs a network that adds feature maps, got {self.net_name} "
                 "without any such addition; use at='block', at='stage' or a path pattern"
             )
         blocks, containers = self._blocks()
@@ -303,8 +302,8 @@ class _Finder:
                     unit = later
             units.append(unit)
         if not units:
-            raise ValueError(
-                f"{self.asker}: at='block' and at='stage' need convolutions, got {self.net_name} without any; "
+            raise FovealError(
+                f"at='block' and at='stage' need convolutions, got {self.net_name} without any; "
                 "use a path pattern"
             )
         return units

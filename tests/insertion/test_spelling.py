@@ -2,7 +2,7 @@
 
 import pytest
 
-from foveal.insert import parse_insertion
+from foveal.insertion import parse_insertion
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,6 @@ def test_reads(text, expected):
     ],
 )
 def test_refuses_with_the_text(text):
-    with pytest.raises(ValueError, match="parse_insertion: ") as caught:
+    with pytest.raises(ValueError, match="insertion must be") as caught:
         parse_insertion(text)
     assert repr(text) in str(caught.value)

@@ -4,6 +4,8 @@ import ast
 import re
 from typing import Any
 
+from foveal.errors import FovealError
+
 GRAMMAR = "name[(option=value, ...)][@at[:stages]]"
 WORDS = {"true": True, "false": False, "none": None}
 
@@ -17,7 +19,7 @@ def parse_insertion(text: str) -> dict[str, Any]:
         ValueError: the text does not have that form.
 
     Example:
-        >>> from foveal.insert import parse_insertion
+        >>> from foveal.insertion import parse_insertion
         >>> parse_insertion("cbam(reduction=8, arrangement=parallel)@residual:3,4")
         {'block': 'cbam', 'at': 'residual', 'stages': (3, 4), 'reduction': 8, 'arrangement': 'parallel'}
         >>> parse_insertion("se")
@@ -25,7 +27,7 @@ def parse_insertion(text: str) -> dict[str, Any]:
     """
     form = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*(?:\((.*)\))?\s*(?:@([^:]+?)(?::([\d,\s-]+))?)?\s*", text)
     if form is None:
-        raise ValueError(f"parse_insertion: an insertion must be written {GRAMMAR}, got {text!r}")
+        raise FovealError(f"an insertion must be written {GRAMMAR}, got {text!r}")
     name, options, at, stages = form.groups()
     return {
         "block": name,
@@ -40,9 +42,7 @@ def _stages(written: str, text: str) -> tuple[int, ...]:
     for part in written.split(","):
         ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if ends is None:
-            raise ValueError(
-                f"parse_insertion: stages must be numbers and ranges such as 3,4 or 2-4, got {text!r}"
-            )
+            raise FovealError(f"stages must be numbers and ranges such as 3,4 or 2-4, got {text!r}")
         first = int(ends[1])
         numbers += range(first, int(ends[2] or first) + 1)
     return tuple(numbers)
@@ -64,9 +64,7 @@ def _split(options: str) -> list[str]:
 def _option(part: str, text: str) -> tuple[str, Any]:
     key, equals, value = (piece.strip() for piece in part.partition("="))
     if not equals or not key.isidentifier() or not value or key in ("block", "at", "stages"):
-        raise ValueError(
-            f"parse_insertion: options must be written option=value, got {part.strip()!r} in {text!r}"
-        )
+        raise FovealError(f"options must be written option=value, got {part.strip()!r} in {text!r}")
     if value.lower() in WORDS:
         return key, WORDS[value.lower()]
     try:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from foveal.errors import FovealError
+
 RECORD = "foveal_insertion"
 """Attribute of an inserted block that holds what was asked for; its presence is what makes a block inserted."""
 
@@ -289,7 +291,7 @@ def run(net: nn.Module, args: tuple, kwargs: dict, *, rule: str, hint: str = "")
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in _tensors((args, kwargs)))
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{rule}, got {type(error).__name__} on input {shapes}: {reason}{hint}") from error
+        raise FovealError(f"{rule}, got {type(error).__name__} on input {shapes}: {reason}{hint}") from error
 
 
 def example_inputs(net: nn.Module, example: Any = None, *, asker: str) -> list[tuple[tuple, dict]]:
@@ -306,9 +308,7 @@ def example_inputs(net: nn.Module, example: Any = None, *, asker: str) -> list[t
     if isinstance(example, Tensor):
         return [((example,), {})]
     if example is not None:
-        raise ValueError(
-            f"{asker}: example must be a tensor, a tuple or a dictionary, got {type(example).__name__}"
-        )
+        raise FovealError(f"example must be a tensor, a tuple or a dictionary, got {type(example).__name__}")
     first = next((m for m in net.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     config = getattr(net, "default_cfg", None) or getattr(net, "pretrained_cfg", None) or {}
     size = config.get("input_size") if isinstance(config, Mapping) else getattr(config, "input_size", None)
@@ -318,8 +318,8 @@ def example_inputs(net: nn.Module, example: Any = None, *, asker: str) -> list[t
         configured, *spatial = first.in_channels, 224, 224
     else:
         found = "none" if first is None else type(first).__name__
-        raise ValueError(
-            f"{asker}: without example= or an input size in net.default_cfg the first convolution must be an "
+        raise FovealError(
+            f"without example= or an input size in net.default_cfg the first convolution must be an "
             f"nn.Conv2d, got {found}; pass example=a tensor the network takes"
         )
     generator = torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import foveal
-from foveal.insert.find import match
+from foveal.insertion.find import match
 
 IMAGE = torch.zeros(1, 3, 64, 64)
 
