@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from foveal.checkpoint import load, read_info, save
     from foveal.errors import FovealError
     from foveal.fusion import fuse
+    from foveal.inference import predictor
     from foveal.insertion import (
         Insertion,
         Plan,
@@ -41,6 +42,7 @@ _HOMES = {
     "parameter_groups": "foveal.insertion",
     "parse_insertion": "foveal.insertion",
     "plan": "foveal.insertion",
+    "predictor": "foveal.inference",
     "read_info": "foveal.checkpoint",
     "remove": "foveal.insertion",
     "save": "foveal.checkpoint",
@@ -53,17 +55,23 @@ _SUBPACKAGES = (
     "compare",
     "data",
     "errors",
+    "evaluate",
     "files",
     "fusion",
+    "inference",
     "insertion",
     "look",
+    "machine",
     "measure",
+    "model_info",
     "models",
     "nn",
     "ops",
     "palette",
+    "predict",
     "published",
     "statistics",
+    "tasks",
     "train",
 )
 
@@ -82,6 +90,7 @@ __all__ = [
     "parameter_groups",
     "parse_insertion",
     "plan",
+    "predictor",
     "read_info",
     "remove",
     "save",

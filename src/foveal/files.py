@@ -260,6 +260,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if not _try_lock(descriptor):
+            owner = ""
             with suppress(OSError):
                 owner = os.read(descriptor, 32).decode(errors="replace").strip()
             raise FovealError(

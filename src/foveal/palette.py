@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-OVERLAY = 0.55
+OVERLAY_OPACITY = 0.55
 """Share of the class colour in an overlay."""
-TURN = 0.618034  # the golden ratio's: hues of neighbouring classes lie far apart, however many there are
-TONES = ((0.85, 0.95), (0.55, 0.75), (0.95, 0.6), (0.4, 1.0))  # saturation and value, one after the other
+# the golden ratio's: hues of neighbouring classes lie far apart, however many there are
+HUE_STEP = 0.618034
+# saturation and value, one after the other
+SATURATION_AND_VALUE = ((0.85, 0.95), (0.55, 0.75), (0.95, 0.6), (0.4, 1.0))
 
 
 def palette(classes: Sequence[str]) -> np.ndarray:
@@ -23,8 +25,8 @@ def palette(classes: Sequence[str]) -> np.ndarray:
     """
     colours = []
     for i, name in enumerate(classes):
-        saturation, value = TONES[i % len(TONES)]
-        colours.append((0, 0, 0) if name == "background" else _rgb(i * TURN + 0.04, saturation, value))
+        saturation, value = SATURATION_AND_VALUE[i % len(SATURATION_AND_VALUE)]
+        colours.append((0, 0, 0) if name == "background" else _rgb(i * HUE_STEP + 0.04, saturation, value))
     return np.array(colours, dtype=np.uint8)
 
 
@@ -33,18 +35,30 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, ...]:
 
 
 def coloured(class_map: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """(h, w) class numbers to (h, w, 3) colours; values that are no class become white."""
-    table = np.full((256, 3), 255, dtype=np.uint8)
-    table[: len(colours)] = colours
-    return table[class_map]
+    """(h, w) class numbers to (h, w, 3) colours; values that are no class become white.
+
+    Example:
+        >>> coloured(np.array([[0, 300]]), np.zeros((1, 3), dtype=np.uint8)).tolist()
+        [[[0, 0, 0], [255, 255, 255]]]
+    """
+    return _with_other(colours, 255)[_index(class_map, len(colours))]
 
 
 def overlay(image: np.ndarray, class_map: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """(h, w, 3) image with class colours laid over it; black classes and pixels without a class show the image."""
-    share = np.zeros((256, 1))
-    share[: len(colours)] = OVERLAY * colours.any(axis=1, keepdims=True)
-    share = share[class_map]
+    opacity = _with_other(np.where(colours.any(axis=1, keepdims=True), OVERLAY_OPACITY, 0.0), 0.0)
+    share = opacity[_index(class_map, len(colours))]
     return ((1 - share) * image + share * coloured(class_map, colours)).round().astype(np.uint8)
+
+
+def _with_other(table: np.ndarray, value: float) -> np.ndarray:
+    """``table`` with one more row, for what is no class."""
+    return np.concatenate([table, np.full((1, table.shape[1]), value, dtype=table.dtype)])
+
+
+def _index(class_map: np.ndarray, classes: int) -> np.ndarray:
+    """Rows of such a table."""
+    return np.where((class_map >= 0) & (class_map < classes), class_map, classes)
 
 
 def legend(classes: Sequence[str], colours: np.ndarray) -> Any:

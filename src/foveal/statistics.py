@@ -1,4 +1,4 @@
-"""What may be concluded from accuracies paired by seed: intervals, exact tests, one correction, one sentence.
+"""What may be concluded from values paired by seed: intervals, exact tests, one correction.
 
 The unit is a training run. All variants of one seed share the initial backbone and the order of the images, so
 their differences are taken seed by seed. The intervals and tests speak of other seeds on the same images, not of
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from foveal.errors import FovealError
 
@@ -24,11 +23,12 @@ MOST_EXACT = 16
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its two-sided 95 % t interval; the ends are nan below 2 values."""
+    """A mean of ``count`` values with its two-sided 95 % t interval; the ends are nan below 2 values."""
 
     mean: float
     low: float
     high: float
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,12 @@ def estimate(values: Sequence[float]) -> Estimate:
     x = np.asarray(values, dtype=float)
     mean = float(x.mean()) if len(x) else math.nan
     if len(x) < 2:
-        return Estimate(mean, math.nan, math.nan)
+        return Estimate(mean, math.nan, math.nan, len(x))
+    # scipy takes a second to import, and much of what imports this file needs none of it
+    from scipy import stats
+
     half = float(stats.t.ppf(1 - LEVEL / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(mean, mean - half, mean + half, len(x))
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
@@ -128,14 +131,18 @@ def seeds_needed(comparisons: int) -> int:
 
 
 def differences_to(
-    baseline: Mapping[int, float], variants: Mapping[str, Mapping[int, float]]
+    baseline: Mapping[int, float],
+    variants: Mapping[str, Mapping[int, float]],
+    *,
+    higher_is_better: bool = True,
 ) -> dict[str, Difference]:
     """Compare every variant with one baseline, paired by seed, and correct for their number.
 
     Args:
-        baseline: seed -> accuracy.
-        variants: name -> seed -> accuracy. Seeds the baseline lacks are left out; a variant without a common
+        baseline: seed -> value of the metric.
+        variants: name -> seed -> value. Seeds the baseline lacks are left out; a variant without a common
             seed is left out.
+        higher_is_better: which way the metric points.
 
     Example:
         >>> none = {seed: 0.80 for seed in range(8)}
@@ -157,116 +164,24 @@ def differences_to(
         elif p_corrected > LEVEL:
             finding = "no evidence"
         else:
-            finding = "better" if e.mean > 0 else "worse"
+            finding = "better" if (e.mean > 0) == higher_is_better else "worse"
         found[name] = Difference(e.mean, e.low, e.high, p, p_corrected, len(d), finding)
     return found
 
 
-def points(share: float, signed: bool = True) -> str:
-    """A share or a difference of shares in points (hundredths), with a true minus sign.
+def wilson_interval(right: int, images: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of an accuracy, from the number of images alone.
+
+    It says nothing of other training runs, which differ by more: `foveal compare` measures those.
 
     Example:
-        >>> points(0.0123), points(-0.004), points(0.8251, signed=False)
-        ('+1.2', '−0.4', '82.5')
+        >>> [round(x, 3) for x in wilson_interval(90, 100)]
+        [0.826, 0.945]
+
+    Source:
+        Wilson (1927): the score interval of a binomial share.
     """
-    if math.isnan(share):
-        return "–"
-    text = f"{100 * share:+.1f}" if signed else f"{100 * share:.1f}"
-    return text.replace("-", "−")
-
-
-def verdict(
-    to_none: Mapping[str, Difference],
-    to_control: Mapping[str, Difference],
-    *,
-    attention: Sequence[str],
-    data: str,
-) -> str:
-    """The outcome in a sentence or two.
-
-    Args:
-        to_none: differences to the network without attention, of attention variants and of the control.
-        to_control: differences of attention variants to the control; empty without a control.
-        attention: names of the attention variants.
-        data: what the data is called.
-    """
-    tried = [name for name in attention if name in to_none]
-    if not tried:
-        return f"Nothing can be said about {data}: no variant has finished a seed that the baseline has finished."
-    seeds = min(to_none[name].seeds for name in tried)
-    best = max(tried, key=lambda name: to_none[name].mean)
-    if seeds < FEWEST_SEEDS:
-        return (
-            f"Too few seeds to say whether attention helps on {data}: {seeds} where at least {FEWEST_SEEDS} are "
-            f"needed. The largest difference so far is {_shown(best, to_none[best], p=False)}."
-        )
-    helping = [name for name in tried if to_none[name].finding == "better"]
-    hurting = [name for name in tried if to_none[name].finding == "worse"]
-    beyond = [name for name in helping if name in to_control and to_control[name].finding == "better"]
-    sentences = []
-    if not helping:
-        blocks = f"none of the {len(tried)} blocks is better" if len(tried) > 1 else f"{best} is not better"
-        sentences.append(
-            f"No evidence that attention helps on {data}: {blocks} than the same network without it, beyond what "
-            f"chance explains over {seeds} seeds (largest difference: {_shown(best, to_none[best])})."
-        )
-        needed = seeds_needed(len(to_none))
-        if seeds < needed:
-            sentences.append(
-                f"{seeds} seeds cannot show it for {len(to_none)} variants at once, however large it is: "
-                f"use {needed} or more."
-            )
-    elif beyond:
-        best = max(beyond, key=lambda name: to_none[name].mean)
-        sentences.append(
-            f"Attention helps on {data}: {_list(beyond)} {_is(beyond)} better than the same network without it and "
-            f"better than a plain convolution block of equal cost (best: {_shown(best, to_none[best])} over none, "
-            f"{points(to_control[best].mean)} points over the control; {seeds} seeds)."
-        )
-        others = [name for name in helping if name not in beyond]
-        if others:
-            sentences.append(f"Better than none, but not than the control: {_list(others)}.")
-    else:
-        best = max(helping, key=lambda name: to_none[name].mean)
-        doubt = "; without a control this may be the added capacity alone."
-        if to_control:
-            doubt = ", but there is no evidence of an advantage over a plain convolution block of equal cost."
-        sentences.append(
-            f"On {data}, {_list(helping)} {_is(helping)} better than the same network without attention "
-            f"(best: {_shown(best, to_none[best])}; {seeds} seeds){doubt}"
-        )
-    if hurting:
-        worst = min(hurting, key=lambda name: to_none[name].mean)
-        most = "most: " if len(hurting) > 1 else ""
-        sentences.append(
-            f"Worse than no attention: {_list(hurting)} ({most}{_shown(worst, to_none[worst])})."
-        )
-    control = [name for name in to_none if name not in attention]
-    if control and to_none[control[0]].finding in ("better", "worse"):
-        c = to_none[control[0]]
-        sentences.append(f"The control is itself {c.finding} than none ({_shown('', c)}).")
-    return " ".join(sentences)
-
-
-def _shown(name: str, d: Difference, p: bool = True) -> str:
-    interval = f", 95 % interval {points(d.low)} to {points(d.high)}" if not math.isnan(d.low) else ""
-    test = f", corrected p = {p_text(d.p_corrected)}" if p else ""
-    return f"{name} {points(d.mean)} points{interval}{test}".strip()
-
-
-def p_text(p: float) -> str:
-    """Example:
-    >>> p_text(0.0391), p_text(0.4), p_text(0.00002)
-    ('0.039', '0.40', '< 0.001')
-    """
-    if p < 0.001:
-        return "< 0.001"
-    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-
-
-def _is(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"
+    p, n = right / images, images
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return middle - half, middle + half

@@ -1,47 +1,55 @@
 """Time, memory and size of every variant, measured side by side once no training runs any more."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from foveal.compare.job import Job
 from foveal.compare.summary import Costs
-from foveal.compare.variants import Variant, build
-from foveal.compare.worker import Job
+from foveal.compare.variants import build
 from foveal.files import write_json
+from foveal.machine import environment
 from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
-from foveal.train.files import environment
+
+if TYPE_CHECKING:
+    from foveal.compare.experiment import Plan
 
 
-def measure_costs(variants: Sequence[Variant], job: Job, folder: Path) -> dict[str, Costs]:
+def measure_costs(plan: Plan, folder: Path) -> dict[str, Costs]:
     """Costs by variant name. Kept in ``folder/costs.json`` and not measured again on the same machine.
 
     Times are of the network in eval mode, in float32, with PyTorch's own number of threads: one image, and one
     training batch. Memory is that of a training step of one batch; weights, gradients and the optimiser's state
     are not in it.
     """
-    machine = {name: value for name, value in environment(0).items() if name not in ("command", "seed")}
-    settings = json.loads(
-        json.dumps(
-            {**job.settings, "variants": [asdict(v) for v in variants], "machine": machine}, default=str
-        )
-    )
+    job = plan.job
+    machine = {name: value for name, value in environment().items() if name != "command"}
+    variants = [asdict(v) for v in plan.variants]
+    settings = json.loads(json.dumps({**job.settings, "variants": variants, "machine": machine}, default=str))
     path = folder / "costs.json"
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["settings"] == settings:
             return {name: Costs(**costs) for name, costs in kept["costs"].items()}
 
-    nets = {v.name: build(v, job.config, len(job.classes), job.image_size).to(job.device) for v in variants}
-    image, batch = _images(job, 1), _images(job, job.config.batch_size)
-    labels = torch.zeros(len(batch), dtype=torch.long, device=job.device)
+    nets = {
+        v.name: build(v, job.config, len(job.info.classes), job.info.image_size).to(job.device)
+        for v in plan.variants
+    }
+    train_batch = _training_batch(plan)
+    image, batch = train_batch["image"][:1], train_batch["image"]
     peaks = {}
     for name, net in nets.items():
-        step = _training_step(net, batch, labels)
-        step()  # gradients exist from here on, and first-time workspaces are there
+        step = _training_step(net, train_batch, job)
+        # gradients exist from here on, and first-time workspaces are there
+        step()
         peaks[name] = peak_bytes(step, device=job.device)
         net.zero_grad()
         net.eval()
@@ -64,21 +72,32 @@ def measure_costs(variants: Sequence[Variant], job: Job, folder: Path) -> dict[s
     return costs
 
 
-def _images(job: Job, number: int) -> Tensor:
-    x = torch.randn(number, 3, job.image_size, job.image_size, generator=torch.Generator().manual_seed(0))
-    layout = torch.channels_last if job.config.channels_last else torch.contiguous_format
-    return x.to(job.device).contiguous(memory_format=layout)
+def _training_batch(plan: Plan) -> dict[str, Any]:
+    """The first images of the training data, as many as a batch, as the networks take them in training."""
+    job, data = plan.job, plan.data["train"]
+    task = job.config.the_task
+    transform = task.train_transform(data, job.info, job.config.options, job.config.augment)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        samples = [transform(data[i % len(data)]) for i in range(job.config.batch_size)]
+    (batch,) = task.collate(samples)
+    moved = {name: v.to(job.device) if isinstance(v, Tensor) else v for name, v in batch.items()}
+    if job.config.channels_last:
+        moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)
+    return moved
 
 
-def _forward(net: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+def _forward(net: nn.Module, x: Tensor) -> Callable[[], Any]:
     return lambda: net(x)
 
 
-def _training_step(net: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
+def _training_step(net: nn.Module, batch: dict[str, Any], job: Job) -> Callable[[], None]:
+    task, options = job.config.the_task, job.config.options
     net.train()
 
     def step() -> None:
         net.zero_grad(set_to_none=False)
-        nn.functional.cross_entropy(net(x), labels).backward()
+        losses = task.losses(net, batch, job.info, options, torch.Generator().manual_seed(0))
+        torch.stack(list(losses.values())).sum().backward()
 
     return step

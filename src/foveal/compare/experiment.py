@@ -1,12 +1,11 @@
 """The whole comparison: what is to be run, what of it is finished, and what comes out."""
 
-import hashlib
+from __future__ import annotations
+
 import json
-import os
-import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,33 +13,25 @@ from typing import Any
 import torch
 
 import foveal
+from foveal.compare.arrays import PARTS, save_arrays
 from foveal.compare.costs import measure_costs
-from foveal.compare.images import save_images
-from foveal.compare.pool import Pool
+from foveal.compare.engines import make_engine
+from foveal.compare.job import Job
+from foveal.compare.page import write_report
 from foveal.compare.progress import Progress
-from foveal.compare.report import write_report
 from foveal.compare.summary import Row, summarise
-from foveal.compare.variants import NONE, Variant, control_of, parse_variants
-from foveal.compare.worker import Job
-from foveal.data import open_dataset
+from foveal.compare.variants import NONE, Variant, build, control_of, parse_models, parse_variants
+from foveal.data import JointTransform
+from foveal.data.transforms import Rescale
 from foveal.errors import FovealError
-from foveal.train.batches import class_names, colours_of
-from foveal.train.classify import augmentation, natural_size
+from foveal.files import file_name, locked, write_bytes, write_json
+from foveal.tasks import task_named
 from foveal.train.config import TrainConfig
-from foveal.train.run import Interrupted, make_network
+from foveal.train.network import add_blocks, build_network, describe_network
+from foveal.train.run import Interrupted, open_parts
 
-SCENES = {
-    "epochs": 2,
-    "batch_size": 32,
-    "optimizer": "adamw",
-    "lr": 0.01,
-    "weight_decay": 0.01,
-    "augment": False,
-}
-"""The recipe of the bundled scenes; other data take the defaults of `foveal train`."""
-SCENES_SIZE = 24
-
-ELSEWHERE = (
+# options of training that are no setting of a comparison: they vary in it, or change no result
+NOT_SETTINGS = (
     "insert",
     "out",
     "seed",
@@ -51,120 +42,129 @@ ELSEWHERE = (
     "workers",
     "checkpoint_steps",
 )
-"""Options of training that are no setting of the comparison: they vary in it, or change no result."""
+LARGEST_STORED = 2
+"""Images for random crops are stored with a shorter side of at most so many times the network's size."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ComparisonResult:
     """What a comparison found.
 
     Attributes:
-        verdict: a sentence or two.
+        conclusion: a sentence or two.
         rows: one for each variant: ``none``, ``control`` (if any), then the blocks in the order given.
         folder: the output folder, with ``report.html``, ``results.json``, ``results.csv`` and ``runs.csv``.
     """
 
-    verdict: str
+    conclusion: str
     rows: list[Row]
     folder: Path
 
     @property
     def report(self) -> Path:
+        """The page with everything."""
         return self.folder / "report.html"
 
 
-def run(
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is settled before anything is trained: found in seconds, and with every mistake of the user's.
+
+    Attributes:
+        variants: ``none``, the control if any, then the blocks.
+        seeds: runs of each.
+        data: the parts ``train`` and ``val``.
+        job: any job, for what all have in common.
+    """
+
+    variants: list[Variant]
+    seeds: int
+    data: dict[str, Any]
+    job: Job
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All runs, seed by seed."""
+        return [self._job(variant, seed) for seed in range(self.seeds) for variant in self.variants]
+
+    def _job(self, variant: Variant, seed: int) -> Job:
+        settings = {**self.job.settings, "variant": asdict(variant), "seed": seed}
+        config = replace(self.job.config, seed=seed)
+        return replace(self.job, variant=variant, config=config, keep_weights=seed == 0, settings=settings)
+
+
+def plan_comparison(
     insertions: Sequence[str],
     *,
+    models: Sequence[str] = (),
     seeds: int,
     control: bool,
-    options: dict[str, Any],
-    accelerator: str,
-    jobs: int | None,
-    out: str | None,
-    quiet: bool,
-) -> Outcome:
-    """Do what `foveal.compare.compare` describes."""
+    split: str = "val",
+    training: Mapping[str, Any],
+) -> Plan:
+    """Settle what is to be compared.
+
+    Args:
+        models: networks to compare by name instead of ``insertions``.
+        split: the part of the data that is measured on.
+
+    Raises:
+        FovealError: an option is wrong, the data cannot be opened, or a block cannot go where it was asked for.
+    """
     if seeds < 1:
         raise FovealError(f"seeds must be at least 1, got {seeds}")
-    if jobs is not None and jobs < 1:
-        raise FovealError(f"jobs must be at least 1, got {jobs}")
-    variants = parse_variants(insertions)
-    config = _config(options)
-    data = {split: open_dataset(config.data, split, **config.data_options) for split in ("train", "val")}
-    classes = class_names(config, data)
-    size = config.image_size or natural_size(data["train"])
-    device = _device(accelerator)
-    costliest = control_of(variants, config, classes=len(classes), image_size=size)
-    variants = [NONE, *([costliest] if control else []), *variants]
-
-    crop, flip = augmentation(config, data["train"])
-    template = Job(
-        variant=NONE,
-        config=config,
-        images="",
-        classes=classes,
-        image_size=size,
-        augmentation={"crop": crop, "flip": flip} if config.augment else {},
-        colours=colours_of(
-            make_network(config, classes=len(classes), image_size=size), pretrained=config.pretrained
-        ),
-        device=device,
-        result="",
-        weights=None,
-        settings={
-            "foveal": foveal.__version__,
-            "torch": torch.__version__,
-            "images": {split: len(part) for split, part in data.items()},
-            "classes": classes,
-            "image_size": size,
-            "device": device,
-            "training": {name: value for name, value in asdict(config).items() if name not in ELSEWHERE},
-        },
+    variants = parse_models(models) if models else [NONE, *parse_variants(insertions)]
+    config = _config(training)
+    if models:
+        config = replace(config, model=variants[0].model or "")
+    data = open_parts(config, val=split)
+    net = build_network(config, classes=len(data["train"].classes))
+    info = describe_network(config, net, data)
+    add_blocks(net, replace(config, insert=[]), info.image_size)
+    if models:
+        # every network that cannot be made is found before any time is spent on training
+        for variant in variants:
+            build(variant, config, len(info.classes), info.image_size)
+    else:
+        costliest = control_of(variants[1:], config, classes=len(info.classes), image_size=info.image_size)
+        variants = [NONE, *([costliest] if control else []), *variants[1:]]
+    settings = {
+        "foveal": foveal.__version__,
+        "torch": torch.__version__,
+        "images": {part: len(images) for part, images in data.items()},
+        "fingerprints": {part: getattr(images, "fingerprint", None) for part, images in data.items()},
+        "info": info.to_dict(),
+        "split": split,
+        "device": config.accelerator,
+        "training": {name: value for name, value in config.to_dict().items() if name not in NOT_SETTINGS},
+    }
+    job = Job(
+        variants[0],
+        config,
+        info,
+        config.accelerator,
+        keep_weights=False,
+        settings=json.loads(json.dumps(settings)),
     )
-    folder = _folder(out, config)
-    planned = [_job(template, variant, seed, folder) for seed in range(seeds) for variant in variants]
-    results = {job.result: found for job in planned if (found := finished_result(job)) is not None}
-
-    progress = Progress([v.name for v in variants], seeds, quiet=quiet)
-    for result in results.values():
-        progress.finished(result)
-    pending = [job for job in planned if job.result not in results]
-    try:
-        if pending:
-            results |= _train(pending, data, folder, progress, jobs)
-        progress.say("measuring time and memory, drawing the report")
-        costs = measure_costs(variants, template, folder)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"compare: stopped; {progress.done} of {len(planned)} runs are finished and kept in {folder}; "
-            "the same command continues with the rest"
-        ) from None
-    finally:
-        progress.stop()
-
-    runs = [results[job.result] for job in planned]
-    rows, verdict = summarise(variants, runs, costs, data=_data_name(config))
-    kept = {job.variant: Path(job.weights) for job in planned if job.weights and job.variant.attends}
-    outcome = Outcome(verdict, rows, folder)
-    write_report(
-        folder,
-        verdict=verdict,
-        rows=rows,
-        runs=runs,
-        template=template,
-        seeds=seeds,
-        pictures={variant: path for variant, path in kept.items() if path.exists()},
-        images=data["val"],
-    )
-    progress.show(outcome.verdict, rows, outcome.report)
-    return outcome
+    return Plan(variants, seeds, data, job)
 
 
-def _config(options: dict[str, Any]) -> TrainConfig:
-    if options["data"] == "scenes":
-        drawn = {"size": options["image_size"] or SCENES_SIZE, **options["data_options"]}
-        options = {**SCENES, **options, "data_options": drawn}
+def _config(training: Mapping[str, Any]) -> TrainConfig:
+    """The options of training, for the bundled data those of the task's quick recipe unless given."""
+    refused = sorted({"insert", "out", "seed", "devices", "nodes", "strategy", "workers"} & set(training))
+    if refused:
+        raise FovealError(
+            f"the options of training that a comparison takes do not include {', '.join(refused)}"
+        )
+    options = dict(training)
+    task = task_named(options.get("task", "classify"))
+    if options.get("data", "scenes") == "scenes":
+        recipe = dict(getattr(task, "bundled_recipe", {}))
+        size = options.get("image_size") or recipe.get("image_size")
+        if size:
+            options["data_options"] = {"size": size, **options.get("data_options", {})}
+        options = {**recipe, **options}
+    options["accelerator"] = _device(options.get("accelerator", "auto"))
     return TrainConfig.from_dict(options)
 
 
@@ -176,83 +176,146 @@ def _device(accelerator: str) -> str:
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _data_name(config: TrainConfig) -> str:
+def run(
+    insertions: Sequence[str],
+    *,
+    models: Sequence[str],
+    seeds: int,
+    control: bool,
+    split: str,
+    training: Mapping[str, Any],
+    engine: str,
+    jobs: int | None,
+    out: str | None,
+    quiet: bool,
+) -> ComparisonResult:
+    """Do what `foveal.compare.compare` describes."""
+    if jobs is not None and jobs < 1:
+        raise FovealError(f"jobs must be at least 1, got {jobs}")
+    plan = plan_comparison(
+        insertions, models=models, seeds=seeds, control=control, split=split, training=training
+    )
+    folder = _folder(out, plan)
+    with locked(folder, "a comparison"):
+        return _run_locked(plan, folder, engine, jobs, quiet)
+
+
+def _run_locked(plan: Plan, folder: Path, engine: str, jobs: int | None, quiet: bool) -> ComparisonResult:
+    planned = plan.jobs
+    results = {job.key: found for job in planned if (found := finished_result(folder, job)) is not None}
+    progress = Progress(plan, quiet=quiet)
+    for result in results.values():
+        progress.finished(result)
+    pending = [job for job in planned if job.key not in results]
+    try:
+        if pending:
+            results |= _train(plan, pending, folder, progress, engine, jobs)
+        progress.say("measuring time and memory, drawing the report")
+        costs = measure_costs(plan, folder)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped; {progress.done} of {len(planned)} runs are finished and kept in {folder}; "
+            "the same command continues with the rest"
+        ) from None
+    finally:
+        progress.stop()
+    runs = [results[job.key] for job in planned]
+    task = plan.job.config.the_task
+    rows, conclusion = summarise(plan.variants, runs, costs, data=data_name(plan.job.config), task=task)
+    result = ComparisonResult(conclusion, rows, folder)
+    weights = {job.variant.name: weights_path(folder, job) for job in planned if job.keep_weights}
+    kept = {name: path for name, path in weights.items() if path.exists()}
+    write_report(folder, plan=plan, conclusion=conclusion, rows=rows, runs=runs, weights=kept)
+    progress.show(conclusion, rows, result.report)
+    return result
+
+
+def data_name(config: TrainConfig) -> str:
+    """What to call the data: their name, or that of their folder."""
     return config.data if config.data == "scenes" or ":" in config.data else Path(config.data).resolve().name
 
 
-def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", text).strip("-")
-
-
-def _folder(out: str | None, config: TrainConfig) -> Path:
-    name = _file_name(f"{_data_name(config)}-{config.model}")
+def _folder(out: str | None, plan: Plan) -> Path:
+    config = plan.job.config
+    others = [v.name.partition("@")[0].partition("(")[0] for v in plan.variants if v.attends]
+    name = file_name(f"{data_name(config)}-{config.model}-{'-'.join(dict.fromkeys(others))}")
     folder = Path(out) if out is not None else Path("runs/compare") / name
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise FovealError(f"out must be a folder, got {folder}, where a file stands in the way") from error
+    except (FileExistsError, NotADirectoryError):
+        raise FovealError(f"out must be a folder, got {folder}, where a file stands in the way") from None
     return folder
 
 
-def _job(template: Job, variant: Variant, seed: int, folder: Path) -> Job:
-    settings = {**template.settings, "variant": asdict(variant), "seed": seed}
-    key = hashlib.blake2b(
-        json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=5
-    ).hexdigest()
-    stem = folder / "runs" / f"{_file_name(variant.name)}-seed{seed}-{key}"
-    return replace(
-        template,
-        variant=variant,
-        config=replace(template.config, seed=seed),
-        result=f"{stem}.json",
-        weights=f"{stem}.safetensors" if seed == 0 else None,
-        settings=settings,
-    )
+def result_path(folder: Path, job: Job) -> Path:
+    """Where the result of a run is."""
+    return folder / "runs" / f"{job.key}.json"
 
 
-def finished_result(job: Job) -> dict[str, Any] | None:
-    """The result of an earlier run with these very settings."""
+def weights_path(folder: Path, job: Job) -> Path:
+    """Where the weights of a run are, if they are kept."""
+    return folder / "runs" / f"{job.key}.safetensors"
+
+
+def finished_result(folder: Path, job: Job) -> dict[str, Any] | None:
+    """The result of an earlier run with these very settings on these very data."""
     try:
-        result = json.loads(Path(job.result).read_text(encoding="utf-8"))
+        result = json.loads(result_path(folder, job).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    same = result.get("settings") == json.loads(json.dumps(job.settings))
+    same = isinstance(result, dict) and result.get("settings") == json.loads(json.dumps(job.settings))
     return result if same else None
 
 
 def _train(
-    pending: Sequence[Job], data: dict[str, Any], folder: Path, progress: Progress, jobs: int | None
+    plan: Plan, pending: Sequence[Job], folder: Path, progress: Progress, engine: str, jobs: int | None
 ) -> dict[str, dict[str, Any]]:
-    """Do the runs that are left; result file -> result."""
-    first = pending[0]
-    workers, threads, gpus = _share_machine(first.device, jobs, len(pending))
-    progress.start(pending, workers, threads)
+    """Do the runs that are left, and write each result as it comes; key -> result."""
     found: dict[str, dict[str, Any]] = {}
-
-    def on_result(job: Job, result: dict[str, Any]) -> None:
-        found[job.result] = result
-        progress.finished(result)
-
-    for left in folder.glob(".images-*"):  # of a comparison that was killed
+    # of a comparison that was killed; the folder is locked, so nobody uses them
+    for left in folder.glob(".images-*"):
         shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".images-") as images:
-        for split, part in data.items():
-            for_crops = split == "train" and bool(first.augmentation)
-            save_images(part, Path(images), split, first.image_size, for_crops=for_crops)
-        with Pool(workers, threads, Path(images) / "log.txt", gpus) as pool:
-            pool.do([replace(job, images=images) for job in pending], progress.stepped, on_result)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".images-") as name:
+        images = Path(name)
+        log = images / "log.txt"
+        maker = make_engine(engine, device=plan.job.device, jobs=jobs, runs=len(pending), log=log)
+        progress.start(pending, maker.description)
+        store_images(plan, images)
+        with maker as workers:
+            for event in workers.run(pending, images):
+                if event.step is not None:
+                    progress.stepped(event.job, event.step)
+                if event.result is not None:
+                    if event.weights is not None:
+                        write_bytes(weights_path(folder, event.job), event.weights)
+                    write_json(
+                        result_path(folder, event.job), {**event.result, "settings": event.job.settings}
+                    )
+                    found[event.job.key] = event.result
+                    progress.finished(event.result)
     return found
 
 
-def _share_machine(device: str, jobs: int | None, runs: int) -> tuple[int, int, list[str]]:
-    """Processes, threads for each, and the GPUs they take in turn.
+def store_images(plan: Plan, folder: Path) -> None:
+    """Decode the images once, at the size at which they are needed.
 
-    Small networks are bound by overhead: two runs with one thread each are quicker than one with two.
+    Where a split's transform draws no random numbers, what it makes of an image is stored. Otherwise the image itself
+    is, or where it is much larger than the network sees it, a smaller copy.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus: list[str] = []
-    if device == "cuda":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    workers = min(jobs or (len(gpus) if gpus else cores), runs)
-    return workers, max(1, cores // workers), gpus
+    config, info = plan.job.config, plan.job.info
+    task = config.the_task
+    for part in PARTS:
+        data = plan.data[part]
+        transform = task.eval_transform(info)
+        if part == "train":
+            transform = task.train_transform(data, info, config.options, config.augment)
+        resize = transform.without_normalization()
+        save_arrays(
+            data, folder, part, shrunk(LARGEST_STORED * info.image_size) if transform.random else resize
+        )
+
+
+def shrunk(most: int) -> Any:
+    """A transform that brings an image to a shorter side of ``most`` pixels if it is larger."""
+    smaller = JointTransform([Rescale(shorter=most)], normalise=False)
+    return lambda sample: smaller(sample) if min(sample["image"].shape[-2:]) > most else sample

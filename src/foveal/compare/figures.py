@@ -1,25 +1,32 @@
 """The report's figures: two drawings as SVG text, and pictures of attention as inline PNG."""
 
+from __future__ import annotations
+
 import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveal.checkpoint import load
-from foveal.compare.images import to_bytes
+from foveal.compare.arrays import spread
+from foveal.compare.conclusion import MetricText
 from foveal.compare.summary import Row
-from foveal.compare.variants import Variant, build
-from foveal.compare.worker import Job, preparation
+from foveal.compare.variants import build
+from foveal.data import JointTransform
 from foveal.look.record import on_pixels, watch
-from foveal.look.score import attention_map, has_map, object_mask
+from foveal.look.score import attention_map, has_map
+from foveal.statistics import FEWEST_SEEDS
+
+if TYPE_CHECKING:
+    from foveal.compare.experiment import Plan
 
 PICTURES = 6
 SIDE = 168
@@ -42,23 +49,25 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def differences_svg(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> str:
+def differences_svg(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]], text: MetricText) -> str:
     """Each variant's difference to the network without attention: a dot a seed, the mean and its interval."""
     baseline = {
-        run["seed"]: run["accuracy"] for run in runs if run["variant"] == rows[0].name and "accuracy" in run
+        run["seed"]: run["metric"] for run in runs if run["variant"] == rows[0].name and "metric" in run
     }
     shown = [row for row in rows[1:] if row.to_none is not None]
     dots = {
         row.name: [
-            run["accuracy"] - baseline[run["seed"]]
+            run["metric"] - baseline[run["seed"]]
             for run in runs
-            if run["variant"] == row.name and "accuracy" in run and run["seed"] in baseline
+            if run["variant"] == row.name and "metric" in run and run["seed"] in baseline
         ]
         for row in shown
     }
-    ends = [d.low for row in shown if (d := row.to_none)] + [d.high for row in shown if (d := row.to_none)]
+    enough = [d for row in shown if (d := row.to_none) and d.seeds >= FEWEST_SEEDS]
+    ends = [end for d in enough for end in (d.low, d.high)]
+    factor = text.factor
     values = [
-        100 * v for v in [0.0, *ends, *(v for found in dots.values() for v in found)] if not math.isnan(v)
+        factor * v for v in [0.0, *ends, *(v for found in dots.values() for v in found)] if not math.isnan(v)
     ]
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 1.0
@@ -69,9 +78,7 @@ def differences_svg(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> s
     def x(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)
 
-    parts = [
-        f'<svg viewBox="0 0 520 {height}" role="img" aria-label="difference to no attention, in points">'
-    ]
+    parts = [f'<svg viewBox="0 0 520 {height}" role="img" aria-label="difference to the baseline">']
     bottom = 24 + line * len(shown)
     for tick in ticks(low, high):
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="12" y2="{bottom}"/>')
@@ -82,25 +89,31 @@ def differences_svg(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> s
         assert d is not None
         parts.append(_text(left - 10, y + 4, _short(row.name), "end", "name"))
         for value in dots[row.name]:
-            parts.append(f'<circle class="seed" cx="{x(100 * value):.1f}" cy="{y:.1f}" r="3.5"/>')
-        if not math.isnan(d.low):
-            ends_x = f'x1="{x(100 * d.low):.1f}" x2="{x(100 * d.high):.1f}"'
+            parts.append(f'<circle class="seed" cx="{x(factor * value):.1f}" cy="{y:.1f}" r="3.5"/>')
+        if d.seeds >= FEWEST_SEEDS:
+            ends_x = f'x1="{x(factor * d.low):.1f}" x2="{x(factor * d.high):.1f}"'
             parts.append(f'<line class="interval {row.kind}" {ends_x} y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<circle class="mean {row.kind}" cx="{x(100 * d.mean):.1f}" cy="{y:.1f}" r="5"/>')
+        parts.append(f'<circle class="mean {row.kind}" cx="{x(factor * d.mean):.1f}" cy="{y:.1f}" r="5"/>')
     parts.append(
-        _text((left + right) / 2, bottom + 36, "points of accuracy more than without attention", "middle")
+        _text(
+            (left + right) / 2,
+            bottom + 36,
+            f"{text.unit} more than {rows[0].name}",
+            "middle",
+        )
     )
     return "".join([*parts, "</svg>"])
 
 
-def latency_svg(rows: Sequence[Row]) -> str:
-    """Accuracy with its interval against the time of one image."""
-    shown = [row for row in rows if not math.isnan(row.accuracy.mean)]
-    accuracy = {row.name: row.accuracy for row in shown}
-    low = min(100 * (e.mean if math.isnan(e.low) else e.low) for e in accuracy.values())
-    high = max(100 * (e.mean if math.isnan(e.high) else e.high) for e in accuracy.values())
+def latency_svg(rows: Sequence[Row], text: MetricText) -> str:
+    """The metric with its interval against the time of one image."""
+    shown = [row for row in rows if not math.isnan(row.metric.mean)]
+    metrics = {row.name: row.metric for row in shown}
+    factor = text.factor
+    low = min(factor * (e.low if e.count >= FEWEST_SEEDS else e.mean) for e in metrics.values())
+    high = max(factor * (e.high if e.count >= FEWEST_SEEDS else e.mean) for e in metrics.values())
     margin = 0.08 * (high - low) or 1.0
-    low, high = low - margin, min(high + margin, 101)
+    low, high = low - margin, min(high + margin, 101) if text.is_share else high + margin
     slowest = 1.12 * max(row.costs.time_ms for row in shown)
     left, right, top, bottom = 40, 392, 14, 292
 
@@ -110,18 +123,18 @@ def latency_svg(rows: Sequence[Row]) -> str:
     def y(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
 
-    parts = ['<svg viewBox="0 0 520 340" role="img" aria-label="accuracy against time of one image">']
+    parts = ['<svg viewBox="0 0 520 340" role="img" aria-label="metric against time of one image">']
     for tick in ticks(low, high):
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(_text(left - 8, y(tick) + 4, f"{tick:g}", "end"))
     for tick in ticks(0, slowest):
         parts.append(_text(x(tick), bottom + 18, f"{tick:g}", "middle"))
     parts.append(f'<line class="zero" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    places = _apart([y(100 * row.accuracy.mean) for row in shown], 15, top + 4, bottom - 4)
+    places = _apart([y(factor * row.metric.mean) for row in shown], 15, top + 4, bottom - 4)
     for row, place in zip(shown, places, strict=True):
-        e, px, py = row.accuracy, x(row.costs.time_ms), y(100 * row.accuracy.mean)
-        if not math.isnan(e.low):
-            ends = f'y1="{y(100 * e.low):.1f}" y2="{y(100 * e.high):.1f}"'
+        e, px, py = row.metric, x(row.costs.time_ms), y(factor * row.metric.mean)
+        if e.count >= FEWEST_SEEDS:
+            ends = f'y1="{y(factor * e.low):.1f}" y2="{y(factor * e.high):.1f}"'
             parts.append(f'<line class="interval {row.kind}" x1="{px:.1f}" x2="{px:.1f}" {ends}/>')
         parts.append(f'<line class="leader" x1="{px:.1f}" x2="{right + 6}" y1="{py:.1f}" y2="{place:.1f}"/>')
         parts.append(f'<circle class="mean {row.kind}" cx="{px:.1f}" cy="{py:.1f}" r="5"/>')
@@ -155,38 +168,55 @@ def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def attention_pictures(
-    variants: Mapping[Variant, Path], job: Job, images: Any
+    plan: Plan, weights: Mapping[str, Path]
 ) -> tuple[list[str], list[str], dict[str, list[str]]]:
     """The same images, evenly spread over the validation split, as each variant with a map attends to them.
 
     A map is the mean over the variant's sites of the attention each position gets (from 16 query positions where
     positions attend to positions), relative to uniform attention.
 
+    Args:
+        weights: variant name -> trained weights.
+
     Returns:
-        Class names of the images; the images; variant name -> its maps over them, as data URLs.
+        A word for each image; the images; variant name -> its maps over them, as data URLs.
     """
-    chosen = torch.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().long().tolist()
-    samples = [to_bytes(job.image_size)(images[i]) for i in chosen]
+    job, images = plan.job, plan.data["val"]
+    task = job.config.the_task
+    view = task.eval_transform(job.info).without_normalization()
+    samples = [view(images[i]) for i in spread(len(images), PICTURES)]
+    size = samples[0]["image"].shape
+    samples = [sample for sample in samples if sample["image"].shape == size]
     pixels = torch.stack([sample["image"] for sample in samples])
-    known = {name: torch.stack([torch.as_tensor(s[name]) for s in samples]) for name in ("mask", "box_xyxy")
-             if name in samples[0]}  # fmt: skip
-    objects = object_mask({"image": pixels, **known})
-    batch = preparation(job, augment=False)(pixels.to(job.device), torch.Generator())
+    objects = None
+    if hasattr(task, "object_mask"):
+        (batch,) = task.collate(samples)
+        objects = task.object_mask(batch)  # pyright: ignore[reportAttributeAccessIssue]
+    prepared = JointTransform([], job.info.mean, job.info.std).normalize(pixels).to(job.device)
 
     maps: dict[str, list[str]] = {}
-    for variant, weights in variants.items():
-        net = (
-            load(weights, build(variant, job.config, len(job.classes), job.image_size)).to(job.device).eval()
-        )
+    for variant in plan.variants:
+        if variant.name not in weights or variant.control:
+            continue
+        net = build(variant, job.config, len(job.info.classes), job.info.image_size)
+        net = load(weights[variant.name], net).to(job.device).eval()
+        if not recordable(net):
+            continue
         with torch.no_grad(), watch(net) as seen:
-            net(batch)
-        size = (job.image_size, job.image_size)
-        found = [on_pixels(attention_map(r), r.spatial, size) for r in seen.values() if has_map(r)]
+            net(prepared)
+        found = [on_pixels(attention_map(r), r.spatial, tuple(size[1:])) for r in seen.values() if has_map(r)]
         if found:
             relative = torch.stack([m / m.mean((1, 2), keepdim=True) for m in found]).mean(0).cpu()
             maps[variant.name] = [_picture(p, objects, i, relative[i]) for i, p in enumerate(pixels)]
-    labels = [job.classes[int(sample["label"])] for sample in samples]
+    labels = [task.caption(sample, job.info.classes) for sample in samples]
     return labels, [_picture(p, objects, i, None) for i, p in enumerate(pixels)], maps
+
+
+def recordable(net: nn.Module) -> bool:
+    """Whether the network has an attention site at all."""
+    from foveal.look.readers import reader_of
+
+    return any(reader_of(module) is not None for module in net.modules())
 
 
 def _picture(

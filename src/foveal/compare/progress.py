@@ -14,25 +14,29 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from foveal.statistics import FEWEST_SEEDS, Difference, p_text, points
+from foveal.compare.conclusion import MetricText, p_text
+from foveal.statistics import FEWEST_SEEDS, Difference
 
 if TYPE_CHECKING:
+    from foveal.compare.experiment import Plan
+    from foveal.compare.job import Job
     from foveal.compare.summary import Row
-    from foveal.compare.worker import Job
 
 
 class Progress:
     """Progress on the standard error output; the outcome goes to the standard output.
 
     Args:
-        names: of the variants, the one without attention first.
-        seeds: runs of each.
+        plan: what is compared.
         quiet: show nothing.
     """
 
-    def __init__(self, names: Sequence[str], seeds: int, *, quiet: bool = False) -> None:
+    def __init__(self, plan: "Plan", *, quiet: bool = False) -> None:
+        names = [variant.name for variant in plan.variants]
+        seeds = plan.seeds
         self.names, self.seeds, self.quiet = names, seeds, quiet
-        self.accuracy: dict[str, dict[int, float | None]] = {name: {} for name in names}
+        self.text = MetricText.of(plan.job.config.the_task)
+        self.values: dict[str, dict[int, float | None]] = {name: {} for name in names}
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False)
         self.live: Live | None = None
         self.note = ""
@@ -42,15 +46,15 @@ class Progress:
 
     @property
     def done(self) -> int:
-        return sum(len(found) for found in self.accuracy.values())
+        return sum(len(found) for found in self.values.values())
 
-    def start(self, pending: Sequence["Job"], workers: int, threads: int) -> None:
+    def start(self, pending: Sequence["Job"], description: str) -> None:
         job = pending[0]
         batches = max(1, job.settings["images"]["train"] // job.config.batch_size)
         self.steps = job.config.epochs * batches
         self.kept, self.began = self.done, time.monotonic()
         text = f"{len(self.names)} variants x {self.seeds} seeds = {self.total} runs, "
-        text += f"{workers} at a time with {threads} thread{'s' * (threads > 1)} each"
+        text += description
         if self.kept:
             text += f"; {self.kept} finished before"
         self.console.print(text)
@@ -64,14 +68,17 @@ class Progress:
         self.running[job.variant.name, job.config.seed] = min(1.0, step / self.steps)
 
     def finished(self, result: Mapping[str, Any]) -> None:
-        name, seed, accuracy = result["variant"], result["seed"], result.get("accuracy")
+        name, seed, value = result["variant"], result["seed"], result.get("metric")
         self.running.pop((name, seed), None)
-        self.accuracy[name][seed] = accuracy
+        self.values[name][seed] = value
         if self.live is None and self.began:
-            text = "failed" if accuracy is None else f"accuracy {points(accuracy, signed=False)} %"
+            text = self.text
+            said = "failed" if value is None else f"{text.name} {text.value(value)}{text.value_unit}"
             took = f"{result['seconds']:.0f} s"
             left = f", {self._left()}" if self._left() else ""
-            self.console.print(f"{self.done:>3}/{self.total}  {name}, seed {seed}: {text} ({took}{left})")
+            self.console.print(
+                f"{self.done:>3}/{self.total}  {name}, seed {seed}: {said} ({took}{left})", markup=False
+            )
 
     def say(self, text: str) -> None:
         self.note = text
@@ -83,13 +90,13 @@ class Progress:
             self.live.stop()
             self.live = None
 
-    def show(self, verdict: str, rows: Sequence["Row"], report: Path) -> None:
+    def show(self, conclusion: str, rows: Sequence["Row"], report: Path) -> None:
         """The outcome on the standard output."""
         if self.quiet:
             return
         console = Console(highlight=False)
-        console.print(_outcome_table(rows))
-        console.print(Text(verdict, style="bold"))
+        console.print(_outcome_table(rows, self.text))
+        console.print(Text(conclusion, style="bold"))
         console.print(Text(f"report: {report}"), soft_wrap=True)
 
     def _left(self) -> str:
@@ -103,21 +110,21 @@ class Progress:
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("")
         table.add_column("seeds", justify="right")
-        table.add_column("accuracy", justify="right")
-        table.add_column("against none", justify="right")
+        table.add_column(self.text.name, justify="right")
+        table.add_column(f"against {self.names[0]}", justify="right")
         table.add_column("running")
-        base = self.accuracy[self.names[0]]
+        base = self.values[self.names[0]]
         for name in self.names:
-            found = {seed: value for seed, value in self.accuracy[name].items() if value is not None}
+            found = {seed: value for seed, value in self.values[name].items() if value is not None}
             pairs = [value - other for seed, value in found.items() if (other := base.get(seed)) is not None]
             now = [
                 f"seed {seed}: {share:.0%}" for (which, seed), share in self.running.items() if which == name
             ]
             table.add_row(
-                name,
-                f"{len(self.accuracy[name])}/{self.seeds}",
-                f"{points(fmean(found.values()), signed=False)} %" if found else "",
-                points(fmean(pairs)) if pairs and name != self.names[0] else "",
+                Text(name),
+                f"{len(self.values[name])}/{self.seeds}",
+                f"{self.text.value(fmean(found.values()))}{self.text.value_unit}" if found else "",
+                self.text.difference(fmean(pairs)) if pairs and name != self.names[0] else "",
                 ", ".join(now),
             )
         line = Table.grid(padding=(0, 1))
@@ -129,21 +136,26 @@ class Progress:
         return Group(table, line)
 
 
-def _outcome_table(rows: Sequence["Row"]) -> Table:
+def _outcome_table(rows: Sequence["Row"], text: MetricText) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     control = any(row.kind == "control" for row in rows)
-    titles = ["", "accuracy %", "against none", *(["against control"] if control else [])]
+    titles = [
+        "",
+        f"{text.name}{text.value_unit}",
+        f"against {rows[0].name}",
+        *(["against control"] if control else []),
+    ]
     for title in [*titles, "parameters", "time ms", "on object"]:
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
     for row in rows:
-        cells = [row.name, points(row.accuracy.mean, signed=False), _shown(row.to_none)]
-        cells += [_shown(row.to_control)] if control else []
+        cells = [Text(row.name), text.value(row.metric.mean), _shown(row.to_none, text)]
+        cells += [_shown(row.to_control, text)] if control else []
         share = f"{row.share.mean / row.chance:.2f}x chance" if row.share and row.chance else ""
         table.add_row(*cells, f"{row.costs.parameters:,}", f"{row.costs.time_ms:.2f}", share)
     return table
 
 
-def _shown(d: Difference | None) -> str:
+def _shown(d: Difference | None, text: MetricText) -> str:
     if d is None:
         return ""
-    return points(d.mean) + (f" (p {p_text(d.p_corrected)})" if d.seeds >= FEWEST_SEEDS else "")
+    return text.difference(d.mean) + (f" (p {p_text(d.p_corrected)})" if d.seeds >= FEWEST_SEEDS else "")

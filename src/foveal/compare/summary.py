@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from foveal.compare.conclusion import MetricText, conclude
 from foveal.compare.variants import Variant
-from foveal.statistics import Difference, Estimate, differences_to, estimate, verdict
+from foveal.statistics import Difference, Estimate, differences_to, estimate
+from foveal.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Row:
     """One variant.
 
     Attributes:
-        name, insert: what it is; ``insert`` as written, None for the network as it is.
+        name, described: what it is; ``described`` as a person would type it.
         kind: "none", "control" or "attention".
-        accuracy: over seeds, on the validation images after the last epoch.
+        metric: the task's metric over seeds, on the validation images after the last epoch.
         to_none, to_control: paired differences; None for the baseline itself.
         costs: on this machine.
         share: attention on the object, over seeds; None without a map or without known objects.
@@ -46,9 +48,9 @@ class Row:
     """
 
     name: str
-    insert: str | None
+    described: str
     kind: str
-    accuracy: Estimate
+    metric: Estimate
     to_none: Difference | None
     to_control: Difference | None
     costs: Costs
@@ -59,17 +61,23 @@ class Row:
 
 
 def summarise(
-    variants: Sequence[Variant], runs: Sequence[Mapping[str, Any]], costs: Mapping[str, Costs], *, data: str
+    variants: Sequence[Variant],
+    runs: Sequence[Mapping[str, Any]],
+    costs: Mapping[str, Costs],
+    *,
+    data: str,
+    task: Task,
 ) -> tuple[list[Row], str]:
-    """Rows in the order of the variants, and the verdict.
+    """Rows in the order of the variants, and the conclusion.
 
     Args:
         variants: the first is the network without attention.
-        runs: results of `foveal.compare.worker.run`.
+        runs: results of `foveal.compare.worker.run_job`.
         costs: by variant name.
         data: what the data is called.
+        task: whose metric counts.
     """
-    accuracy: dict[str, dict[int, float]] = {v.name: {} for v in variants}
+    values: dict[str, dict[int, float]] = {v.name: {} for v in variants}
     shares: dict[str, list[float]] = {v.name: [] for v in variants}
     chances: dict[str, list[float]] = {v.name: [] for v in variants}
     failed: dict[str, dict[int, str]] = {v.name: {} for v in variants}
@@ -78,36 +86,38 @@ def summarise(
         if "failed" in run:
             failed[name][seed] = run["failed"]
             continue
-        accuracy[name][seed] = run["accuracy"]
+        values[name][seed] = run["metric"]
         if run.get("share"):
             sites = run["share"].values()
             shares[name].append(sum(share for share, _ in sites) / len(sites))
             chances[name].append(sum(chance for _, chance in sites) / len(sites))
 
+    text = MetricText.of(task)
+    better = {"higher_is_better": task.higher_is_better}
     baseline = variants[0].name
     control = next((v.name for v in variants if v.control), None)
     attention = [v.name for v in variants if v.attends]
-    to_none = differences_to(accuracy[baseline], {v.name: accuracy[v.name] for v in variants[1:]})
+    to_none = differences_to(values[baseline], {v.name: values[v.name] for v in variants[1:]}, **better)
     to_control: dict[str, Difference] = {}
     if control is not None:
-        to_control = differences_to(accuracy[control], {name: accuracy[name] for name in attention})
+        to_control = differences_to(values[control], {name: values[name] for name in attention}, **better)
     rows = [
         Row(
             name=v.name,
-            insert=v.insert,
+            described=v.described,
             kind="control" if v.control else "attention" if v.attends else "none",
-            accuracy=estimate(list(accuracy[v.name].values())),
+            metric=estimate(list(values[v.name].values())),
             to_none=to_none.get(v.name),
             to_control=to_control.get(v.name),
             costs=costs[v.name],
             share=estimate(shares[v.name]) if shares[v.name] else None,
             chance=sum(chances[v.name]) / len(chances[v.name]) if chances[v.name] else None,
-            seeds=len(accuracy[v.name]),
+            seeds=len(values[v.name]),
             failed=failed[v.name],
         )
         for v in variants
     ]
-    sentence = verdict(to_none, to_control, attention=attention, data=data)
+    sentence = conclude(to_none, to_control, attention=attention, data=data, text=text)
     broken = [
         f"{row.name} ({len(row.failed)} of {len(row.failed) + row.seeds} seeds)" for row in rows if row.failed
     ]

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from foveal.insertion import insert, inserted, parse_insertion
 from foveal.measure import count_parameters
 from foveal.nn import BLOCKS
 from foveal.train.config import TrainConfig
-from foveal.train.run import make_network
+from foveal.train.network import add_blocks, build_network
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,30 @@ class Variant:
         insert: the insertion as a user writes it; None for the network as it is. For the control, that of the
             attention variant whose sites and number of parameters it takes.
         control: whether a plain convolution block takes the attention's place.
+        model: another network than that of the comparison, with ``model_options`` besides those of all.
+        baseline: whether the others are compared with this one.
     """
 
     name: str
     insert: str | None = None
     control: bool = False
+    model: str | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
+    baseline: bool = False
 
     @property
     def attends(self) -> bool:
-        return self.insert is not None and not self.control
+        """Whether it is neither the baseline nor the control."""
+        return not self.baseline and not self.control
+
+    @property
+    def described(self) -> str:
+        """What it is, as a person would type it."""
+        options = ", ".join(f"{name}={value}" for name, value in self.model_options.items())
+        return self.insert or (f"{self.model}({options})" if options else self.model) or ""
 
 
-NONE = Variant("none")
+NONE = Variant("none", baseline=True)
 
 
 class PlainConvolution(nn.Module):
@@ -96,16 +108,41 @@ def parse_variants(insertions: Sequence[str]) -> list[Variant]:
     return [Variant(name, text) for name, text in zip(names, insertions, strict=True)]
 
 
+def parse_models(models: Sequence[str]) -> list[Variant]:
+    """One variant for each network by name, with its options in brackets; the first is the baseline.
+
+    Raises:
+        FovealError: a name cannot be read, is given twice, or there are fewer than two.
+
+    Example:
+        >>> [v.described for v in parse_models(["fcn_resnet18", "danet_resnet18(channel_form=paper)"])]
+        ['fcn_resnet18', 'danet_resnet18(channel_form=paper)']
+    """
+    if len(models) < 2:
+        raise FovealError(f"models must name at least two networks, got {', '.join(models) or 'none'}")
+    if len(set(models)) < len(models):
+        twice = next(name for name, count in Counter(models).items() if count > 1)
+        raise FovealError(f"every model must differ from the others, got {twice!r} twice")
+    variants = []
+    for number, text in enumerate(models):
+        name, bracket, options = text.partition("(")
+        given = parse_insertion(f"model({options}") if bracket else {}
+        given.pop("block", None)
+        variants.append(Variant(text, model=name.strip(), model_options=given, baseline=number == 0))
+    return variants
+
+
 def control_of(variants: Sequence[Variant], config: TrainConfig, *, classes: int, image_size: int) -> Variant:
     """The control of the attention variant with the most parameters, so that none has more than its control.
 
     Building them all also finds every insertion that cannot be made, before any time is spent on training.
     """
-    added = {
-        v: sum(count_parameters(one.module) for one in inserted(build(v, config, classes, image_size)))
-        for v in variants
-    }
-    costliest = max(variants, key=lambda v: added[v])
+
+    def added(variant: Variant) -> int:
+        net = build(variant, config, classes, image_size)
+        return sum(count_parameters(one.module) for one in inserted(net))
+
+    costliest = max(variants, key=added)
     return Variant("control", costliest.insert, control=True)
 
 
@@ -116,7 +153,11 @@ def build(variant: Variant, config: TrainConfig, classes: int, image_size: int) 
         ValueError: the model or the block is unknown, or the block cannot go where it was asked for.
     """
     chosen = [variant.insert] if variant.insert is not None and not variant.control else []
-    net = make_network(replace(config, insert=chosen), classes=classes, image_size=image_size)
+    if variant.model is not None:
+        options = {**config.model_options, **variant.model_options}
+        config = replace(config, model=variant.model, model_options=options)
+    net = build_network(config, classes=classes)
+    net = add_blocks(net, replace(config, insert=chosen), image_size)
     if variant.control:
         assert variant.insert is not None
         asked = parse_insertion(variant.insert)

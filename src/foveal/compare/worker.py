@@ -1,19 +1,10 @@
-"""One run of the comparison, and the process that does one after the other.
+"""One run of a comparison: train, evaluate, measure where the attention lies."""
 
-``python -m foveal.compare.worker`` reads jobs as lines of JSON from its standard input and answers each with lines
-of JSON on its standard output. It ends when its input ends, in the middle of a run too: a worker never outlives
-the process that asked. (Not ``multiprocessing``: that would import the caller's script again in every worker.)
-"""
+from __future__ import annotations
 
-import json
-import os
-import queue
-import sys
-import threading
+import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,180 +12,119 @@ import torch
 from torch import Tensor, nn
 
 from foveal.checkpoint import save
-from foveal.compare.images import load_images
-from foveal.compare.variants import Variant, build
-from foveal.data import train_transform
-from foveal.files import write_json
+from foveal.compare.arrays import ArrayDataset, spread
+from foveal.compare.job import Job
+from foveal.compare.variants import build
+from foveal.data import JointTransform
+from foveal.data.loader import EpochBatchSampler, MemoryLoader, SequentialBatchSampler, make_loader
 from foveal.look.record import watch
-from foveal.look.score import attention_map, has_map, object_mask, share_on_object
-from foveal.train.classify import count, metrics
-from foveal.train.config import TrainConfig
-from foveal.train.lean import train_in_memory
-from foveal.train.recipe import NonFiniteLoss
+from foveal.look.score import attention_map, has_map, share_on_object
+from foveal.tasks import Task
+from foveal.train import loop
+from foveal.train.nonfinite import NonFiniteError
 
-BATCH = 256
+EVAL_BATCH = 256
 SHARE_IMAGES = 512
 """Images on which the share of attention on the object is measured."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to do one run; all of it can be written as JSON."""
+def run_job(
+    job: Job, images: Path, on_step: Callable[[int], None] | None = None
+) -> tuple[dict[str, Any], bytes | None]:
+    """Do one run. Nothing is written.
 
-    variant: Variant
-    config: TrainConfig
-    images: str
-    """Folder of `foveal.compare.images.save_images`."""
-    classes: list[str]
-    image_size: int
-    augmentation: dict[str, Any]
-    """crop and flip of `train_transform`; empty for none."""
-    colours: dict[str, Any]
-    """mean and std to normalise by."""
-    device: str
-    result: str
-    """Where to write the result."""
-    weights: str | None
-    """Where to keep the trained weights, if anywhere."""
-    settings: dict[str, Any]
-    """Kept with the result: what it depends on."""
-
-    @classmethod
-    def from_dict(cls, job: dict[str, Any]) -> "Job":
-        return cls(**{**job, "variant": Variant(**job["variant"]), "config": TrainConfig(**job["config"])})
-
-
-def run(job: Job, on_step: Callable[[int, float], None] | None = None) -> dict[str, Any]:
-    """Train, evaluate, measure where the attention lies, and write the result in one step.
+    Args:
+        images: folder of `foveal.compare.arrays.save_arrays`.
+        on_step: called with the number of optimiser steps done.
 
     Returns:
-        ``accuracy``, ``top5``, ``val_loss``, ``seconds``; ``share``: site -> [share of the attention on the
-        object, chance], where images have objects and the block has a map. A run whose loss became infinite has
-        ``failed`` instead, with the reason.
+        The result: ``figures`` of the last epoch, ``metric`` (the one that counts), ``curve`` (it, epoch by epoch),
+        ``seconds``; ``share``: site -> [share of the attention on the object, chance], where images have objects and
+        the block has a map. A run whose loss became infinite has ``failed`` instead, with the reason. And the
+        trained weights as the bytes of a file, where the job keeps them.
     """
     start = time.perf_counter()
-    train, val = (load_images(Path(job.images), split) for split in ("train", "val"))
-    net = build(job.variant, job.config, len(job.classes), job.image_size).to(job.device)
-    result: dict[str, Any] = {"variant": job.variant.name, "seed": job.config.seed}
-    images, labels = train["image"].to(job.device), train["label"].to(job.device)
+    config, task = job.config, job.config.the_task
+    train, val = (ArrayDataset(images, split) for split in ("train", "val"))
+    net = build(job.variant, config, len(job.info.classes), job.info.image_size)
+    batches = EpochBatchSampler(len(train), config.batch_size, seed=config.seed)
+    training = loop.Training(net, task, config, job.info, batches, loop.make_fabric(config))
+    to_train = task.train_transform(train, job.info, config.options, config.augment)
+    normalize = JointTransform([], job.info.mean, job.info.std)
+    val_batches = SequentialBatchSampler(len(val), max(EVAL_BATCH, 2 * config.batch_size))
+    train_loader = _loader(task, train, to_train if to_train.random else normalize, batches, config.seed)
+    val_loader = _loader(task, val, normalize, val_batches, 0)
+    result: dict[str, Any] = {"variant": job.variant.name, "seed": config.seed}
+    curve: list[float] = []
+    figures: dict[str, float] = {}
+
+    def after_step(t: loop.Training) -> None:
+        if on_step is not None:
+            on_step(t.step)
+
     try:
-        net = train_in_memory(
-            net, images, labels, job.config, on_step=on_step, augment=preparation(job, augment=True)
-        )
-    except NonFiniteLoss as error:
-        result["failed"] = str(error).partition(": ")[2]
-    else:
-        net.eval()
-        found = evaluate(net, val, job)
-        result |= {
-            "accuracy": found["val_accuracy"],
-            "top5": found["val_top5"],
-            "val_loss": found["val_loss"],
-        }
-        if job.variant.attends:
-            result["share"] = attention_shares(net, val, job)
-        if job.weights is not None:
-            info = {
-                "classes": job.classes,
-                "image_size": job.image_size,
-                **job.colours,
-                "data": job.config.data,
-            }
-            save(net, job.weights, task="classify", **info)
+        while training.epoch < config.epochs:
+            batches.start_at(training.epoch)
+            loop.train_epoch(training, train_loader, after_step)
+            figures = loop.validate(training, val_loader, val.classes)
+            curve.append(figures[f"val_{task.metric}"])
+    except NonFiniteError as error:
+        return {**result, "failed": str(error), "seconds": round(time.perf_counter() - start, 2)}, None
+    net = training.evaluated.eval()
+    figures = {name.removeprefix("val_"): v for name, v in figures.items() if name.startswith("val_")}
+    result |= {"metric": figures[task.metric], "figures": figures, "curve": curve}
+    if job.variant.attends and hasattr(task, "object_mask"):
+        result["share"] = attention_shares(net, val, job)
     result["seconds"] = round(time.perf_counter() - start, 2)
-    write_json(Path(job.result), {**result, "settings": job.settings})
-    return result
+    return result, _weights(net, job, figures) if job.keep_weights else None
 
 
-def preparation(job: Job, *, augment: bool) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """From stored bytes to what the network takes: augmented where asked, normalised, in its memory format."""
-    mean, std = (
-        torch.tensor(job.colours[name], device=job.device)[:, None, None] for name in ("mean", "std")
+def _weights(net: nn.Module, job: Job, figures: dict[str, float]) -> bytes:
+    from dataclasses import replace
+
+    validated = {f"val_{name}": value for name, value in figures.items()}
+    info = replace(job.info, figures={"epoch": job.config.epochs, **validated})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.safetensors"
+        save(net, path, **info.to_dict())
+        return path.read_bytes()
+
+
+def _loader(task: Task, data: ArrayDataset, transform: JointTransform, batches: Any, seed: int) -> Any:
+    """Batches of stored items: from memory where only their values are left to change and all have one shape.
+
+    The driver stored what draws no random numbers, so that a transform without steps is all that remains of it.
+    """
+    arrays = None if transform.steps else data.as_tensors()
+    if arrays is None:
+        return make_loader(data, transform, batches, task.collate, seed=seed)
+    return MemoryLoader(
+        arrays, batches, lambda batch: {**batch, "image": transform.normalize(batch["image"])}
     )
-    layout = torch.channels_last if job.config.channels_last else torch.contiguous_format
-    transform = (
-        train_transform(job.image_size, **job.augmentation, **job.colours) if job.augmentation else None
-    )
-
-    def prepare(images: Tensor, generator: torch.Generator) -> Tensor:
-        if transform is None or not augment:  # stored at the right size: only the values are left to change
-            x = (images.float() / 255 - mean) / std
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                samples = [transform({"image": image})["image"] for image in images.cpu()]
-            x = torch.stack(samples).to(job.device)
-        return x.contiguous(memory_format=layout)
-
-    return prepare
 
 
-def val_batches(job: Job, val: dict[str, Tensor], images: int | None = None) -> Iterator[dict[str, Tensor]]:
-    """The validation images as batches for the network; with ``images``, so many, spread evenly over the split."""
-    prepare, unused = preparation(job, augment=False), torch.Generator()
-    total = len(val["image"])
-    chosen = torch.arange(total)
-    if images is not None and images < total:
-        chosen = torch.linspace(0, total - 1, images).round().long()
-    for indices in chosen.split(BATCH):
-        batch = {name: values[indices].to(job.device) for name, values in val.items()}
-        batch["image"] = prepare(batch["image"], unused)
-        yield batch
+def prepared_batches(val: ArrayDataset, job: Job, most: int) -> Iterator[dict[str, Tensor]]:
+    """At most ``most`` validation images, spread evenly over the split, as batches for the network."""
+    normalize = JointTransform([], job.info.mean, job.info.std)
+    chosen = list(spread(len(val), most))
+    for start in range(0, len(chosen), EVAL_BATCH):
+        samples = [normalize(val[i]) for i in chosen[start : start + EVAL_BATCH]]
+        for batch in job.config.the_task.collate(samples):
+            yield {name: v.to(job.device) if isinstance(v, Tensor) else v for name, v in batch.items()}
 
 
-def evaluate(net: nn.Module, val: dict[str, Tensor], job: Job) -> dict[str, float]:
-    """Accuracy and loss over the whole validation split."""
-    sums = [count(net, batch, len(job.classes)) for batch in val_batches(job, val)]
-    return metrics(torch.stack(sums).sum(0))
-
-
-def attention_shares(net: nn.Module, val: dict[str, Tensor], job: Job) -> dict[str, list[float]]:
+@torch.no_grad()
+def attention_shares(net: nn.Module, val: ArrayDataset, job: Job) -> dict[str, list[float]]:
     """Site -> [share of the attention that lies on the object, share of the image the object takes]."""
     gathered: dict[str, list[Tensor]] = {}
-    for batch in val_batches(job, val, SHARE_IMAGES):
-        objects = object_mask(batch)
+    for batch in prepared_batches(val, job, SHARE_IMAGES):
+        objects = job.config.the_task.object_mask(batch)  # pyright: ignore[reportAttributeAccessIssue]
         if objects is None:
             return {}
-        with torch.no_grad(), watch(net) as seen:
+        with watch(net) as seen:
             net(batch["image"])
         for name, record in seen.items():
             if has_map(record):
                 share, _, chance = share_on_object(attention_map(record), objects)
                 gathered.setdefault(name, []).append(torch.stack([share, chance]))
     return {name: torch.cat(parts, dim=1).nanmean(1).tolist() for name, parts in gathered.items()}
-
-
-def main() -> None:
-    """Do jobs until there are no more."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)  # whatever else prints does not disturb the answers
-    jobs: queue.Queue[str] = queue.Queue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            jobs.put(line)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    last = 0.0
-
-    def on_step(step: int, loss: float) -> None:
-        nonlocal last
-        if time.monotonic() - last > 0.25:
-            last = time.monotonic()
-            print(json.dumps({"step": step}), file=answers)
-
-    while True:
-        job = Job.from_dict(json.loads(jobs.get()))
-        try:
-            print(json.dumps({"result": run(job, on_step)}), file=answers)
-        except (ValueError, OSError) as error:
-            print(json.dumps({"error": str(error), "kind": type(error).__name__}), file=answers)
-        except Exception as error:
-            traceback.print_exc()
-            print(json.dumps({"error": f"{type(error).__name__}: {error}", "kind": "crash"}), file=answers)
-
-
-if __name__ == "__main__":
-    main()

@@ -76,6 +76,7 @@ class Scenes(Dataset):
     """
 
     mirror = False  # a mirrored digit is no digit: do not augment with flips
+    augment = False  # objects lie anywhere already, and crops would cut them
     ignore_index = None  # every pixel of a scene has a known class
 
     def __init__(

@@ -47,6 +47,7 @@ class SceneMasks(Dataset):
     """
 
     mirror = False
+    augment = False  # objects lie anywhere already, and crops would cut them
     ignore_index = 255  # no pixel of a scene has it; padding has
 
     def __init__(self, split: str = "train", **options: Any) -> None:

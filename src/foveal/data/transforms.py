@@ -33,7 +33,7 @@ def train_transform(
     scale: Sequence[float] = (0.35, 1.0),
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Transform:
+) -> JointTransform:
     """Random crop, flip and colours; ``image`` comes out as float32 (3, size, size), normalised.
 
     Args:
@@ -93,7 +93,7 @@ def eval_transform(
     crop_share: float | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Transform:
+) -> JointTransform:
     """No randomness: bring the image to (size, size) and normalise; ``image`` comes out as float32.
 
     Args:
@@ -149,9 +149,14 @@ class JointTransform:
             raise FovealError(f"mean and std need 3 values each, std above 0, got {mean} and {std}")
         self.steps = list(steps)
         self.normalise = normalise
+        self.mean, self.std = tuple(mean), tuple(std)
         # One multiplication and one addition for the bytes 0..255.
         self._gain = 1 / (255 * torch.tensor(std, dtype=torch.float32).reshape(3, 1, 1))
         self._shift = -(torch.tensor(mean) / torch.tensor(std)).float().reshape(3, 1, 1)
+
+    def without_normalization(self) -> JointTransform:
+        """The same steps, giving uint8 images."""
+        return JointTransform(self.steps, normalise=False)
 
     def __call__(self, sample: Sample) -> Sample:
         from torchvision import tv_tensors
@@ -174,8 +179,20 @@ class JointTransform:
             plain = value.as_subclass(torch.Tensor)
             out[name] = plain.reshape(sample[name].shape) if name.startswith("box") else plain
         if self.normalise:
-            out["image"] = torch.addcmul(self._shift, out["image"].float(), self._gain)
+            out["image"] = self.normalize(out["image"])
         return out
+
+    def normalize(self, image: torch.Tensor) -> torch.Tensor:
+        """Images (..., 3, h, w) of the bytes 0..255 as float32, normalised."""
+        return torch.addcmul(self._shift, image.float(), self._gain)
+
+    @property
+    def random(self) -> bool:
+        """Whether the steps draw random numbers."""
+        return any(
+            getattr(step, "random", type(step).__name__.startswith(("Random", "Color")))
+            for step in self.steps
+        )
 
 
 def _check_size(function: str, size: int) -> None:
@@ -193,7 +210,7 @@ def segmentation_train_transform(
     ignore_index: int = 255,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Transform:
+) -> JointTransform:
     """Random scale, crop, flip and colours of image and mask together; ``image`` comes out normalised.
 
     Where the scaled image is smaller than the crop, it is padded with the mean colour and ``ignore_index``. Masks
@@ -244,7 +261,7 @@ def segmentation_eval_transform(
     std: Sequence[float] = IMAGENET_STD,
     *,
     shorter: int | None = None,
-) -> Transform:
+) -> JointTransform:
     """The whole image, normalised, its shorter side at ``shorter`` pixels; the mask stays as it is stored.
 
     Example:
@@ -277,6 +294,7 @@ class Rescale:
         masks: bool = True,
     ) -> None:
         self.smallest, self.largest, self.shorter, self.masks = smallest, largest, shorter, masks
+        self.random = smallest != largest
 
     def __call__(self, joint: Sample) -> Sample:
         from torchvision import tv_tensors

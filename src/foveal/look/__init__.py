@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from foveal.look.profile import gate_profile
     from foveal.look.record import Record, Seen, on_pixels, watch
     from foveal.look.score import attention_map, score_sites, share_on_object
-    from foveal.look.verbs import look
 
 __all__ = [
     "Record",
@@ -40,14 +39,13 @@ __all__ = [
     "draw_segmentation",
     "gate_profile",
     "grad_cam",
-    "look",
     "on_pixels",
     "score_sites",
     "share_on_object",
     "watch",
 ]
 
-_OTHERS = {"gate_profile": "profile", "grad_cam": "cam", "look": "verbs"}
+_OTHERS = {"gate_profile": "profile", "grad_cam": "cam"}
 _OTHERS |= dict.fromkeys(("Record", "Seen", "on_pixels", "watch"), "record")
 _OTHERS |= dict.fromkeys(("attention_map", "score_sites", "share_on_object"), "score")
 

@@ -33,17 +33,11 @@ from torch import Tensor
 
 from foveal.errors import FovealError
 from foveal.look.record import Record, on_pixels
+from foveal.palette import coloured, palette
 
 SEQUENTIAL = "viridis"
 SIGNED = "RdBu_r"
 HEAT_OPACITY = 0.72
-# Of classes, as on the page; they repeat after the last.
-CLASS_COLOURS = np.frombuffer(
-    bytes.fromhex(
-        "4477aaee6677228833ccbb4466cceeaa3377bbbbbb332288ddcc7711773388ccee999933882255661100ee8866"
-    ),
-    np.uint8,
-).reshape(-1, 3)
 
 
 def draw_gates(record: Record, index: int = 0) -> Figure:
@@ -204,16 +198,16 @@ def draw_segmentation(
     image: UInt8[Tensor, "3 H W"], class_map: UInt8[Tensor, "H W"], classes: Sequence[str], weights: str
 ) -> Figure:
     """The predicted class of every pixel over the image, with the classes that occur and their share of it."""
-    pixels = class_map.cpu().numpy()
+    pixels, colours = class_map.cpu().numpy(), palette(classes)
     counts = np.bincount(pixels.ravel(), minlength=len(classes))
     figure = _figure(7.2, 4.0)
     left, right = figure.subplots(1, 2)
     _image(left, image)
     _image(right, image, grey=True)
-    right.imshow(CLASS_COLOURS[pixels % len(CLASS_COLOURS)], alpha=HEAT_OPACITY, interpolation="nearest")
+    right.imshow(coloured(pixels, colours), alpha=HEAT_OPACITY, interpolation="nearest")
     for which in np.argsort(-counts, kind="stable")[:12]:
         if counts[which]:
-            colour = tuple(CLASS_COLOURS[which % len(CLASS_COLOURS)] / 255)
+            colour = tuple(colours[which] / 255)
             label = f"{classes[which]}, {counts[which] / pixels.size:.0%}"
             right.plot([], [], "s", color=colour, alpha=HEAT_OPACITY, label=label)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)

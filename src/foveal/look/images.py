@@ -1,4 +1,6 @@
-"""The images that a person names on the command line: a file, a folder, or a data set; and those that come along."""
+"""The images that a person names: a file, a folder, or a data set; and those that come with the package."""
+
+from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
@@ -7,71 +9,78 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.data import decode_image, open_dataset
+from foveal.data import decode_image
 from foveal.errors import FovealError
-from foveal.look.network import Network
+from foveal.files import find_images, is_hidden, is_image_name
+from foveal.inference import Predictor
+from foveal.tasks import Task
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 BATCH = 32
 
 
-def images_of(
-    task: str, source: str, split: str, limit: int, options: dict[str, Any]
-) -> list[tuple[str, Tensor]]:
-    """Names and images, at most ``limit``; unreadable files are named and left out."""
+def named_images(
+    task: Task, source: str, split: str, limit: int, options: dict[str, Any]
+) -> tuple[list[tuple[str, Tensor]], list[str]]:
+    """Names and images, at most ``limit``, and what a person should know: unreadable files, images left out.
+
+    Raises:
+        FovealError: there is no such source, or none of its images can be read.
+    """
     if is_data_set(source):
-        data = open_dataset(source, split, task=task, **options)
+        data = task.open(source, split, options)
         count = min(limit, len(data))
-        return [(f"{Path(source).name}-{split}-{i}", data[i]["image"]) for i in range(count)]
+        return [(f"{Path(source).name}-{split}-{i}", data[i]["image"]) for i in range(count)], []
     path = Path(source)
     if path.is_file():
-        return [(path.name, decode_image(path))]
+        return [(path.name, decode_image(path))], []
     if not path.exists():
         raise FovealError(
             f"source must be an image, a folder or a data set, got {source!r}, which is not there"
         )
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = [Path(file) for file in find_images(path)]
+    notes = []
     if len(files) > limit:
-        print(f"the first {limit} of {len(files)} images (option images)")
+        notes.append(f"the first {limit} of {len(files)} images (option images)")
     found = []
     for file in files[:limit]:
         try:
             found.append((file.relative_to(path).as_posix().replace("/", "-"), decode_image(file)))
-        except ValueError as error:
-            print(f"skipped: {error}")
+        except FovealError as error:
+            notes.append(f"skipped: {error}")
     if not found:
         raise FovealError(f"a folder must hold an image that can be read, got {source} with none")
-    return found
+    return found, notes
 
 
-def batches_of(
-    network: Network, source: str, split: str, limit: int, options: dict[str, Any]
+def prepared_batches(
+    predictor: Predictor, source: str, split: str, limit: int, options: dict[str, Any]
 ) -> list[dict[str, Tensor]]:
     """``limit`` images of a data set, spread evenly over it, as the network takes them: 32 of one size in a batch.
 
-    For segmentation the masks are left out: they hold classes and no object.
+    Masks and boxes come along where the task says that they are of objects, and labels where the network knows them.
     """
+    task, places = predictor.task, None
     if is_data_set(source):
-        data = open_dataset(source, split, task=network.task, **options)
+        data = task.open(source, split, options)
         chosen = sorted({i * len(data) // min(limit, len(data)) for i in range(min(limit, len(data)))})
         samples = [data[i] for i in chosen]
-        unknown = [c for c in data.classes if c not in network.classes]
-        places = None if unknown else torch.tensor([network.classes.index(c) for c in data.classes])
+        if all(c in predictor.info.classes for c in data.classes):
+            places = torch.tensor([predictor.info.classes.index(c) for c in data.classes])
     else:
-        samples = [{"image": image} for _, image in images_of(network.task, source, split, limit, options)]
-        places = None
-    views = [network.view(sample) for sample in samples]
+        samples = [{"image": image} for _, image in named_images(task, source, split, limit, options)[0]]
+    views = [predictor.view(sample) for sample in samples]
+    wanted = ("mask", "box_xyxy") if hasattr(task, "object_mask") else ()
     batches: list[dict[str, Tensor]] = []
     for _, group in groupby(views, key=lambda view: view["image"].shape):
         same = list(group)
         for part in (same[start : start + BATCH] for start in range(0, len(same), BATCH)):
-            batch = {"image": torch.stack([network.prepare(sample["image"]) for sample in part])}
-            for key in ("mask", "box_xyxy"):
-                if key in part[0] and network.task == "classify":
+            batch = {"image": torch.stack([predictor.prepare(sample["image"]) for sample in part])}
+            for key in wanted:
+                if key in part[0]:
                     batch[key] = torch.stack([torch.as_tensor(sample[key]) for sample in part])
             if places is not None and "label" in part[0]:
                 batch["label"] = places[torch.tensor([int(sample["label"]) for sample in part])]
-            batches.append(batch)
+            batches.append({name: value.to(predictor.device) for name, value in batch.items()})
     return batches
 
 
@@ -82,21 +91,25 @@ def is_data_set(source: str) -> bool:
         return True
     if not path.is_dir():
         return False
-    entries = [p for p in path.iterdir() if not p.name.startswith(".")]
-    if any(p.suffix.lower() in IMAGE_SUFFIXES for p in entries):
+    entries = [p for p in path.iterdir() if not is_hidden(p.name)]
+    if any(is_image_name(p.name) for p in entries):
         return False
     return any(p.suffix == ".parquet" for p in path.rglob("*")) or any(p.is_dir() for p in entries)
 
 
-def bundled_images(count: int = 6, task: str = "classify") -> list[tuple[str, Tensor]]:
+def bundled_images(task: Task, count: int = 6) -> list[tuple[str, Tensor]]:
     """Scenes and the two photographs of scikit-learn: what the page offers before anyone brings an image."""
     from sklearn.datasets import load_sample_images
 
-    scenes = open_dataset("scenes", "val", task=task, length=count)
-    found = []
-    for i in range(count):
-        digit = f" (digit {scenes[i]['label']})" if task == "classify" else ""
-        found.append((f"scene {i + 1}{digit}", scenes[i]["image"]))
+    try:
+        scenes = task.open("scenes", "val", {"length": count})
+        found = [
+            (f"scene {i + 1} ({task.caption(scenes[i], scenes.classes)})", scenes[i]["image"])
+            for i in range(count)
+        ]
+    except FovealError:
+        # a task without bundled data
+        found = []
     photographs: Any = load_sample_images()
     names = [name.rpartition("/")[2] for name in photographs.filenames]
     return found + [

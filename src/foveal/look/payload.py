@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.look.network import Network, Prediction
+from foveal.inference import Predictor
 from foveal.look.record import Record, Seen
 from foveal.look.score import automatic_query, lattice
+from foveal.palette import palette
 
 LARGEST_MATRIX = 256
 """Channel matrices above this many channels are averaged in blocks, which the page says."""
@@ -20,7 +21,7 @@ LARGEST_ROWS = 700_000
 
 
 def image_payload(
-    network: Network, name: str, view: Tensor, prediction: Prediction, seen: Seen, *, rows: bool
+    predictor: Predictor, name: str, view: Tensor, prediction: Any, seen: Seen, *, rows: bool
 ) -> dict[str, Any]:
     """One image seen by one network.
 
@@ -29,11 +30,12 @@ def image_payload(
         rows: embed the attention rows (for a file); without, the page asks the server for each.
     """
     classes = None
-    if prediction.class_map is not None:
-        classes = {"map": _packed(prediction.class_map), "names": network.classes}
+    if getattr(prediction, "class_map", None) is not None:
+        colours = palette(predictor.info.classes).tolist()
+        classes = {"map": _packed(prediction.class_map), "names": predictor.info.classes, "colours": colours}
     return {
         "name": name,
-        "weights": network.weights,
+        "weights": predictor.name,
         "image": png(view),
         "size": list(view.shape[1:]),
         "prediction": [[label, round(share, 4)] for label, share in prediction.labels],
@@ -101,8 +103,7 @@ def png(view: Tensor) -> str:
 def _packed(values: Tensor, lead: int = 0) -> dict[str, Any]:
     """Integers as they are; numbers as bytes between the lowest and highest (of each of the leading slices)."""
     if not values.is_floating_point():
-        return {"shape": list(values.shape), "uint8": _base64(values.to(torch.uint8).cpu().numpy()), "low": [0.0],
-                "high": [255.0]}  # fmt: skip
+        return {"shape": list(values.shape), "uint16": _base64(values.cpu().numpy().astype("<u2"))}  # fmt: skip
     array = values.float().cpu().numpy()
     flat = array.reshape(*array.shape[:lead], -1)
     low, high = flat.min(-1, keepdims=True), flat.max(-1, keepdims=True)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor, nn
 
+from foveal.data.objects import object_mask
 from foveal.errors import FovealError
 from foveal.look.cam import grad_cam
 from foveal.look.curves import perturbation_curves
@@ -239,19 +240,6 @@ def score_sites(
         intervals = {key: interval(value) for key, value in values.items()}
         scores.append(SiteScore(name, blocks[name], intervals, _verdict(values, max(tests, 1))))
     return scores
-
-
-def object_mask(batch: Mapping[str, Tensor]) -> Bool[Tensor, "b H W"] | None:
-    """The objects of a batch as masks: ``mask`` where there is one, else the inside of ``box_xyxy``, else None."""
-    if "mask" in batch:
-        return batch["mask"] != 0
-    if "box_xyxy" not in batch:
-        return None
-    height, width = batch["image"].shape[2:]
-    x1, y1, x2, y2 = batch["box_xyxy"][:, :, None, None].unbind(1)
-    y = torch.arange(height, device=x1.device)[None, :, None] + 0.5
-    x = torch.arange(width, device=x1.device)[None, None, :] + 0.5
-    return (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
 
 
 # --------------------------------------------------------------------------------------------- measures per image

@@ -25,10 +25,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from torch import Tensor
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from foveal.inference import Predictor
 from foveal.look.html import page, page_with
-from foveal.look.network import Network, Prediction
 from foveal.look.payload import image_payload, png, row_payload
 from foveal.look.record import Seen
+from foveal.look.recorded import predict_recorded
 from foveal.look.refusal import Refusal, foreign, printable, read_body, refused, whole_number
 
 MAX_PIXELS = 40_000_000
@@ -55,7 +56,7 @@ class Kept:
 
     name: str
     views: list[Tensor]
-    answers: list[tuple[Prediction, Seen]]
+    answers: list[tuple[Any, Seen]]
 
     @property
     def bytes(self) -> int:
@@ -89,7 +90,7 @@ class Shelf:
 
 
 def make_app(
-    networks: list[Network], examples: list[tuple[str, Tensor]], *, allow_hosts: tuple[str, ...] = ()
+    networks: list[Predictor], examples: list[tuple[str, Tensor]], *, allow_hosts: tuple[str, ...] = ()
 ) -> FastAPI:
     """The application behind the page.
 
@@ -110,7 +111,10 @@ def make_app(
 
     def look_at(name: str, image: Tensor) -> dict[str, Any]:
         views = [network.view({"image": image})["image"] for network in networks]
-        answers = [network.look(view, max_bytes=2**26) for network, view in zip(networks, views, strict=True)]
+        answers = [
+            predict_recorded(network, view, max_bytes=2**26)
+            for network, view in zip(networks, views, strict=True)
+        ]
         kept = Kept(name, views, answers)
         return {"id": shelf.put(kept), "name": name, "networks": _payloads(networks, kept, rows=False)}
 
@@ -224,8 +228,8 @@ def serving(app: FastAPI) -> Iterator[str]:
 
     Example:
         >>> from urllib.request import urlopen
-        >>> from foveal.look.network import open_network
-        >>> with serving(make_app([open_network(None)], examples=[])) as address:
+        >>> from foveal.inference import open_bundled
+        >>> with serving(make_app([open_bundled()], examples=[])) as address:
         ...     urlopen(address).status
         200
     """
@@ -270,7 +274,7 @@ def _decode(body: bytes, name: str) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- answers
 
 
-def _payloads(networks: list[Network], kept: Kept, *, rows: bool) -> list[dict[str, Any]]:
+def _payloads(networks: list[Predictor], kept: Kept, *, rows: bool) -> list[dict[str, Any]]:
     build = partial(image_payload, rows=rows)
     return [
         build(network, kept.name, view, *answer)

@@ -1,20 +1,23 @@
-"""The options of one training run. Importing this file imports no torch, so that ``--help`` is quick."""
+"""The options of one training run that every task has. Importing this file imports no torch: ``--help`` is quick."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
 from foveal.errors import FovealError
+from foveal.tasks import Task, task_named
+from foveal.tasks.options import make_options
 
-DEFAULT_MODELS = {"classify": "cifar_resnet8", "segment": "danet_test_resnet"}
-DEFAULT_BATCHES = {"classify": 64, "segment": 16}
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
-SCALE_RANGE = (0.5, 2.0)
-# Options that mean nothing to the other task, with their defaults.
-ONLY_FOR = {
-    "classify": {"label_smoothing": 0.0, "mixup": 0.0},
-    "segment": {"crop_size": None, "scale_range": list(SCALE_RANGE), "class_weights": None, "ohem": False},
+DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
+# an option -> the least value it may have
+LEAST = {
+    **dict.fromkeys(("epochs", "batch_size", "accumulate", "nodes"), 1),
+    **dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "clip_norm", "freeze_epochs", "inserted_lr"), 0),
+    **dict.fromkeys(("ema", "momentum", "checkpoint_steps", "seed", "workers"), 0),
+    "image_size": 8,
 }
 
 
@@ -25,14 +28,18 @@ class TrainConfig:
     Example:
         >>> TrainConfig(insert=["cbam@residual:3"], epochs=1).model
         'cifar_resnet8'
-        >>> TrainConfig(mixup=-1.0)
+        >>> TrainConfig.from_dict({"epochs": 3, "mixup": 0.2}).task_options
+        {'label_smoothing': 0.0, 'mixup': 0.2}
+        >>> TrainConfig(epochs=0)
         Traceback (most recent call last):
-        foveal.errors.FovealError: mixup must be at least 0, got -1.0
+        foveal.errors.FovealError: epochs must be at least 1, got 0
     """
 
     # what
-    task: Literal["classify", "segment"] = "classify"
-    """classify: one label an image; segment: one a pixel."""
+    task: str = "classify"
+    """What to learn: classify (one label an image) or segment (one a pixel). Each has options of its own."""
+    task_options: dict = field(default_factory=dict)
+    """The options that only this task has, by name."""
     model: str = ""
     """A name from `foveal list`: one of ours or any timm model; to segment, danet_, danet_position_, danet_channel_,
     fcn_nonlocal_ or fcn_ and a timm model. Default: a small network for the task."""
@@ -49,12 +56,8 @@ class TrainConfig:
     data_options: dict = field(default_factory=dict)
     """More options of the data set, such as --data_options.size 48 for scenes."""
     image_size: int | None = None
-    """classify: side of the square images the network sees, in pixels; default: that of the data up to 96, else 224.
-    segment: shorter side of the images as the network sees them; default: the data's own, their median."""
-    crop_size: int | None = None
-    """segment: side of the square crops to train on, in pixels of images of image_size. Default: image_size."""
-    scale_range: list[float] = field(default_factory=lambda: list(SCALE_RANGE))
-    """segment: smallest and largest factor by which a training image is resized before the crop, as in DANet's code."""
+    """Size in pixels at which the network sees the images: the side of a square to classify, the shorter side to
+    segment. Default: the published weights' own with pretrained, else one that suits the data."""
     augment: bool = True
     """Random scale, crop and flip of the training images, where the data set allows it."""
 
@@ -62,13 +65,13 @@ class TrainConfig:
     epochs: int = 8
     """Passes over the training images."""
     batch_size: int = 0
-    """Images in a batch, on each device; 0: 64 to classify, 16 to segment."""
+    """Images in a batch, on each device; 0: the task's own number, 64 to classify, 16 to segment."""
     accumulate: int = 1
-    """Batches whose gradients are added before one optimiser step."""
+    """Batches whose gradients are averaged before one optimiser step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has Nesterov momentum; adamw has decoupled weight decay."""
-    lr: float = 0.1
-    """Highest learning rate, reached after the warm-up."""
+    lr: float | None = None
+    """Highest learning rate, reached after the warm-up. Default: 0.1 for sgd, 0.001 for adamw."""
     inserted_lr: float | None = None
     """Learning rate of inserted blocks. Default: lr."""
     momentum: float = 0.9
@@ -83,17 +86,6 @@ class TrainConfig:
     """Largest norm of all gradients together; 0 does not clip."""
     freeze_epochs: int = 0
     """For this many epochs train only the inserted blocks and the classifier."""
-
-    # what the loss sees
-    label_smoothing: float = 0.0
-    """classify: share of the target spread evenly over all classes, from 0 to 1."""
-    mixup: float = 0.0
-    """classify: mix pairs of images with a share drawn from Beta(mixup, mixup); 0 mixes none."""
-    class_weights: list[float] | Literal["balanced"] | None = None
-    """segment: factor of each class in the loss, in their order, such as [1,1,2.5]; or balanced: from the training
-    masks, by median frequency."""
-    ohem: bool = False
-    """segment: only hard pixels count, those whose class has less than 0.7 probability, at least a sixteenth of all."""
     ema: float = 0.0
     """Decay of a running average of the weights, such as 0.999, which is then what is evaluated; 0 keeps none."""
 
@@ -123,21 +115,26 @@ class TrainConfig:
     """Write checkpoint.ckpt at each epoch's end and after this many optimiser steps within one; 0: epochs only."""
 
     def __post_init__(self) -> None:
-        self.model = self.model or DEFAULT_MODELS.get(self.task, "")
-        self.batch_size = self.batch_size or DEFAULT_BATCHES.get(self.task, 0)
-        at_least = {
-            **dict.fromkeys(("epochs", "batch_size", "accumulate", "nodes"), 1),
-            **dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "clip_norm", "freeze_epochs"), 0),
-            **dict.fromkeys(("label_smoothing", "mixup", "ema", "momentum", "checkpoint_steps", "seed"), 0),
-            **dict.fromkeys(("image_size", "inserted_lr", "workers"), 0),
-        }
-        for name, least in at_least.items():
+        task = task_named(self.task)
+        self.model = self.model or task.default_model
+        self.batch_size = self.batch_size or task.default_batch_size
+        if self.lr is None:
+            self.lr = DEFAULT_LR.get(self.optimizer)
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise FovealError(f"{name} must be at least {least}, got {value}")
-        for name in ("label_smoothing", "ema", "momentum"):
+        for name in ("ema", "momentum"):
             if getattr(self, name) >= 1:
                 raise FovealError(f"{name} must be below 1, got {getattr(self, name)}")
+        for name, choices in (
+            ("optimizer", tuple(DEFAULT_LR)),
+            ("schedule", ("cosine", "poly", "constant")),
+            ("precision", ("float32", "bfloat16", "float16")),
+            ("start", ("identity", "paper")),
+        ):
+            if getattr(self, name) not in choices:
+                raise FovealError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)}")
         if self.devices < 1 and self.devices != -1:
             raise FovealError(f"devices must be at least 1, or -1 for all, got {self.devices}")
         if self.strategy not in STRATEGIES:
@@ -145,42 +142,42 @@ class TrainConfig:
                 f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy}: checkpoints are written "
                 "from a network that is whole on every device; take ddp"
             )
-        for name in ("image_size", "crop_size"):
-            value = getattr(self, name)
-            if value is not None and value < 8:
-                raise FovealError(f"{name} must be at least 8, got {value}")
-        self._check_task()
+        self.task_options = asdict(make_options(task.Options, self.task_options, self.task))
 
-    def _check_task(self) -> None:
-        """Options of the other task, and the values of those that only segmentation has."""
-        if self.task not in DEFAULT_MODELS:
-            raise FovealError(f"task must be one of {', '.join(DEFAULT_MODELS)}, got {self.task}")
-        for task, options in ONLY_FOR.items():
-            for name, default in options.items():
-                if self.task != task and getattr(self, name) != default:
-                    raise FovealError(f"{name} is an option of task {task}, got it with task {self.task}")
-        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise FovealError(
-                f"scale_range must be two factors, 0 < smallest <= largest, got {self.scale_range}"
-            )
-        weights = self.class_weights
-        if isinstance(weights, list) and (
-            not sum(weights) > 0 or not all(0 <= w < float("inf") for w in weights)
-        ):
-            raise FovealError(f"class_weights must be finite, at least 0 and not all 0, got {weights}")
+    @property
+    def the_task(self) -> Task:
+        """The task that ``task`` names."""
+        return task_named(self.task)
+
+    @property
+    def options(self) -> Any:
+        """The options that only this task has, as an instance of its dataclass."""
+        return make_options(self.the_task.Options, self.task_options, self.task)
 
     @classmethod
-    def from_dict(cls, options: dict) -> TrainConfig:
-        """A config from a mapping of option names to values, such as a ``config.yaml`` that was read.
+    def from_dict(cls, options: Mapping[str, Any]) -> TrainConfig:
+        """A config from a flat mapping of option names to values, such as a ``config.yaml`` that was read.
 
         Raises:
-            ValueError: a name is no option, or a value is out of its range.
+            FovealError: a name is no option, or a value is out of its range.
         """
-        unknown = sorted(set(options) - {f.name for f in fields(cls)})
+        common = {f.name for f in fields(cls)}
+        own = {f.name for f in fields(task_named(options.get("task", "classify")).Options)}
+        unknown = sorted(set(options) - common - own)
         if unknown:
-            raise FovealError(f"a config must hold options of train only, got {', '.join(unknown)}")
-        return cls(**options)
+            task = options.get("task", "classify")
+            raise FovealError(
+                f"a config must hold options of training with task {task} only, got {', '.join(unknown)}"
+            )
+        task_options = {name: value for name, value in options.items() if name in own - common}
+        shared = {name: value for name, value in options.items() if name in common}
+        return cls(**{**shared, "task_options": {**shared.get("task_options", {}), **task_options}})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The flat mapping that `from_dict` reads."""
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "task_options"}
+        return {**shared, **self.task_options}
 
 
-# Options that say where a run computes, not what: these alone may change when it is resumed.
-MOVABLE = ("accelerator", "strategy", "workers")
+# options that say where a run computes, not what: these alone may change when it is resumed
+RESUMABLE_OPTIONS = ("accelerator", "strategy", "workers")

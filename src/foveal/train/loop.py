@@ -1,295 +1,363 @@
-"""The Lightning side of training: one module for every task, and one callback that keeps the run folder.
+"""The one training loop, for every task, on one device or many: two functions that one reads from top to bottom.
 
-Importing this file imports Lightning, which takes seconds: `foveal.train.run` does so when a run begins.
+`Training` is what changes while a network trains; `train_epoch` and `validate` are the loop. Lightning Fabric takes
+care of devices, precision and processes. Files, progress and signals are the business of whoever calls: `Run` for a
+run folder, a worker of `foveal.compare` for many short runs.
+
+Every random choice is a function of (seed, position in the run), never of what was drawn before. A run can therefore
+stop anywhere and continue to the same weights.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-import time
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch.distributed
+from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from foveal.checkpoint import save
-from foveal.files import atomic_write, write_text
-from foveal.train.batches import InOrder
+from foveal.data.loader import EpochBatchSampler, seed_for
+from foveal.errors import FovealError
+from foveal.model_info import ModelInfo
+from foveal.tasks import Metric, Task
 from foveal.train.config import TrainConfig
-from foveal.train.files import table_text
-from foveal.train.progress import Progress
-from foveal.train.recipe import (
-    Average,
-    EpochBatches,
-    Freeze,
-    NonFiniteLoss,
-    first_non_finite,
-    make_optimizer,
-    rate_factor,
-    seed_for,
-    set_rate,
-)
+from foveal.train.ema import ModelEma
+from foveal.train.freeze import Freezer
+from foveal.train.nonfinite import NonFiniteError, first_non_finite
+from foveal.train.optim import lr_scale, make_optimizer, set_lr
+
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+Batches = Iterable[list[dict[str, Any]]]
 
 
-class Stopped(Exception):
-    """Ctrl-C or SIGTERM was answered; everything worth keeping is on the disk."""
+def make_fabric(config: TrainConfig) -> Fabric:
+    """Lightning Fabric for the devices, precision and strategy of a config; its processes are not started yet.
+
+    Raises:
+        FovealError: this machine cannot run what was asked for.
+    """
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    if config.precision == "float16" and not torch.cuda.is_available():
+        raise FovealError("precision float16 needs a CUDA GPU, got none here; bfloat16 runs on any device")
+    try:
+        return Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy=config.strategy,
+            precision=PRECISIONS[config.precision],  # pyright: ignore[reportArgumentType]
+        )
+    except (RuntimeError, ValueError, TypeError) as error:
+        names = ("accelerator", "devices", "nodes", "strategy")
+        chosen = ", ".join(f"{name}={getattr(config, name)}" for name in names)
+        reason = " ".join(str(error).split())
+        raise FovealError(f"Lightning must be able to run {chosen}, got: {reason}") from error
 
 
-class Training(LightningModule):
-    """A network in training, for any task: ``task`` gives loss, counts and metrics as plain functions."""
+class Training:
+    """A network in training: everything that changes, and all that a checkpoint must hold to continue.
+
+    Attributes:
+        net: the network itself; ``model`` is the same, wrapped for precision and several processes.
+        optimizers: one, unless the task makes its own.
+        ema: the running average of the weights, if one is kept.
+        epoch, batch: how many are done; ``batch`` counts within the epoch.
+        step: optimiser steps done.
+        loss_sums: the parts of the loss, summed over the batches of this epoch; ``loss_count`` batches.
+    """
 
     def __init__(
-        self, net: nn.Module, task: ModuleType, config: TrainConfig, classes: int, steps: int
+        self,
+        net: nn.Module,
+        task: Task,
+        config: TrainConfig,
+        info: ModelInfo,
+        batches: EpochBatchSampler,
+        fabric: Fabric | None = None,
     ) -> None:
-        super().__init__()
-        self.net, self.task, self.config, self.classes, self.steps = net, task, config, classes, steps
-        self.average = Average(net, config.ema) if config.ema else None
-        self.loss_sum, self.loss_count = 0.0, 0
-        self.counts: Tensor | None = None
-        self.backbone_freeze = Freeze(net, config.freeze_epochs)
+        self.net, self.task, self.config, self.info, self.batches = net, task, config, info, batches
+        self.options = config.options
+        self.fabric = fabric or make_fabric(config)
+        self.freezer = Freezer(net, config.freeze_epochs)
+        self.model = self.fabric.setup_module(net)
+        self.ema = ModelEma(net, config.ema) if config.ema else None
+        own = getattr(task, "make_optimizers", None)
+        made = own(net, config) if own is not None else [_optimizer(net, config)]
+        self.optimizers: list[Any] = [self.fabric.setup_optimizers(optimizer) for optimizer in made]
+        self.epoch = self.batch = self.step = 0
+        self.loss_sums: dict[str, float] = {}
+        self.loss_count = 0
+        self.steps_per_epoch = -(-len(batches) // config.accumulate)
         self.modes_set_for = -1
 
     @property
     def evaluated(self) -> nn.Module:
         """What is validated and kept: the running average where there is one."""
-        return self.net if self.average is None else self.average.net
+        return self.net if self.ema is None else self.ema.net
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        c = self.config
-        return make_optimizer(
-            self.net,
-            optimizer=c.optimizer,
-            lr=c.lr,
-            inserted_lr=c.inserted_lr,
-            momentum=c.momentum,
-            weight_decay=c.weight_decay,
-        )
+    @property
+    def lr(self) -> float:
+        """The highest learning rate of the last step."""
+        return max(group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """A batch to train on, or the list of batches, one a size of image, to validate on."""
-        if self.config.channels_last:
-            for one in batch if isinstance(batch, list) else [batch]:
-                one["image"] = one["image"].contiguous(memory_format=torch.channels_last)
-        return batch
+    def seed(self) -> int:
+        """The seed of this batch in this process."""
+        return seed_for(self.config.seed, "step", self.epoch, self.batch, self.fabric.global_rank)
 
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        torch.manual_seed(self._step_seed(batch_idx))  # for dropout and stochastic depth
-        if self.modes_set_for != self.current_epoch:
-            self._set_modes()
-        steps_per_epoch = self.steps / self.config.epochs
-        factor = rate_factor(
-            self.global_step,
-            steps=self.steps,
-            warmup_steps=round(self.config.warmup_epochs * steps_per_epoch),
+    def set_modes(self) -> None:
+        """Put the network into the mode of this epoch, once: a frozen backbone thaws when its epochs are over."""
+        if self.modes_set_for == self.epoch:
+            return
+        self.modes_set_for = self.epoch
+        changed = self.freezer.start_epoch(self.epoch)
+        if changed and self.fabric.world_size > 1:
+            # DistributedDataParallel settles when it is made for which gradients the processes wait
+            self.model = self.fabric.setup_module(self.net)
+
+    def set_lr(self) -> None:
+        """Give the optimisers the learning rate of this step."""
+        scale = lr_scale(
+            self.step,
+            steps=self.config.epochs * self.steps_per_epoch,
+            warmup_steps=round(self.config.warmup_epochs * self.steps_per_epoch),
             schedule=self.config.schedule,
         )
-        for optimizer in self.trainer.optimizers:
-            set_rate(optimizer, factor)
+        for optimizer in self.optimizers:
+            set_lr(optimizer, scale)
 
-    def _step_seed(self, batch_idx: int) -> int:
-        return seed_for(self.config.seed, "step", self.current_epoch, batch_idx, self.global_rank)
+    def group_size(self) -> int:
+        """How many batches share this batch's optimiser step: fewer than ``accumulate`` where an epoch ends."""
+        first = self.batch - self.batch % self.config.accumulate
+        return min(self.config.accumulate, len(self.batches) - first)
 
-    def _set_modes(self) -> None:
-        self.modes_set_for = self.current_epoch
-        strategy = self.trainer.strategy
-        if self.backbone_freeze.begin(self.current_epoch) and isinstance(
-            strategy.model, DistributedDataParallel
-        ):
-            # it settles when it is made for which gradients the processes wait
-            strategy.model = strategy._setup_model(self)
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self._step_seed(batch_idx))
-        loss = self.task.loss(self.net, batch, self.config, generator)
-        value = float(loss.detach())
-        # all processes stop together: one that stopped alone would leave the others waiting for its gradients
-        if not self.trainer.strategy.reduce_boolean_decision(math.isfinite(value), all=True):
-            self._explain(value, batch, batch_idx)
-        self.loss_sum += value
-        self.loss_count += 1
-        return loss
-
-    def _explain(self, value: float, batch: dict[str, Tensor], batch_idx: int) -> None:
-        where = "another process"
-        if not math.isfinite(value):
-            torch.manual_seed(self._step_seed(batch_idx))
-            where = first_non_finite(self.net, batch["image"])
-        raise NonFiniteLoss(
-            f"the loss must be finite, got {value} in epoch {self.current_epoch + 1}, "
-            f"batch {batch_idx + 1}, first in {where}"
-        )
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.average is not None:
-            self.average.update(self.net)
-
-    def validation_step(self, batches: list[dict[str, Tensor]], batch_idx: int) -> None:
-        for batch in batches:
-            counts = self.task.count(self.evaluated, batch, self.classes)
-            self.counts = counts if self.counts is None else self.counts + counts
-
-    def epoch_row(self) -> dict[str, float]:
-        """Training loss and validation figures of the epoch that ends, over all processes."""
-        assert self.counts is not None
-        own = torch.tensor([self.loss_sum, self.loss_count], dtype=torch.float64, device=self.counts.device)
-        loss_sum, loss_count = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
-        counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
-        self.counts, self.loss_sum, self.loss_count = None, 0.0, 0
-        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-        return {"lr": rate, "train_loss": loss_sum / loss_count, **self.task.metrics(counts)}
-
-
-class WholeFiles(TorchCheckpointIO):
-    """Lightning's checkpoints, written whole or not at all."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        def write(part: Path) -> None:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-
-        atomic_write(Path(path), write)
-
-
-class RunFolder(Callback):
-    """Metrics, weights and checkpoints into the run folder; stops at the next step when asked to.
-
-    Its state is part of the checkpoint, so a run that continues writes the same metrics.csv as one that was
-    never stopped, without a row twice.
-    """
-
-    def __init__(
-        self,
-        module: Training,
-        folder: Path,
-        config: TrainConfig,
-        info: dict[str, Any],
-        batches: EpochBatches,
-        val_batches: InOrder,
-        progress: Progress,
-    ) -> None:
-        self.module, self.folder, self.config, self.info = module, folder, config, info
-        self.progress = progress
-        self.batches, self.val_batches = batches, val_batches
-        self.rows: list[dict[str, Any]] = []
-        self.best: dict[str, Any] | None = None
-        self.stop_asked = False
-        self.kept = "nothing yet"
-        self.epoch_seconds = 0.0
-        self.since = 0.0
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # which process this is, Lightning only knows after it has started the others
-        self.batches.rank = self.val_batches.rank = trainer.global_rank
-
-    # ------------------------------------------------------------------------------------ what a checkpoint adds
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        done = 0 if self._epoch_is_over(trainer) else loop.batch_progress.current.ready
-        checkpoint["foveal"] = {
-            "rows": self.rows,
-            "best": self.best,
-            "batches_done": done,
-            "loss_sum": self.module.loss_sum,
-            "loss_count": self.module.loss_count,
-            "epoch_seconds": self.epoch_seconds + time.monotonic() - self.since,
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to continue to the same weights."""
+        return {
+            "net": self.net.state_dict(),
+            "ema": None
+            if self.ema is None
+            else {"net": self.ema.net.state_dict(), "updates": self.ema.updates},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "loss_sums": self.loss_sums,
+            "loss_count": self.loss_count,
         }
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        state = checkpoint["foveal"]
-        self.rows, self.best = state["rows"], state["best"]
-        self.batches.continue_at(len(self.rows), state["batches_done"])
-        self.module.loss_sum, self.module.loss_count = state["loss_sum"], state["loss_count"]
-        self.epoch_seconds = state["epoch_seconds"]
-        done = state["batches_done"]
-        self.kept = f"epoch {len(self.rows) + 1}, batch {done}" if done else f"epoch {len(self.rows)}"
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where another process stopped."""
+        self.net.load_state_dict(state["net"])
+        if self.ema is not None:
+            self.ema.net.load_state_dict(state["ema"]["net"])
+            self.ema.updates = state["ema"]["updates"]
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        self.loss_sums, self.loss_count = dict(state["loss_sums"]), state["loss_count"]
 
-    def _epoch_is_over(self, trainer: Trainer) -> bool:
-        return trainer.fit_loop.epoch_loop.batch_progress.current.ready >= len(self.batches)
-
-    # ------------------------------------------------------------------------------------------- during training
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.since = time.monotonic()
-        self.progress.start(len(self.rows), self.batches.passed_over[1])
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.batches.epoch = trainer.current_epoch
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.progress.batch(
-            len(self.rows) + 1, batch_idx + 1, self.module.loss_sum / max(self.module.loss_count, 1)
-        )
-        if self._epoch_is_over(trainer) or (batch_idx + 1) % self.config.accumulate:
-            return  # the epoch's end saves; half an accumulated gradient is in no checkpoint
-        every, stopping = self.config.checkpoint_steps, self._stopping(trainer)
-        if stopping or (every and trainer.global_step % every == 0):
-            self._save_checkpoint(trainer)
-            self.kept = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}"
-        if stopping:
-            raise Stopped
-
-    def on_validation_batch_end(self, trainer: Trainer, *_args: Any, **_named: Any) -> None:
-        if self.stop_asked and trainer.world_size == 1:  # several may have different numbers of batches
-            raise Stopped  # the epoch's last batches are repeated when the run continues
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        row = self.module.epoch_row()
-        now = time.monotonic()
-        seconds, self.epoch_seconds, self.since = self.epoch_seconds + now - self.since, 0.0, now
-        row = {"epoch": len(self.rows) + 1, "step": trainer.global_step, **row, "seconds": seconds}
-        self.rows.append(row)
-        metric = self.module.task.METRIC
-        better = self.best is None or row[metric] > self.best[metric]
-        if better:
-            self.best = row
-        self.progress.epoch(row, better)
-        if not math.isfinite(row["val_loss"]):
-            raise NonFiniteLoss(
-                f"the validation loss must be finite, got {row['val_loss']} in epoch {row['epoch']}"
-            )
-        self._refuse_broken_weights()
-        if trainer.is_global_zero:
-            weights = self.folder / "weights"
-            info = {
-                **self.info,
-                "epoch": row["epoch"],
-                **{k: v for k, v in row.items() if k.startswith("val_")},
-            }
-            if better:
-                save(self.module.evaluated, weights / "best.safetensors", **info)
-            save(self.module.evaluated, weights / "last.safetensors", **info)
-            write_text(self.folder / "metrics.csv", table_text(self.rows))
-        self._save_checkpoint(trainer)
-        self.kept = f"epoch {row['epoch']}"
-        if self._stopping(trainer) and len(self.rows) < self.config.epochs:
-            raise Stopped
-
-    def _stopping(self, trainer: Trainer) -> bool:
-        """Whether any process was asked to stop: all stop after the same step, or some would wait for ever."""
-        return bool(trainer.strategy.reduce_boolean_decision(self.stop_asked, all=False))
-
-    def _save_checkpoint(self, trainer: Trainer) -> None:
-        self._refuse_broken_weights()
-        trainer.save_checkpoint(self.folder / "checkpoint.ckpt")
-
-    def _refuse_broken_weights(self) -> None:
-        """Before anything good is overwritten."""
-        for name, value in self.module.net.state_dict().items():
+    def refuse_broken_weights(self) -> None:
+        """Raise before anything good is overwritten by weights that are not finite."""
+        for name, value in self.net.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
-                raise NonFiniteLoss(
-                    f"the weights must be finite, got {name} with a value that is not, in epoch "
-                    f"{self.module.current_epoch + 1}, while the loss still was"
+                raise NonFiniteError(
+                    f"the weights must be finite, got {name} with a value that is not, in epoch {self.epoch + 1}, "
+                    "while the loss still was"
                 )
+
+
+def _optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    assert config.lr is not None
+    return make_optimizer(
+        net,
+        optimizer=config.optimizer,
+        lr=config.lr,
+        inserted_lr=config.inserted_lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ the loop
+
+
+def train_epoch(
+    training: Training, loader: Batches, after_step: Callable[[Training], None] | None = None
+) -> None:
+    """Train for one epoch, or for what is left of it.
+
+    Args:
+        loader: batches of this epoch from ``training.batch`` on, on any device.
+        after_step: called after each optimiser step; it may raise to stop the run.
+
+    Raises:
+        NonFiniteError: the loss became infinite or not a number in any process.
+    """
+    t = training
+    t.set_modes()
+    for (batch,) in loader:
+        batch = on_device(t, batch)
+        # for dropout and stochastic depth
+        torch.manual_seed(t.seed())
+        generator = torch.Generator().manual_seed(t.seed())
+        t.set_lr()
+        own_step = getattr(t.task, "step", None)
+        if own_step is not None:
+            losses = own_step(t, batch, generator)
+            t.step += 1
+        else:
+            losses = supervised_step(t, batch, generator)
+        for name, value in losses.items():
+            t.loss_sums[name] = t.loss_sums.get(name, 0.0) + float(value.detach())
+        t.loss_count += 1
+        t.batch += 1
+        if after_step is not None and (t.batch % t.config.accumulate == 0 or t.batch == len(t.batches)):
+            after_step(t)
+
+
+def supervised_step(t: Training, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    """Losses, backward and, where the last batch of a group has come, one optimiser step."""
+    last = (t.batch + 1) % t.config.accumulate == 0 or t.batch + 1 == len(t.batches)
+    with t.fabric.no_backward_sync(t.model, enabled=not last and t.fabric.world_size > 1):
+        losses = t.task.losses(t.model, batch, t.info, t.options, generator)
+        loss = (
+            torch.stack([value.float() for value in losses.values()]).sum()
+            if len(losses) > 1
+            else next(iter(losses.values()))
+        )
+        require_finite(t, float(loss.detach()), batch)
+        t.fabric.backward(loss / t.group_size())
+    if last:
+        (optimizer,) = t.optimizers
+        if t.config.clip_norm:
+            t.fabric.clip_gradients(t.model, optimizer, max_norm=t.config.clip_norm, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        if t.ema is not None:
+            t.ema.update(t.net)
+        t.step += 1
+    return losses
+
+
+def require_finite(t: Training, loss: float, batch: dict[str, Any]) -> None:
+    """All processes stop together: one that stopped alone would leave the others waiting for its gradients."""
+    if not any_process(t.fabric, not math.isfinite(loss)):
+        return
+    where = "another process"
+    if not math.isfinite(loss):
+        torch.manual_seed(t.seed())
+        where = first_non_finite(t.net, batch["image"])
+    raise NonFiniteError(
+        f"the loss must be finite, got {loss} in epoch {t.epoch + 1}, batch {t.batch + 1}, first in {where}"
+    )
+
+
+@torch.no_grad()
+def validate(
+    training: Training, loader: Batches, classes: list[str], after_batch: Callable[[], None] | None = None
+) -> dict[str, float]:
+    """Finish an epoch: the mean of its training losses and the figures on the validation data, over all processes.
+
+    Args:
+        classes: those of the validation data.
+        after_batch: called after each batch; it may raise to stop the run.
+
+    Returns:
+        ``lr``, ``train_loss`` (and ``train_NAME`` for each part where there are several), ``val_NAME`` for each
+        figure of the task.
+    """
+    t = training
+    net = t.evaluated
+    broadcast_buffers(t.fabric, net)
+    metric = t.task.new_metric(t.info, classes)
+    # not t.model: what is validated may be the running average, which is wrapped by nothing
+    training_mode = net.training
+    net.eval()
+    with t.fabric.autocast():
+        for batches in loader:
+            for batch in batches:
+                metric.update(net, on_device(t, batch))
+            if after_batch is not None:
+                after_batch()
+    net.train(training_mode)
+    t.modes_set_for = -1
+    row = {"lr": t.lr, **mean_losses(t)}
+    figures = merged(t.fabric, metric).compute()
+    row |= {f"val_{name}": value for name, value in figures.items()}
+    t.epoch, t.batch, t.loss_sums, t.loss_count = t.epoch + 1, 0, {}, 0
+    return row
+
+
+def mean_losses(t: Training) -> dict[str, float]:
+    """The parts of the training loss and their sum, as means over the batches of all processes."""
+    names = list(t.loss_sums)
+    sums = torch.tensor(
+        [*t.loss_sums.values(), t.loss_count],
+        dtype=torch.float32 if t.fabric.device.type == "mps" else torch.float64,
+    )
+    if t.fabric.world_size > 1:
+        sums = t.fabric.all_reduce(sums.to(t.fabric.device), reduce_op="sum")
+    *totals, count = sums.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    means = {name: total / count for name, total in zip(names, totals, strict=True)}
+    parts = {f"train_{name}": mean for name, mean in means.items()} if len(means) > 1 else {}
+    return {"train_loss": sum(means.values()), **parts}
+
+
+def on_device(t: Training, batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch on the device of this process, images in the memory format that was asked for."""
+    batch = t.fabric.to_device(batch)
+    if t.config.channels_last:
+        batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
+    return batch
+
+
+# --------------------------------------------------------------------------------------------------- several processes
+
+
+def any_process(fabric: Fabric, mine: bool) -> bool:
+    """Whether it is true in any process."""
+    if fabric.world_size == 1:
+        return mine
+    flag = torch.tensor([float(mine)], device=fabric.device)
+    return bool(fabric.all_reduce(flag, reduce_op="sum") > 0)  # pyright: ignore[reportOperatorIssue]
+
+
+def broadcast_buffers(fabric: Fabric, net: nn.Module) -> None:
+    """Give all processes the batch statistics of the first one, so that all validate the network that is kept.
+
+    DistributedDataParallel does so before a forward pass in training; none comes after the last batch of an epoch.
+    """
+    if fabric.world_size > 1:
+        for buffer in net.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def merged(fabric: Fabric, metric: Metric) -> Metric:
+    """The metric of all processes together, in each of them."""
+    if fabric.world_size == 1:
+        return metric
+    gathered: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(gathered, metric)
+    first, *others = gathered
+    for other in others:
+        first.merge(other)
+    return first
+
+
+def refuse_empty_shares(sizes: dict[str, int], processes: int) -> None:
+    """Every process needs an image of every part.
+
+    Raises:
+        FovealError: a part has fewer images than there are processes.
+    """
+    for part, size in sizes.items():
+        if size < processes:
+            raise FovealError(
+                f"the data must hold an image for {part} for each of {processes} processes, got {size}"
+            )

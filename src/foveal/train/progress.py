@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
+from foveal.tasks import Task
 from foveal.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 def metric_name(metric: str) -> str:
     """A figure's name for people.
 
     Example:
-        >>> metric_name("val_miou"), metric_name("val_accuracy")
-        ('mIoU', 'accuracy')
+        >>> metric_name("val_miou"), metric_name("pixel_accuracy")
+        ('mIoU', 'pixel accuracy')
     """
     return metric.removeprefix("val_").replace("_", " ").replace("miou", "mIoU")
+
+
+def metric_text(task: Task, value: float) -> str:
+    """A value of the task's metric for people: shares as per cent."""
+    return f"{100 * value:.1f} %" if task.is_share else f"{value:.4g}"
+
+
+def opening_line(config: TrainConfig, data: dict[str, Any], net: nn.Module, device: torch.device) -> str:
+    """What is about to be trained, on what, where."""
+    from foveal.insertion import inserted
+
+    counts = " and ".join(f"{len(part):,} {name}" for name, part in data.items())
+    unreadable = sum(len(part.skipped) for part in data.values())
+    broken = f", {unreadable} unreadable and left out" if unreadable else ""
+    blocks = len(inserted(net))
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    with_blocks = f" with {blocks} inserted block{'s' * (blocks != 1)}" if config.insert else ""
+    return (
+        f"{config.data}: {counts} images of {len(data['train'].classes)} classes{broken}; {config.model}{with_blocks}, "
+        f"{parameters:,} parameters, on {device}"
+    )
 
 
 class Progress:
@@ -27,12 +54,12 @@ class Progress:
 
     Args:
         batches: batches in an epoch.
-        metric: the figure to show beside the losses.
+        task: whose metric to show beside the losses.
         quiet: show nothing.
     """
 
-    def __init__(self, config: TrainConfig, batches: int, metric: str, *, quiet: bool = False) -> None:
-        self.epochs, self.batches, self.metric = config.epochs, batches, metric
+    def __init__(self, config: TrainConfig, batches: int, task: Task, *, quiet: bool = False) -> None:
+        self.epochs, self.batches, self.task = config.epochs, batches, task
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False)
         self.bars = Bars(
             TextColumn("{task.description}"),
@@ -46,7 +73,8 @@ class Progress:
         )
 
     def start(self, epochs_done: int, batches_done: int) -> None:
-        self.task = self.bars.add_task(
+        """Show the bar, at the place where the run continues."""
+        self.bar = self.bars.add_task(
             f"epoch {epochs_done + 1}/{self.epochs}",
             total=self.epochs * self.batches,
             completed=epochs_done * self.batches + batches_done,
@@ -55,23 +83,27 @@ class Progress:
         self.bars.start()
 
     def batch(self, epoch: int, batches_done: int, loss: float) -> None:
+        """Move the bar."""
         if not self.bars.disable:
             completed = (epoch - 1) * self.batches + batches_done
             self.bars.update(
-                self.task, completed=completed, loss=f"{loss:.3f}", description=f"epoch {epoch}/{self.epochs}"
+                self.bar, completed=completed, loss=f"{loss:.3f}", description=f"epoch {epoch}/{self.epochs}"
             )
 
     def epoch(self, row: dict[str, Any], better: bool) -> None:
-        self.console.print(
+        """A line for an epoch that is done."""
+        name = self.task.metric
+        val_loss = f"val loss {row['val_loss']:.3f}  " if "val_loss" in row else ""
+        self.say(
             f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  train loss {row['train_loss']:.3f}  "
-            f"val loss {row['val_loss']:.3f}  {metric_name(self.metric)} {100 * row[self.metric]:.1f} %  "
-            f"{row['seconds']:.1f} s"
-            f"{'  best so far' if better else ''}",
-            soft_wrap=True,
+            f"{val_loss}{metric_name(name)} {metric_text(self.task, row[f'val_{name}'])}  {row['seconds']:.1f} s"
+            f"{'  best so far' if better else ''}"
         )
 
     def say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        """A line as it is: names in it are no markup."""
+        self.console.print(Text(text), soft_wrap=True)
 
     def stop(self) -> None:
+        """Take the bar away."""
         self.bars.stop()

@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import os
 import signal
 import threading
-import warnings
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from foveal.checkpoint import load
-from foveal.errors import FovealError
-from foveal.insertion import insert, parse_insertion
-from foveal.models import create_model
-from foveal.models.segmentation import HEADS, SegmentationNet
-from foveal.train import classify, files, segment
-from foveal.train.batches import (
-    Augmented,
-    InOrder,
-    class_names,
-    collate_by_size,
-    colours_of,
+from foveal.checkpoint import load, save
+from foveal.data.loader import (
+    EpochBatchSampler,
+    SequentialBatchSampler,
+    TransformedDataset,
     make_loader,
-    open_data,
     worker_count,
 )
-from foveal.train.config import MOVABLE, TrainConfig
-from foveal.train.health import health
-from foveal.train.progress import Progress
-from foveal.train.recipe import EpochBatches, NonFiniteLoss, seed_for
+from foveal.errors import FovealError
+from foveal.files import atomic_write, csv_text, locked, write_json, write_text
+from foveal.machine import versions
+from foveal.tasks import Task
+from foveal.train import loop, run_folder
+from foveal.train.block_report import block_report
+from foveal.train.config import RESUMABLE_OPTIONS, TrainConfig
+from foveal.train.network import add_blocks, build_network, describe_network
+from foveal.train.nonfinite import NonFiniteError
+from foveal.train.progress import Progress, opening_line
+from foveal.train.run_folder import CHECKPOINT
 
-TASKS = {"classify": classify, "segment": segment}
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
-HEALTH_IMAGES = 128
-HEALTH_PIXELS = 2**23  # of all images for the health table together
-LOST = ("gloo", "NCCL", "onnection closed", "onnection reset")  # in what PyTorch says when a process is gone
-FOLDER_VARIABLE = "FOVEAL_RUN_FOLDER"  # tells the processes that Lightning starts where the first one writes
+CHECKPOINT_FORMAT = 2
+REPORT_IMAGES = 128
+# values of all images for the block report together
+REPORT_VALUES = 3 * 2**23
+# in what PyTorch says when another process is gone
+DISCONNECT_MESSAGES = ("gloo", "NCCL", "onnection closed", "onnection reset")
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM stopped a run; the message says how to continue it."""
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM was answered; everything worth keeping is on the disk."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,10 @@ class RunResult:
         metric: name of the figure that decided which weights are best, such as "val_accuracy".
         rows: of metrics.csv, one an epoch.
         best: the row of the best epoch.
-        health: one row for each attention block, see `foveal.train.health.health`.
-        classes: class names in the order of the logits.
+        blocks: one row for each attention block, see `foveal.train.block_report.block_report`.
+        classes: class names in the order of the outputs.
         skipped: unreadable files of both splits, with the reason.
+        first_process: whether this process is the one that writes and prints.
     """
 
     folder: Path
@@ -69,9 +72,10 @@ class RunResult:
     metric: str
     rows: list[dict[str, Any]]
     best: dict[str, Any]
-    health: list[dict[str, Any]]
+    blocks: list[dict[str, Any]]
     classes: list[str]
     skipped: dict[str, str]
+    first_process: bool = True
 
     @property
     def weights(self) -> Path:
@@ -88,15 +92,16 @@ def fit(
         config: what to train. With ``resume`` it may be left out, and only its options that say where the run
             computes (accelerator, strategy, workers) may differ from their defaults.
         resume: folder of a run that was stopped. It continues from its last checkpoint, to the same weights as a
-            run that was never stopped (bit for bit on a CPU with the same number of threads).
+            run that was never stopped (bit for bit on a CPU with the same number of threads). "auto" continues
+            the run in ``config.out`` if there is one, and begins it otherwise.
         quiet: print nothing.
 
     Returns:
         Where things are, and the figures of each epoch.
 
     Raises:
-        ValueError: an option is wrong, or the loss or a weight became infinite or not a number; the weights and
-            the checkpoint before that stay.
+        FovealError: an option is wrong, the data changed since the run was stopped, or the loss or a weight became
+            infinite or not a number; the weights and the checkpoint before that stay.
         OSError: the run folder cannot be written; what was written before stays whole.
         Interrupted: Ctrl-C or SIGTERM.
 
@@ -107,264 +112,380 @@ def fit(
         ('best.safetensors', 1, 10)
     """
     config, folder = _settled(config, resume)
-    task = TASKS[config.task]
-    with torch.random.fork_rng(devices=[]), _quietly():
-        data = {
-            part: open_data(config.data, part, config.data_options, config.task) for part in ("train", "val")
-        }
-        classes = class_names(config, data)
-        facts = task.facts(config, data)
-        size = config.image_size or task.natural_size(data["train"])
-        net = make_network(config, classes=len(classes), image_size=size)
-        colours = colours_of(net, pretrained=config.pretrained)
-
-        from foveal.train import loop
-
-        trainer = _trainer(config)
-        _check_shares(data, trainer.world_size)
-        batches = EpochBatches(
-            len(data["train"]), config.batch_size, seed=config.seed, world=trainer.world_size
-        )
-        val_batches = InOrder(len(data["val"]), 2 * config.batch_size, world=trainer.world_size)
-        to_train, to_eval = task.transforms(config, data["train"], size, colours)
-        how = {
-            "workers": worker_count(config.workers, size),
-            "pin_memory": trainer.strategy.root_device.type == "cuda",
-        }
-        train_loader = make_loader(data["train"], to_train, batches, seed=config.seed, **how)
-        val_loader = make_loader(data["val"], to_eval, val_batches, by_size=True, **how)
-
-        steps = config.epochs * -(-len(batches) // config.accumulate)
-        weighted = replace(config, class_weights=facts.get("class_weights"))
-        module = loop.Training(net, task, weighted, classes=len(classes), steps=steps)
-        if folder is None:
-            folder = files.new_folder(config) if first_process() else _folder_of_first_process(config)
-            os.environ[FOLDER_VARIABLE] = str(folder)
-        info = {"task": config.task, "classes": classes, "image_size": size, **colours, **facts}
-        info |= {"data": config.data, "data_options": config.data_options}
-        progress = Progress(config, len(batches), task.METRIC, quiet=quiet or not first_process())
-        keeper = loop.RunFolder(module, folder, config, info, batches, val_batches, progress)
-        trainer.callbacks.append(keeper)
-        _run_trainer(trainer, module, train_loader, val_loader, keeper)
-
-        table: list[dict[str, Any]] = []
-        if first_process():
-            images = Augmented(data["val"], to_eval, seed=0)
-            device = trainer.strategy.root_device
-            table = _health_of(folder / "weights" / "best.safetensors", images, device)
-            files.write_json(folder / "health.json", table)
-            files.write_curves(folder / "curves.png", keeper.rows, task.METRIC)
-    assert keeper.best is not None
-    skipped = {**data["train"].skipped, **data["val"].skipped}
-    return RunResult(folder, config, task.METRIC, keeper.rows, keeper.best, table, classes, skipped)
+    # random states are put back when the run is over, those of GPUs too
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        run = Run(config, folder, quiet=quiet)
+        with locked(run.folder, "a training run") if run.fabric.is_global_zero else nullcontext():
+            run.train()
+            return run.finish()
 
 
-def make_network(config: TrainConfig, *, classes: int, image_size: int) -> nn.Module:
-    """The network of a config: initial weights from its seed, blocks inserted in the order given.
+class Run:
+    """One training run: its data, its network in training, and its folder.
 
-    Networks of one seed begin with the same weights, whatever is inserted.
+    Args:
+        config: what to train.
+        folder: of a run to continue; None makes a new one.
+        quiet: print nothing.
 
-    Raises:
-        ValueError: unknown model or block, or a site where a block cannot go.
+    Attributes:
+        rows: of metrics.csv, one an epoch; ``best`` is that of the best one.
+        last_saved: what is on the disk, in words.
+        stop_asked: set to stop after the current step.
     """
-    torch.manual_seed(seed_for(config.seed, "weights"))
-    net = create_model(
-        config.model, pretrained=config.pretrained, **{**config.model_options, "num_classes": classes}
-    )
-    if isinstance(net, SegmentationNet) != (config.task == "segment"):
-        kind = "segment" if config.task == "segment" else "classify"
-        raise FovealError(
-            f"task {config.task} needs a network that can {kind}, got {config.model}"
-            f"; to segment, take one of {', '.join(f'{head}_BACKBONE' for head in HEADS)}"
+
+    def __init__(self, config: TrainConfig, folder: Path | None, *, quiet: bool = False) -> None:
+        self.config, self.task = config, config.the_task
+        self.fabric = loop.make_fabric(config)
+        self.fabric.launch()
+        self.data = open_parts(config)
+        net = build_network(config, classes=len(self.data["train"].classes))
+        self.info = describe_network(config, net, self.data)
+        net = add_blocks(net, config, self.info.image_size)
+        loop.refuse_empty_shares({part: len(d) for part, d in self.data.items()}, self.fabric.world_size)
+        self._make_loaders()
+        self.training = loop.Training(net, self.task, config, self.info, self.batches, self.fabric)
+        self.rows: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.last_saved, self.stop_asked = "nothing yet", False
+        self.epoch_seconds, self.since = 0.0, time.monotonic()
+        self.folder = self._settle_folder(folder)
+        self.progress = Progress(
+            config, len(self.batches), self.task, quiet=quiet or not self.fabric.is_global_zero
         )
-    example = torch.zeros(1, 3, image_size, image_size)
-    for text in config.insert:
-        insert(net, **{"start": config.start, "example": example, **parse_insertion(text)})
-    if config.channels_last:
-        net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return net
+        self.progress.say(opening_line(config, self.data, net, self.fabric.device))
+        self._restore()
+
+    def _make_loaders(self) -> None:
+        config, fabric, info = self.config, self.fabric, self.info
+        share = {"rank": fabric.global_rank, "world": fabric.world_size}
+        self.batches = EpochBatchSampler(
+            len(self.data["train"]), config.batch_size, seed=config.seed, **share
+        )
+        val_batches = SequentialBatchSampler(len(self.data["val"]), 2 * config.batch_size, **share)
+        self.eval_transform = self.task.eval_transform(info)
+        to_train = self.task.train_transform(self.data["train"], info, config.options, config.augment)
+        how = {
+            "workers": worker_count(config.workers, info.image_size),
+            "pin_memory": fabric.device.type == "cuda",
+        }
+        collate = self.task.collate
+        self.train_loader = make_loader(
+            self.data["train"], to_train, self.batches, collate, seed=config.seed, **how
+        )
+        self.val_loader = make_loader(self.data["val"], self.eval_transform, val_batches, collate, **how)
+
+    def _settle_folder(self, folder: Path | None) -> Path:
+        """The folder, made by the first process and known to all."""
+        if folder is None and self.fabric.is_global_zero:
+            folder = run_folder.make_run_folder(self.config)
+        folder = self.fabric.broadcast(folder)
+        assert folder is not None
+        return folder
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run continues from."""
+        return self.folder / CHECKPOINT
+
+    def _data_state(self) -> dict[str, Any]:
+        """What tells these data from others."""
+        return {
+            part: {"images": len(data), "fingerprint": getattr(data, "fingerprint", None)}
+            for part, data in self.data.items()
+        }
+
+    def save_checkpoint(self) -> None:
+        """Write everything that continuing needs, whole or not at all."""
+        self.training.refuse_broken_weights()
+        state = {
+            "foveal": CHECKPOINT_FORMAT,
+            "versions": versions(),
+            "data": self._data_state(),
+            "training": self.training.state_dict(),
+            "rows": self.rows,
+            "best": self.best,
+            "epoch_seconds": self.epoch_seconds + time.monotonic() - self.since,
+        }
+        if self.fabric.is_global_zero:
+            atomic_write(self.checkpoint, lambda temporary: torch.save(state, temporary))
+        done = self.training.batch
+        self.last_saved = (
+            f"epoch {self.training.epoch + 1}, batch {done}" if done else f"epoch {self.training.epoch}"
+        )
+
+    def _restore(self) -> None:
+        """Continue from the checkpoint, where there is one.
+
+        Raises:
+            FovealError: it is damaged or foreign, or the data changed meanwhile.
+        """
+        if not self.checkpoint.exists():
+            return
+        state = read_checkpoint(self.checkpoint)
+        if state["data"] != self._data_state():
+            raise FovealError(
+                f"the data must be those of the run in {self.folder}, got others in {self.config.data}: files were "
+                "added, removed or changed since it was stopped; begin a new run"
+            )
+        for name in ("foveal", "torch"):
+            before, now = state["versions"].get(name), versions()[name]
+            if before != now:
+                self.progress.say(f"the run began with {name} {before} and continues with {now}")
+        self.training.load_state_dict(state["training"])
+        self.rows, self.best, self.epoch_seconds = state["rows"], state["best"], state["epoch_seconds"]
+        done = self.training.batch
+        self.last_saved = (
+            f"epoch {self.training.epoch + 1}, batch {done}" if done else f"epoch {self.training.epoch}"
+        )
+
+    # ------------------------------------------------------------------------------------------------ the run itself
+
+    def train(self) -> None:
+        """Train until the last epoch is done.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM.
+            NonFiniteError: the loss or a weight became infinite or not a number.
+            ConnectionError: another process was lost.
+        """
+        again = f"foveal train --resume {self.folder}"
+        try:
+            with self._stopping_on_signals():
+                self._train()
+        except (Stopped, KeyboardInterrupt):
+            if not self.fabric.is_global_zero:
+                raise SystemExit(0) from None
+            raise Interrupted(f"stopped; kept: {self.last_saved}; continue with: {again}") from None
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"{error}; kept: {self.last_saved}, in {self.folder}; try a lower lr, a longer warm-up or clip_norm=1"
+            ) from None
+        except RuntimeError as error:
+            if self.fabric.world_size == 1 or not any(sign in str(error) for sign in DISCONNECT_MESSAGES):
+                raise
+            reason = " ".join(str(error).split())[:120]
+            raise ConnectionError(
+                f"every process must go on to the end, got one that was lost: {reason}; "
+                f"kept: {self.last_saved}; continue with: {again}"
+            ) from error
+        except OSError as error:
+            reason = f"{error.strerror or error} (kept: {self.last_saved}; continue with: {again})"
+            raise OSError(error.errno, reason, error.filename) from error
+        finally:
+            self.progress.stop()
+
+    def _train(self) -> None:
+        t = self.training
+        self.since = time.monotonic()
+        self.progress.start(t.epoch, t.batch)
+        while t.epoch < self.config.epochs:
+            self.batches.start_at(t.epoch, t.batch)
+            loop.train_epoch(t, self.train_loader, self._after_step)
+            row = loop.validate(t, self.val_loader, list(self.data["val"].classes), self._after_val_batch)
+            self._finish_epoch(row)
+
+    def _after_step(self, t: loop.Training) -> None:
+        self.progress.batch(t.epoch + 1, t.batch, sum(t.loss_sums.values()) / t.loss_count)
+        if t.batch == len(self.batches):
+            # the epoch's end saves
+            return
+        every, stopping = self.config.checkpoint_steps, loop.any_process(self.fabric, self.stop_asked)
+        if stopping or (every and t.step % every == 0):
+            self.save_checkpoint()
+        if stopping:
+            raise Stopped
+
+    def _after_val_batch(self) -> None:
+        # several processes may have different numbers of batches, and stop at the epoch's end
+        if self.stop_asked and self.fabric.world_size == 1:
+            raise Stopped
+
+    def _finish_epoch(self, figures: dict[str, float]) -> None:
+        """A row of metrics, the weights if they are the best, and a checkpoint."""
+        t, name = self.training, f"val_{self.task.metric}"
+        now = time.monotonic()
+        seconds, self.epoch_seconds, self.since = self.epoch_seconds + now - self.since, 0.0, now
+        row = {"epoch": t.epoch, "step": t.step, **figures, "seconds": seconds}
+        self.rows.append(row)
+        better = self.best is None or is_better(self.task, row[name], self.best[name])
+        if better:
+            self.best = row
+        self.progress.epoch(row, better)
+        broken = [key for key in ("val_loss", name) if not math.isfinite(row.get(key, 0.0))]
+        if broken:
+            raise NonFiniteError(f"{broken[0]} must be finite, got {row[broken[0]]} in epoch {row['epoch']}")
+        t.refuse_broken_weights()
+        if self.fabric.is_global_zero:
+            weights = self.folder / "weights"
+            validated = {k: v for k, v in row.items() if k.startswith("val_")}
+            info = replace(self.info, figures={"epoch": row["epoch"], **validated}).to_dict()
+            if better:
+                save(t.evaluated, weights / "best.safetensors", **info)
+            save(t.evaluated, weights / "last.safetensors", **info)
+            write_text(self.folder / "metrics.csv", csv_text(self.rows))
+        self.save_checkpoint()
+        if len(self.rows) < self.config.epochs and loop.any_process(self.fabric, self.stop_asked):
+            raise Stopped
+
+    @contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM stop the run after the current step; a second one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(_number: int, _frame: Any) -> None:
+            if self.stop_asked:
+                raise KeyboardInterrupt
+            self.stop_asked = True
+            self.progress.say("stopping after this step (once more: at once)")
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def finish(self) -> RunResult:
+        """What the blocks do in the best network, the curves, and the result."""
+        assert self.best is not None
+        blocks: list[dict[str, Any]] = []
+        if self.fabric.is_global_zero:
+            blocks = self._report_blocks()
+            write_json(self.folder / "blocks.json", blocks)
+            run_folder.write_curves(self.folder / "curves.png", self.rows, self.task.metric)
+        skipped = {**self.data["train"].skipped, **self.data["val"].skipped}
+        name = f"val_{self.task.metric}"
+        return RunResult(
+            self.folder,
+            self.config,
+            name,
+            self.rows,
+            self.best,
+            blocks,
+            self.info.classes,
+            skipped,
+            self.fabric.is_global_zero,
+        )
+
+    def _report_blocks(self) -> list[dict[str, Any]]:
+        """Over images spread evenly, since folders list one class after the other; fewer where they are large."""
+        images = TransformedDataset(self.data["val"], self.eval_transform, cache_bytes=0)
+        values = images[0, 0]["image"].numel()
+        wanted = min(REPORT_IMAGES, max(1, REPORT_VALUES // values))
+        together = max(1, min(32, wanted // 4))
+        chosen = range(0, len(images), max(1, len(images) // wanted))[:wanted]
+        device = self.fabric.device
+        batches = (
+            batch["image"].to(device)
+            for k in range(0, len(chosen), together)
+            for batch in self.task.collate(images.__getitems__([(0, i) for i in chosen[k : k + together]]))
+        )
+        return block_report(load(self.folder / "weights" / "best.safetensors").to(device), batches)
 
 
-# ------------------------------------------------------------------------------------------ before the first step
+# ---------------------------------------------------------------------------------------------- before the first step
 
 
 def _settled(
     config: TrainConfig | None, resume: str | os.PathLike[str] | None
 ) -> tuple[TrainConfig, Path | None]:
     """The config to run with (the caller's own is left alone), and its folder if it exists already."""
-    if resume is None:
-        return replace(config or TrainConfig()), None
-    folder = Path(resume)
-    kept = files.read_config(folder)
     given, default = config or TrainConfig(), TrainConfig()
-    changed = {f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)}
-    if changed - set(MOVABLE):
-        raise FovealError(
-            f"a resumed run takes its options from {folder / 'config.yaml'}; only {', '.join(MOVABLE)} may "
-            f"be given, got {', '.join(sorted(changed - set(MOVABLE)))}"
-        )
-    return replace(kept, **{name: getattr(given, name) for name in changed}), folder
-
-
-def _check_shares(data: dict[str, Any], processes: int) -> None:
-    for part, images in data.items():
-        if len(images) < processes:
+    if resume == "auto":
+        if given.out is None:
             raise FovealError(
-                f"the data must hold an image for {part} for each of {processes} processes, got {len(images)}"
+                "resume auto needs out, the folder of the run to begin or to continue, got none"
             )
-
-
-def first_process() -> bool:
-    """Whether this is the process that writes and prints; True where there is only one."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name]) == 0
-    return True
-
-
-def _folder_of_first_process(config: TrainConfig) -> Path:
-    folder = os.environ.get(FOLDER_VARIABLE, config.out)
-    if folder is None:
-        raise FovealError("several processes started from outside must share one folder, got no out")
-    return Path(folder)
-
-
-def _trainer(config: TrainConfig) -> Any:
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch import Trainer
-
-    from foveal.train.loop import WholeFiles
-
-    if config.precision == "float16" and not torch.cuda.is_available():
-        raise FovealError("precision float16 needs a CUDA GPU, got none here; bfloat16 runs on any device")
-    try:
-        return Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.nodes,
-            strategy=config.strategy,
-            precision=PRECISIONS[config.precision],  # pyright: ignore[reportArgumentType]
-            max_epochs=config.epochs,
-            accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.clip_norm or None,
-            plugins=[WholeFiles()],
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ValueError) as error:
-        chosen = ", ".join(
-            f"{n}={getattr(config, n)}" for n in ("accelerator", "devices", "nodes", "strategy")
-        )
-        raise FovealError(f"Lightning must be able to run {chosen}, got: {_line(error)}") from error
-
-
-# ------------------------------------------------------------------------------------------------ the run itself
-
-
-def _run_trainer(trainer: Any, module: Any, train_loader: Any, val_loader: Any, keeper: Any) -> None:
-    from foveal.train.loop import Stopped
-
-    checkpoint = keeper.folder / "checkpoint.ckpt"
-    start = None
-    if checkpoint.exists():
-        _check_checkpoint(checkpoint)
-        start = str(checkpoint)
-    again = f"foveal train --resume {keeper.folder}"
-    try:
-        with _stopping_on_signals(keeper):
-            trainer.fit(module, train_loader, val_loader, ckpt_path=start, weights_only=True)
-    except (Stopped, KeyboardInterrupt, SystemExit):  # Lightning turns a second Ctrl-C into SystemExit
-        if not first_process():
-            raise SystemExit(0) from None
-        raise Interrupted(f"train: stopped; kept: {keeper.kept}; continue with: {again}") from None
-    except NonFiniteLoss as error:
-        raise NonFiniteLoss(
-            f"{error}; kept: {keeper.kept}, in {keeper.folder}; try a lower lr, a longer warm-up or clip_norm=1"
-        ) from None
-    except RuntimeError as error:
-        if trainer.world_size == 1 or not any(sign in str(error) for sign in LOST):
-            raise
-        raise ConnectionError(
-            f"every process must go on to the end, got one that was lost: {_line(error)[:120]}; "
-            f"kept: {keeper.kept}; continue with: {again}"
-        ) from error
-    except OSError as error:
-        reason = f"{error.strerror or _line(error)} (kept: {keeper.kept}; continue with: {again})"
-        raise OSError(error.errno, reason, error.filename) from error
-    finally:
-        keeper.progress.stop()
-
-
-def _check_checkpoint(path: Path) -> None:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        known = "foveal" in checkpoint
-    except (
-        Exception
-    ) as error:  # a foreign or damaged file fails in many ways, none of them by running its code
+        if not (Path(given.out) / "config.yaml").exists():
+            return replace(given), None
+        stored = run_folder.read_config(Path(given.out))
+        differing = [
+            f.name
+            for f in fields(given)
+            if f.name not in RESUMABLE_OPTIONS and getattr(given, f.name) != getattr(stored, f.name)
+        ]
+        if differing:
+            raise FovealError(
+                f"resume auto must be given the options of the run in {given.out}, got other values of "
+                f"{', '.join(differing)}"
+            )
+        return replace(stored, **{name: getattr(given, name) for name in RESUMABLE_OPTIONS}), Path(given.out)
+    if resume is None:
+        return replace(given), None
+    folder = Path(resume)
+    stored = run_folder.read_config(folder)
+    changed = {f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)}
+    if changed - set(RESUMABLE_OPTIONS):
         raise FovealError(
-            f"resume needs a checkpoint this library wrote, got {path}: {_line(error)}"
-        ) from None
-    if not known:
-        raise FovealError(f"resume needs a checkpoint this library wrote, got another one in {path}")
+            f"a resumed run takes its options from {folder / 'config.yaml'}; only {', '.join(RESUMABLE_OPTIONS)} may "
+            f"be given, got {', '.join(sorted(changed - set(RESUMABLE_OPTIONS)))}"
+        )
+    return replace(stored, **{name: getattr(given, name) for name in changed}), folder
 
 
-@contextmanager
-def _stopping_on_signals(keeper: Any) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the run after the current step; a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def open_parts(config: TrainConfig, val: str = "val") -> dict[str, Any]:
+    """The parts ``train`` and ``val`` of a config's data.
 
-    def ask(number: int, _frame: Any) -> None:
-        if keeper.stop_asked:
-            raise KeyboardInterrupt
-        keeper.stop_asked = True
-        keeper.progress.say("stopping after this step (once more: at once)")
+    Args:
+        val: the split that is measured on.
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    Raises:
+        FovealError: a part cannot be opened or is empty, or the parts have different classes.
+    """
+    splits = {"train": "train", "val": val}
+    data = {
+        part: open_split(config.the_task, config.data, split, config.data_options)
+        for part, split in splits.items()
+    }
+    classes = list(data["train"].classes)
+    if list(data["val"].classes) != classes:
+        differ = sorted(set(classes) ^ set(data["val"].classes))
+        raise FovealError(
+            f"training and validation data must have the same classes, got {', '.join(differ)} in one only"
+        )
+    for part, images in data.items():
+        if len(images) == 0:
+            raise FovealError(f"the data must hold at least 1 image for {part}, got 0 in {config.data}")
+    return data
+
+
+def open_split(task: Task, data: str, split: str, options: dict[str, Any]) -> Any:
+    """One split of a data set, with options that a person typed.
+
+    Raises:
+        FovealError: as the task's ``open``, or the value of an option has the wrong type.
+    """
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return task.open(data, split, options)
+    except TypeError as error:
+        raise FovealError(f"data_options must fit {data}, got {options}: {error}") from error
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without Lightning's banners, tips and warnings."""
-    import lightning.pytorch  # noqa: F401  importing it sets the levels that are changed here
-
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\b")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+def is_better(task: Task, value: float, best: float) -> bool:
+    """Whether a value of the task's metric is better than the best one so far."""
+    return value > best if task.higher_is_better else value < best
 
 
-def _health_of(weights: Path, images: Augmented, device: torch.device) -> list[dict[str, Any]]:
-    """Over images spread evenly, since folders list one class after the other; fewer where they are large."""
-    pixels = images[0, 0]["image"][0].numel()
-    wanted = min(HEALTH_IMAGES, max(1, HEALTH_PIXELS // pixels))
-    together = max(1, min(32, wanted // 4))
-    chosen = range(0, len(images), max(1, len(images) // wanted))[:wanted]
-    batches = (
-        batch["image"].to(device)
-        for k in range(0, len(chosen), together)
-        for batch in collate_by_size(images.__getitems__([(0, i) for i in chosen[k : k + together]]))
-    )
-    return health(load(weights).to(device), batches)
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint that `Run` wrote. Nothing in the file is run.
 
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    Raises:
+        FovealError: a foreign or damaged file.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        known = isinstance(state, dict) and state.get("foveal") == CHECKPOINT_FORMAT
+    # a foreign or damaged file fails in many ways, none of them by running its code
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FovealError(f"resume needs a checkpoint this library wrote, got {path}: {reason}") from None
+    if not known:
+        raise FovealError(
+            f"resume needs a checkpoint this library wrote (format {CHECKPOINT_FORMAT}), got {path}"
+        )
+    return state

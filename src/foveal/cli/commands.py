@@ -1,0 +1,340 @@
+"""The commands: from what a person types to a run, figures, answers, pictures or a page.
+
+Importing this file imports no torch, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from foveal.errors import FovealError
+from foveal.train.config import TrainConfig
+
+DEFAULT_PICTURES = 12
+DEFAULT_SCORED = 256
+
+
+def train(config: TrainConfig, resume: str | None = None) -> int:
+    """Train a network, with attention blocks if wanted, and keep all it made in one run folder.
+
+    Args:
+        config: every option of training.
+        resume: Folder of a run that was stopped; it continues as if it never had been. auto: continue the run in
+            --out if there is one, else begin it.
+    """
+    from foveal.cli.tables import run_summary
+    from foveal.train.run import fit
+
+    result = fit(config, resume=resume)
+    if result.first_process:
+        _print(run_summary(result))
+    return 0
+
+
+def evaluate(
+    weights: str,
+    inference: dict[str, Any],
+    data: str | None = None,
+    split: Literal["train", "val", "test"] = "val",
+    data_options: dict | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    out: str | None = None,
+) -> int:
+    """Measure trained weights on a data set: the figures of their task.
+
+    Args:
+        weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published weights.
+        inference: options of the task.
+        data: As for train. Default: the data the weights were trained on.
+        split: Which part of the data.
+        data_options: More options of the data set. On the data of the training its options hold, but for these.
+        batch_size: Images at a time. Default: twice the task's number in training.
+        workers: Processes that read images. Default: none for small images, else one a core up to 8.
+        device: cpu, cuda or auto.
+        out: Also write the figures to this JSON file, which must not exist.
+    """
+    from foveal.evaluate import evaluate
+    from foveal.files import write_json
+    from foveal.tasks import task_named
+
+    if out is not None and Path(out).exists():
+        raise FovealError(f"out must not exist yet, got {out}, which would be overwritten")
+    from foveal.inference import predictor
+
+    ready = predictor(weights, device)
+    result = evaluate(
+        ready,
+        data,
+        split=split,
+        data_options=data_options,
+        inference=inference,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    _print(task_named(ready.info.task).show(result))
+    if out is not None:
+        write_json(Path(out), {**result.to_dict(), "weights": weights})
+    return 0
+
+
+def predict(
+    paths: list[str],
+    weights: str,
+    inference: dict[str, Any],
+    format: Literal["csv", "json"] | None = None,
+    out: str | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+) -> int:
+    """Answer for image files and folders of them: labels, or masks with pictures.
+
+    Labels and probabilities go to the standard output; of weights that segment, masks, colours, overlays and the
+    share of each class go to a folder.
+
+    Args:
+        paths: Image files, and folders to search for them.
+        weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published weights.
+        inference: options of the task.
+        format: csv: one row a file; json: a list, and the unreadable files with the reason. Default: as the name of
+            --out ends, else csv.
+        out: Write to this file instead, which must not exist; to segment: to this folder, new or empty, by default
+            runs/predict/MODEL.
+        batch_size: Images at a time, fewer where they are large.
+        device: cpu, cuda or auto.
+    """
+    from foveal.predict import predict
+
+    if format is None:
+        format = "json" if out is not None and out.endswith(".json") else "csv"
+    found = predict(
+        weights, paths, out=out, format=format, inference=inference, batch_size=batch_size, device=device
+    )
+    _write_out(found.text)
+    for reason in found.unreadable.values():
+        _say(f"predict: skipped: {' '.join(reason.split())}")
+    if found.unreadable:
+        broken = len(found.unreadable)
+        _say(f"predict: {broken} of {found.count + broken} files could not be read")
+    return 0 if found.count else 2
+
+
+def look(
+    source: str,
+    weights: str | None = None,
+    query: str | None = None,
+    sites: str = "*",
+    grad_cam: bool = False,
+    score: bool = False,
+    html: str | None = None,
+    out: str | None = None,
+    split: Literal["train", "val", "test"] = "val",
+    images: int | None = None,
+    data_options: dict | None = None,
+    device: str = "auto",
+) -> int:
+    """Show what a trained network attends to: pictures of every site, one page with all maps, or numbers.
+
+    Args:
+        source: An image file, a folder of images, or a data set: "scenes", a folder with one folder a class, a
+            Parquet file or folder, torchvision:NAME.
+        weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published
+            weights. Default: the small network that comes with foveal, trained on the bundled scenes.
+        query: Pixel y,x of the image whose attention row is drawn. Default: at each site the point whose row
+            differs most from the others.
+        sites: Only sites whose path matches, such as "layer3.*"; quote it.
+        grad_cam: Also draw Grad-CAM at each site, for comparison.
+        score: Instead of pictures, measure over the data set: entropy, query dependence, gates, contribution and,
+            where masks or boxes are known, how much of the attention lies on the object, against chance; with
+            deletion and insertion curves against random order and Grad-CAM.
+        html: Write only one HTML file to this path, with the maps inside and no other file.
+        out: Folder to write to; must be new or empty. Default: the first free runs/look/NAME.
+        split: Which part of a data set.
+        images: How many images at most. Default: 12 pictures, or 256 to score.
+        data_options: More options of the data set. Default: those of the training, where source is its data.
+        device: cpu, cuda or auto.
+    """
+    from foveal.evaluate import data_options_for
+    from foveal.inference import open_bundled, predictor
+    from foveal.look.images import named_images, prepared_batches
+    from foveal.look.pictures import PictureFolder, write_page, write_site_scores
+    from foveal.look.report import table
+
+    if images is not None and images < 1:
+        raise FovealError(f"images must be at least 1, got {images}")
+    if score and (html is not None or query is not None or grad_cam):
+        raise FovealError("score must be given without html, query and grad_cam, for it draws no image")
+    pixel = _pixel(query)
+    ready = open_bundled() if weights is None else predictor(weights, device)
+    options = data_options_for(ready.info, source, data_options or {}, ready.task)
+    if score:
+        batches = prepared_batches(ready, source, split, images or DEFAULT_SCORED, options)
+        folder = _output_folder(out, source)
+        scores = write_site_scores(ready, batches, folder, sites)
+        total = sum(len(batch["image"]) for batch in batches)
+        _write_out(
+            f"{ready.name} on {total} images of {source}; mean [95 % interval over images]\n\n{table(scores)}\n"
+        )
+        _write_out(f"\nscores.csv and scores.json in {folder}\n")
+        return 0
+    samples, notes = named_images(ready.task, source, split, images or DEFAULT_PICTURES, options)
+    _write_out("".join(f"{note}\n" for note in notes))
+    if html is not None:
+        _write_out(write_page(ready, samples, Path(html)) + "\n")
+        return 0
+    folder = _output_folder(out, source)
+    pictures = PictureFolder(ready, folder, sites=sites, pixel=pixel, cam=grad_cam)
+    total = 0
+    for name, image in samples:
+        made = pictures.draw(name, image)
+        total += made
+        _write_out(f"{name}: {made} pictures\n")
+    _write_out(write_page(ready, samples, folder / "index.html") + "\n")
+    _write_out(f"{total} pictures in {folder}; open {folder / 'index.html'} to move over them\n")
+    return 0
+
+
+def _pixel(query: str | None) -> tuple[int, int] | None:
+    if query is None:
+        return None
+    parts = query.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
+        raise FovealError(f"query must be y,x in pixels of the image, such as 120,64, got {query!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def _output_folder(out: str | None, source: str) -> Path:
+    from foveal.files import new_folder, new_numbered_folder
+
+    if out is not None:
+        return new_folder(out)
+    path = Path(source)
+    return new_numbered_folder("runs/look", (path.stem if path.is_file() else path.name) or "here")
+
+
+def serve(
+    weights: list[str] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    allow_hosts: list[str] | None = None,
+    device: str = "auto",
+) -> int:
+    """Open a page on this machine where one moves over an image and sees what each point attends to.
+
+    Args:
+        weights: Weights files of runs, or models with published weights; repeat the option to compare several side by
+            side. Default: the small network that comes with foveal, trained on the bundled scenes.
+        host: Address to listen on. The default is reachable from this machine alone; anybody who can reach the
+            address may use the page.
+        port: Port to listen on.
+        allow_hosts: Names besides localhost and IP addresses by which the page may be called.
+        device: cpu, cuda or auto.
+    """
+    import socket
+
+    from foveal.inference import open_bundled, predictor
+    from foveal.look.images import bundled_images
+    from foveal.look.serve import make_app, run_server
+
+    ready = [predictor(path, device) for path in weights or []] or [open_bundled()]
+    if not 0 <= port <= 65535:
+        raise FovealError(f"port must be from 0 to 65535, got {port}")
+    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = listener.getsockname()[1]
+    app = make_app(ready, bundled_images(ready[0].task), allow_hosts=tuple(allow_hosts or ()))
+    shown = f"[{host}]" if ":" in host else host
+    print(f"open http://{shown}:{port} (Ctrl-C ends)", flush=True)
+    run_server(app, listener)
+    return 0
+
+
+def show_plan(
+    model: str,
+    insert: list[str],
+    start: Literal["identity", "paper"] = "identity",
+    image_size: int | None = None,
+    num_classes: int = 1000,
+) -> int:
+    """Show what an insertion would add at each site, in parameters, operations and bytes, without doing it.
+
+    Args:
+        model: A name from `foveal list`.
+        insert: A block and where it goes, as for train. Repeatable.
+        start: As for train.
+        image_size: Side of the square images, in pixels. Default: the model's own.
+        num_classes: Outputs of the network.
+    """
+    import torch
+
+    import foveal
+
+    net = foveal.create_model(model, num_classes=num_classes)
+    example = None if image_size is None else torch.zeros(1, 3, image_size, image_size)
+    for text in insert:
+        wanted = {"start": start, "example": example, **foveal.parse_insertion(text)}
+        print(foveal.plan(net, **wanted))
+    return 0
+
+
+def list_names(pattern: str = "*") -> int:
+    """Print the names of networks that --model takes.
+
+    Args:
+        pattern: Names to show, such as "*cbam*"; quote it. A word without a star finds the names that hold it.
+    """
+    import foveal
+
+    names = foveal.list_models(pattern) or foveal.list_models(f"*{pattern}*")
+    if not names:
+        raise FovealError(f"pattern must match a model name, got {pattern}")
+    print("\n".join(names))
+    return 0
+
+
+def bench(
+    what: Literal["ops"],
+    only: str | None = None,
+    out: str | None = None,
+    repeats: int = 9,
+    threads: int | None = None,
+) -> int:
+    """Time every attention op against what it replaces, and print which bars are met.
+
+    Args:
+        what: ops.
+        only: Run the cases whose name contains this.
+        out: Also write the figures, with machine and versions, to this JSON file.
+        repeats: Interleaved rounds, of the gates four times as many; figures are medians.
+        threads: PyTorch's threads. Default: as it starts.
+    """
+    from foveal.bench import bench_ops
+
+    return 0 if bench_ops(only, out, repeats, threads) else 1
+
+
+# ------------------------------------------------------------------------------------------------------------- output
+
+
+def _print(shown: Any) -> None:
+    """To the standard output, as wide as the terminal, or unwrapped into a file."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(shown)
+
+
+def _write_out(text: str) -> None:
+    """To the standard output; file names that are no text in its encoding are shown with their bytes escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
+
+
+def _say(text: str) -> None:
+    """A line on the standard error output."""
+    encoding = sys.stderr.encoding or "utf-8"
+    print(text.encode(encoding, errors="backslashreplace").decode(encoding), file=sys.stderr)

@@ -1,0 +1,119 @@
+"""The images of a comparison as plain arrays in a folder: decoded once, mapped into the memory of every worker.
+
+Where the items of a split have equal shapes they lie in one array for each entry, and a run takes its batches from
+memory. Where they differ they lie one behind the other, and are taken apart again item by item.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from foveal.errors import FovealError
+from foveal.files import write_json
+
+Sample = dict[str, Any]
+PARTS = ("train", "val")
+
+
+def save_arrays(data: Any, folder: Path, split: str, resize: Callable[[Sample], Sample]) -> None:
+    """Write the items of ``data`` after ``resize``, which leaves images as bytes.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    first = {name: _array(value) for name, value in resize(data[0]).items()}
+    needed = len(data) * sum(value.nbytes for value in first.values())
+    free = shutil.disk_usage(folder).free
+    # writing to a full disk through a mapped file would end the process
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"the images need {needed:,} bytes, {free:,} are free", str(folder))
+    files = {name: (folder / f"{split}-{name}.bin").open("wb") for name in first}
+    shapes: dict[str, list[list[int]]] = {name: [] for name in first}
+    try:
+        for i in range(len(data)):
+            sample = {name: _array(value) for name, value in resize(data[i]).items()}
+            if sample.keys() != first.keys():
+                raise FovealError(
+                    f"all items of {split} must have the same entries, got {sorted(sample)} in item {i}"
+                )
+            for name, value in sample.items():
+                files[name].write(value.tobytes())
+                shapes[name].append(list(value.shape))
+    finally:
+        for file in files.values():
+            file.close()
+    entries = {name: {"dtype": str(first[name].dtype), "shapes": shapes[name]} for name in first}
+    about = {
+        "entries": entries,
+        "classes": list(data.classes),
+        **{
+            name: getattr(data, name) for name in ("mirror", "augment", "ignore_index") if hasattr(data, name)
+        },
+    }
+    write_json(folder / f"{split}.json", about)
+
+
+def _array(value: Any) -> np.ndarray:
+    # not ascontiguousarray, which makes a number an array of one
+    return np.asarray(torch.as_tensor(value).numpy(), order="C")
+
+
+class ArrayDataset(Dataset):
+    """The items that `save_arrays` wrote, mapped into memory and read when used."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        about = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+        self.classes: list[str] = about["classes"]
+        self.mirror, self.augment = about.get("mirror", True), about.get("augment", True)
+        self.ignore_index = about.get("ignore_index")
+        self.skipped: dict[str, str] = {}
+        self._flat: dict[str, Tensor] = {}
+        self._shapes: dict[str, list[list[int]]] = {}
+        self._starts: dict[str, np.ndarray] = {}
+        for name, entry in about["entries"].items():
+            mapped = np.memmap(folder / f"{split}-{name}.bin", dtype=entry["dtype"], mode="c")
+            self._flat[name] = torch.from_numpy(mapped)
+            self._shapes[name] = entry["shapes"]
+            sizes = [int(np.prod(shape)) for shape in entry["shapes"]]
+            self._starts[name] = np.concatenate([[0], np.cumsum(sizes)])
+        self._length = len(next(iter(self._shapes.values())))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        return {name: self._value(name, index) for name in self._flat}
+
+    def _value(self, name: str, index: int) -> Any:
+        start, end = self._starts[name][index : index + 2]
+        value = self._flat[name][start:end].reshape(self._shapes[name][index])
+        return value.item() if value.ndim == 0 else value
+
+    def as_tensors(self) -> dict[str, Tensor] | None:
+        """Each entry as one tensor (n, ...), or None where the items have different shapes."""
+        for shapes in self._shapes.values():
+            if any(shape != shapes[0] for shape in shapes):
+                return None
+        return {name: flat.reshape(len(self), *self._shapes[name][0]) for name, flat in self._flat.items()}
+
+
+def spread(length: int, most: int) -> Sequence[int]:
+    """At most ``most`` indices below ``length``, evenly apart, the first and the last among them.
+
+    Example:
+        >>> spread(10, 4)
+        [0, 3, 6, 9]
+    """
+    if length <= most:
+        return range(length)
+    return torch.linspace(0, length - 1, most).round().long().tolist()

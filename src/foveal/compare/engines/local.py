@@ -1,0 +1,154 @@
+"""Runs in processes of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from foveal.compare.engines import Event
+from foveal.compare.job import Job
+from foveal.errors import FovealError
+from foveal.machine import usable_cores
+
+RETURN_CODE_KILLED = -9
+
+
+class LocalEngine:
+    """So many worker processes with so many threads each; none outlives the ``with`` block, or this process.
+
+    Small networks are bound by overhead: two runs with one thread each are quicker than one with two.
+
+    Args:
+        device: "cpu", or "cuda": then one worker a GPU, in turn.
+        jobs: workers; by default one for each usable core, or for each GPU.
+        runs: how many there are to do.
+        log: file that collects what the processes print.
+    """
+
+    def __init__(self, *, device: str, jobs: int | None, runs: int, log: Path) -> None:
+        gpus = visible_gpus() if device == "cuda" else []
+        cores = usable_cores()
+        self.workers = max(1, min(jobs or (len(gpus) if gpus else cores), runs))
+        self.threads = max(1, cores // self.workers)
+        self.gpus, self.log = gpus, log
+        plural = "s" if self.threads > 1 else ""
+        self.description = f"{self.workers} at a time with {self.threads} thread{plural} each"
+        self.messages: queue.Queue[tuple[int, dict[str, Any] | None, bytes]] = queue.Queue()
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> LocalEngine:
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self.threads),
+            "MKL_NUM_THREADS": str(self.threads),
+        }
+        with self.log.open("a") as errors:
+            for number in range(self.workers):
+                if self.gpus:
+                    environment["CUDA_VISIBLE_DEVICES"] = self.gpus[number % len(self.gpus)]
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "foveal.compare.engines.local_worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=environment,
+                    # Ctrl-C is answered here, not by each of them
+                    start_new_session=True,
+                )
+                self.processes.append(process)
+                threading.Thread(target=self._read, args=(number, process), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                with suppress(OSError, ValueError):
+                    pipe.close()
+
+    def _read(self, number: int, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with suppress(OSError, ValueError):
+            while (message := read_message(process.stdout)) is not None:
+                self.messages.put((number, *message))
+        self.messages.put((number, None, b""))
+
+    def run(self, jobs: Iterable[Job], images: Path) -> Iterator[Event]:
+        """See `foveal.compare.engines.Engine`."""
+        waiting = iter(jobs)
+        current: dict[int, Job] = {}
+        for number in range(len(self.processes)):
+            self._give(number, waiting, current, images)
+        while current:
+            number, message, payload = self.messages.get()
+            job = current.get(number)
+            if job is None:
+                continue
+            if message is None:
+                raise ChildProcessError(self._broken(number, job))
+            if "step" in message:
+                yield Event(job, step=message["step"])
+            elif "result" in message:
+                self._give(number, waiting, current, images)
+                yield Event(job, result=message["result"], weights=payload or None)
+            elif message["kind"] == "crash":
+                raise ChildProcessError(f"{job.name}: {message['error']}")
+            else:
+                raise (FovealError if message["kind"] == "mistake" else OSError)(
+                    f"{job.name}: {message['error']}"
+                )
+
+    def _give(self, number: int, waiting: Iterator[Job], current: dict[int, Job], images: Path) -> None:
+        current.pop(number, None)
+        job = next(waiting, None)
+        if job is not None:
+            current[number] = job
+            pipe = self.processes[number].stdin
+            assert pipe is not None
+            # if it ended already, its last message says so
+            with suppress(BrokenPipeError):
+                write_message(pipe, {"job": job.to_dict(), "images": str(images)})
+
+    def _broken(self, number: int, job: Job) -> str:
+        code = self.processes[number].wait()
+        memory = " (out of memory? try fewer jobs)" if code == RETURN_CODE_KILLED else ""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        said = lines[-1] if lines else "it left no message"
+        return f"the process of {job.name} ended with code {code}{memory}: {said}"
+
+
+def visible_gpus() -> list[str]:
+    """The values of CUDA_VISIBLE_DEVICES that stand for one GPU each."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def write_message(pipe: IO[bytes], message: dict[str, Any], payload: bytes = b"") -> None:
+    """One line of JSON, with the number of bytes that follow it, and these."""
+    line = json.dumps({**message, "bytes": len(payload)}).encode() + b"\n"
+    pipe.write(line + payload)
+    pipe.flush()
+
+
+def read_message(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
+    """What `write_message` wrote, or None where the pipe has ended."""
+    line = pipe.readline()
+    if not line.endswith(b"\n"):
+        return None
+    message = json.loads(line)
+    size = message.pop("bytes")
+    payload = pipe.read(size) if size else b""
+    return (message, payload) if len(payload) == size else None

@@ -1,0 +1,70 @@
+"""One run of a comparison, as plain values that can travel to another process or machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from foveal.compare.variants import Variant
+from foveal.model_info import ModelInfo
+from foveal.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to do one run.
+
+    Attributes:
+        variant: which network.
+        config: how to train it; ``config.seed`` is the run's.
+        info: classes and preprocessing.
+        device: "cpu" or "cuda".
+        keep_weights: whether the trained weights come back with the result.
+        settings: everything the result depends on; kept with it.
+    """
+
+    variant: Variant
+    config: TrainConfig
+    info: ModelInfo
+    device: str
+    keep_weights: bool
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What to call the run in messages."""
+        return f"{self.variant.name}, seed {self.config.seed}"
+
+    @property
+    def key(self) -> str:
+        """The name of the run's files: readable, and different for different settings."""
+        text = json.dumps(self.settings, sort_keys=True, default=str)
+        digest = hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=8).hexdigest()
+        readable = re.sub(r"[^\w.-]+", "-", self.variant.name).strip("-")[:100]
+        return f"{readable}-seed{self.config.seed}-{digest}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a line of JSON."""
+        return {
+            "variant": asdict(self.variant),
+            "config": self.config.to_dict(),
+            "info": self.info.to_dict(),
+            "device": self.device,
+            "keep_weights": self.keep_weights,
+            "settings": self.settings,
+        }
+
+    @classmethod
+    def from_dict(cls, job: dict[str, Any]) -> Job:
+        """From such a line."""
+        return cls(
+            **{
+                **job,
+                "variant": Variant(**job["variant"]),
+                "config": TrainConfig.from_dict(job["config"]),
+                "info": ModelInfo.from_dict(job["info"]),
+            }
+        )

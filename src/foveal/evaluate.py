@@ -1,0 +1,153 @@
+"""The figures of trained weights on a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveal.data.loader import SequentialBatchSampler, make_loader, worker_count
+from foveal.errors import FovealError
+from foveal.inference import Predictor, predictor
+from foveal.model_info import ModelInfo
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of one network on one split of a data set.
+
+    Attributes:
+        weights, data, split: what was measured on what.
+        images: how many.
+        metric: the figure that counts, a key of ``figures``.
+        figures: such as ``accuracy``, ``top5`` and ``loss`` of a classifier.
+        interval: 95 % interval of the metric; ``interval_of`` says over what.
+        per_class: the metric of each class; None where it is undefined.
+        inference: the options of the task, which say how images went through the network.
+        image_size: size in pixels at which the network saw them.
+        skipped: unreadable files with the reason.
+    """
+
+    weights: str
+    data: str
+    split: str
+    images: int
+    metric: str
+    figures: dict[str, float]
+    interval: tuple[float, float]
+    interval_of: str
+    per_class: dict[str, float | None]
+    inference: Any
+    image_size: int
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON file; the figures lie flat in it."""
+        flat = {name: getattr(self, name) for name in ("weights", "data", "split", "images", "metric")}
+        how = asdict(self.inference)
+        return {
+            **flat,
+            **self.figures,
+            "interval": self.interval,
+            "interval_of": self.interval_of,
+            "per_class": self.per_class,
+            "inference": how,
+            "image_size": self.image_size,
+            "skipped": self.skipped,
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    weights: str | os.PathLike[str] | Predictor,
+    data: str | None = None,
+    *,
+    split: str = "val",
+    data_options: Mapping[str, Any] | None = None,
+    inference: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Run a network over every image of a split.
+
+    Args:
+        weights: a file of `foveal train`, the name of a model with published weights, or a predictor.
+        data: as for training; by default the data it was trained on.
+        split: "train", "val" or "test".
+        data_options: options of the data set. On the data of the training its options hold, but for those given.
+        inference: options of the task, such as ``{"inference": "sliding"}`` to segment.
+        batch_size: images at a time; by default twice that of training.
+        device: "auto", "cpu", "cuda", ...
+
+    Raises:
+        FovealError: wrong weights, an option out of its range, or data with a class that the network does not know.
+
+    Example:
+        >>> from foveal.inference import open_bundled
+        >>> evaluate(open_bundled(), split="test", data_options={"length": 20}).images
+        20
+    """
+    from foveal.train.run import open_split
+
+    ready = weights if isinstance(weights, Predictor) else predictor(weights, device)
+    task, info = ready.task, ready.info
+    spec = data or info.data
+    if spec is None:
+        raise FovealError(f"data must be given, for {ready.name} does not say what it was trained on")
+    options = ready.inference_options(inference or {})
+    dataset = open_split(task, spec, split, data_options_for(ready.info, data, data_options or {}, task))
+    metric = task.new_metric(info, list(dataset.classes), options)
+    loader = make_loader(
+        dataset,
+        task.eval_transform(info),
+        SequentialBatchSampler(len(dataset), batch_size or 2 * task.default_batch_size),
+        task.collate,
+        workers=worker_count(workers, info.image_size),
+    )
+    for batches in loader:
+        for batch in batches:
+            moved = {k: v.to(ready.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            metric.update(ready.net, moved)
+    if metric.images == 0:
+        raise FovealError(f"the data must hold at least 1 image, got 0 in {spec}, split {split}")
+    report = metric.report()
+    return Evaluation(
+        weights=str(weights) if not isinstance(weights, Predictor) else weights.name,
+        data=spec,
+        split=split,
+        images=metric.images,
+        metric=task.metric,
+        figures=metric.compute(),
+        interval=report.get("interval", (float("nan"), float("nan"))),
+        interval_of=report.get("interval_of", ""),
+        per_class=report.get("per_class", {}),
+        inference=options,
+        image_size=info.image_size,
+        skipped=dict(dataset.skipped),
+    )
+
+
+def data_options_for(
+    info: ModelInfo, data: str | None, given: Mapping[str, Any], task: Any
+) -> dict[str, Any]:
+    """The options to open data with: on the data of the training those of the training, but for what is given.
+
+    Args:
+        data: as typed; None is the data of the training.
+    """
+    if data is None or same_data(data, info.data):
+        return {**info.data_options, **given}
+    inherited = task.inherited_data_options(info, data) if hasattr(task, "inherited_data_options") else {}
+    return {**inherited, **given}
+
+
+def same_data(data: str, other: str | None) -> bool:
+    """Whether two names mean the same data: the same word, or paths to the same place."""
+    if other is None:
+        return False
+    return data == other or (os.path.exists(data) and Path(data).resolve() == Path(other).resolve())

@@ -1,0 +1,313 @@
+"""A network that is ready for use: with its task, its classes and its preprocessing, in one object."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from foveal.checkpoint import load
+from foveal.data import JointTransform, decode_image
+from foveal.errors import FovealError
+from foveal.files import find_images
+from foveal.machine import choose_device
+from foveal.model_info import ModelInfo
+from foveal.models import create_model, list_models
+from foveal.tasks import Task, task_named
+from foveal.tasks.options import make_options
+
+Source = str | os.PathLike[str] | bytes | Tensor | np.ndarray
+VALUES_AT_ONCE = 3 * 2**22
+"""Values of prepared images that go through a network together."""
+BUNDLED = "default.safetensors"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network in eval mode with all that is needed to use it.
+
+    Attributes:
+        net: the network, on its device.
+        info: classes and preprocessing, as the weights file says.
+        name: what the weights are called; shown in every picture.
+
+    Example:
+        >>> predictor = open_bundled()
+        >>> prediction = predictor(torch.zeros(3, 40, 40, dtype=torch.uint8))
+        >>> len(prediction.labels)
+        5
+    """
+
+    net: nn.Module
+    info: ModelInfo
+    name: str
+
+    @cached_property
+    def task(self) -> Task:
+        """What the network does."""
+        return task_named(self.info.task)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.net.parameters()).device
+
+    def __repr__(self) -> str:
+        model = self.info.model or type(self.net).__name__
+        does = f"task {self.info.task}, {len(self.info.classes)} classes"
+        return f"<Predictor {self.name}: {model}, {does}, on {self.device}>"
+
+    def __call__(self, source: Any, **inference: Any) -> Any:
+        """The answer for one image, or for a list of them.
+
+        Args:
+            source: a path, the bytes of an image file, a Pillow image, an array (h, w, 3) or a tensor (3, h, w) of
+                uint8; or a list of these.
+            inference: options of the task, such as ``top=3`` to classify or ``inference="sliding"`` to segment.
+
+        Returns:
+            A prediction, which shows itself in a notebook; for a list, a list of predictions.
+
+        Raises:
+            FovealError: the image cannot be read, or an option does not fit.
+            FileNotFoundError: there is no such file.
+        """
+        if not isinstance(source, list | tuple):
+            return self([source], **inference)[0]
+        images = [_image_of(one) for one in source]
+        names = [os.fspath(one) if isinstance(one, str | os.PathLike) else "" for one in source]
+        answers = self.predict(images, self.inference_options(inference))
+        return [
+            replace(answer, file=str(name), image=image)
+            for answer, name, image in zip(answers, names, images, strict=True)
+        ]
+
+    def inference_options(self, given: Mapping[str, Any]) -> Any:
+        """The task's options of prediction.
+
+        Raises:
+            FovealError: the task has no such option, or a value is out of its range.
+        """
+        return make_options(self.task.InferenceOptions, given, self.info.task)
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[UInt8[Tensor, "3 h w"]], inference: Any = None) -> list[Any]:
+        """Answers for images of any size, in their order; images of one prepared size go together.
+
+        Args:
+            inference: an instance of the task's ``InferenceOptions``.
+        """
+        prepared = [self.prepare(self.view({"image": image})["image"]) for image in images]
+        answers: list[Any] = [None] * len(images)
+        for indices in _groups([one.shape for one in prepared]):
+            batch = torch.stack([prepared[i] for i in indices]).to(self.device)
+            sizes = [(images[i].shape[-2], images[i].shape[-1]) for i in indices]
+            found = self.task.predict(self.net, batch, sizes, self.info, inference)
+            for i, answer in zip(indices, found, strict=True):
+                answers[i] = answer
+        return answers
+
+    def predict_files(
+        self, files: Sequence[Path], inference: Any, unreadable: dict[str, str], batch_size: int = 32
+    ) -> Iterator[tuple[Any, Tensor]]:
+        """Answers for image files, each with its image, one batch after the other.
+
+        Args:
+            unreadable: is filled with the files that cannot be read and the reason.
+        """
+        waiting: list[tuple[Path, Tensor]] = []
+        values = 0
+        for file in files:
+            try:
+                image = decode_image(file)
+            except (FovealError, OSError) as error:
+                unreadable[str(file)] = str(error)
+                continue
+            waiting.append((file, image))
+            values += image.numel()
+            if len(waiting) == batch_size or values > VALUES_AT_ONCE:
+                yield from self._answered(waiting, inference)
+                waiting, values = [], 0
+        yield from self._answered(waiting, inference)
+
+    def _answered(self, waiting: list[tuple[Path, Tensor]], inference: Any) -> Iterator[tuple[Any, Tensor]]:
+        answers = self.predict([image for _, image in waiting], inference)
+        for (file, image), answer in zip(waiting, answers, strict=True):
+            yield replace(answer, file=str(file)), image
+
+    # -------------------------------------------------------------------------------------------- what the network sees
+
+    @cached_property
+    def _resize(self) -> JointTransform:
+        return self.task.eval_transform(self.info).without_normalization()
+
+    @cached_property
+    def _normalize(self) -> JointTransform:
+        return JointTransform([], self.info.mean, self.info.std)
+
+    def view(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """What the network sees of a sample, at its size and still uint8; masks and boxes with it."""
+        return self._resize(sample)
+
+    def prepare(self, view: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+        """A view, normalised as in training."""
+        return self._normalize({"image": view})["image"]
+
+    def point(self, image_size: tuple[int, int], pixel: tuple[int, int]) -> tuple[int, int]:
+        """Where a pixel (y, x) of an image of (height, width) comes to lie in the view.
+
+        Raises:
+            FovealError: the pixel is outside the image, or cut off by the view.
+        """
+        (height, width), (y, x) = image_size, pixel
+        if not (0 <= y < height and 0 <= x < width):
+            raise FovealError(f"query must lie inside the image of {height}x{width}, got {y},{x}")
+        box = torch.tensor([x, y, x + 1.0, y + 1.0])
+        image = torch.empty(3, height, width, dtype=torch.uint8)
+        view = self.view({"image": image, "box_xyxy": box})
+        x1, y1, x2, y2 = view["box_xyxy"].tolist()
+        if x2 <= x1 or y2 <= y1:
+            raise FovealError(f"query must lie in the part of the image that the network sees, got {y},{x}")
+        rows, columns = view["image"].shape[1:]
+        return min(int((y1 + y2) / 2), rows - 1), min(int((x1 + x2) / 2), columns - 1)
+
+
+def predictor(weights: str | os.PathLike[str], device: str = "auto") -> Predictor:
+    """A network ready for use, from a weights file or from a model's name.
+
+    Args:
+        weights: a file that `foveal train`, `compare` or `convert` wrote, or the name of a model with published
+            weights, such as "resnet50" (fetched once from the network).
+        device: "auto", "cpu", "cuda", ...
+
+    Raises:
+        FovealError: not one of our files, one without the facts that training stores, or no such device.
+        FileNotFoundError: there is neither such a file nor such a model.
+        ConnectionError: published weights are neither in the cache nor to be fetched.
+
+    Example:
+        >>> import foveal, tempfile, pathlib
+        >>> from foveal.model_info import ModelInfo
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.safetensors"
+        >>> net = foveal.create_model("cifar_resnet8", num_classes=2)
+        >>> foveal.save(net, path, **ModelInfo("classify", ["cat", "dog"], 32).to_dict())
+        >>> foveal.predictor(path)(torch.zeros(3, 40, 40, dtype=torch.uint8)).label in ("cat", "dog")
+        True
+    """
+    path = Path(weights)
+    if path.exists() or path.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
+        return _from_net(load(path), _short_name(path), str(path), device)
+    name = str(weights)
+    if not list_models(name.partition(".")[0]):
+        raise FileNotFoundError(f"weights must be a file or a model that `foveal list` prints, got {name}")
+    net = create_model(name, pretrained=True)
+    return _ready(net, _published_info(net, name), f"{name} (published weights)", device)
+
+
+def open_bundled(device: str = "cpu") -> Predictor:
+    """The small network that comes with the package, trained on the bundled scenes."""
+    with resources.as_file(resources.files("foveal.look") / BUNDLED) as path:
+        return _from_net(load(path), f"{BUNDLED} (bundled, trained on scenes)", BUNDLED, device)
+
+
+def _from_net(net: nn.Module, name: str, where: str, device: str) -> Predictor:
+    return _ready(net, ModelInfo.from_dict(net.foveal_info, where), name, device)  # pyright: ignore[reportArgumentType]
+
+
+def _ready(net: nn.Module, info: ModelInfo, name: str, device: str) -> Predictor:
+    return Predictor(net.eval().requires_grad_(False).to(choose_device(device)), info, name)
+
+
+def _published_info(net: nn.Module, name: str) -> ModelInfo:
+    """The preprocessing and the classes that timm notes with published weights."""
+    own: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
+    if not own.get("input_size") or own.get("num_classes") != 1000:
+        raise FovealError(
+            f"a model by name must be a classifier of ImageNet with published weights, got {name}"
+        )
+    from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
+
+    names = ImageNetInfo()
+    return ModelInfo(
+        task="classify",
+        classes=[names.index_to_description(i, detailed=False) for i in range(1000)],
+        image_size=own["input_size"][-1],
+        mean=tuple(own["mean"]),
+        std=tuple(own["std"]),
+        interpolation=own.get("interpolation", "bilinear"),
+        crop_share=own.get("crop_pct"),
+        model=name,
+    )
+
+
+def _short_name(path: Path) -> str:
+    """Enough of the path to tell two runs apart: ``run-1/weights/best.safetensors`` is shown from the run on."""
+    parts = path.parts[-3:] if path.parent.name == "weights" else path.parts[-1:]
+    return "/".join(parts)
+
+
+def image_files(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Files as given; of folders the images at any depth, in the order of their names, without repeats.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = find_images(path)
+            if not inside:
+                raise FileNotFoundError(f"a folder must hold images, got none in {path}")
+            found += map(Path, inside)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"a path must exist, got {path}")
+    return list(dict.fromkeys(found))
+
+
+def _groups(shapes: Sequence[Any]) -> Iterator[list[int]]:
+    """Indices of equal shapes, no more of them together than memory allows."""
+    by_shape: dict[Any, list[int]] = {}
+    for i, shape in enumerate(shapes):
+        by_shape.setdefault(tuple(shape), []).append(i)
+    for shape, indices in by_shape.items():
+        together = max(1, VALUES_AT_ONCE // max(1, int(np.prod(shape))))
+        yield from (indices[k : k + together] for k in range(0, len(indices), together))
+
+
+def _image_of(source: Any) -> UInt8[Tensor, "3 h w"]:
+    if isinstance(source, str | os.PathLike | bytes):
+        return decode_image(source)
+    if isinstance(source, Tensor):
+        image = source
+    elif isinstance(source, np.ndarray):
+        image = (
+            torch.from_numpy(np.ascontiguousarray(source)).permute(2, 0, 1)
+            if source.ndim == 3
+            else torch.empty(0)
+        )
+    elif hasattr(source, "convert"):
+        from foveal.data.decode import to_tensor
+
+        image = to_tensor(source)
+    else:
+        raise FovealError(
+            f"an image must be a path, bytes, a Pillow image, an array or a tensor, got {type(source).__name__}"
+        )
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        shape = tuple(getattr(source, "shape", ()))
+        raise FovealError(
+            "an image must be uint8, a tensor of shape (3, h, w) or an array of shape (h, w, 3), "
+            f"got {source.dtype} of shape {shape}"
+        )
+    return image

@@ -1,0 +1,32 @@
+"""One image through a network, with everything its attention sites received."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from foveal.inference import Predictor
+from foveal.look.record import Seen, watch
+
+
+@torch.no_grad()
+def predict_recorded(
+    predictor: Predictor, view: UInt8[Tensor, "3 h w"], max_bytes: int = 2**28
+) -> tuple[Any, Seen]:
+    """The network's answer for one view, and the recording of every attention site.
+
+    Args:
+        view: as `Predictor.view` gives it.
+        max_bytes: most that the recording may hold.
+
+    Raises:
+        FovealError: the network has no attention site.
+    """
+    with watch(predictor.net, weights=predictor.name, max_bytes=max_bytes) as seen:
+        prepared = predictor.prepare(view)[None].to(predictor.device)
+        size = (view.shape[-2], view.shape[-1])
+        (answer,) = predictor.task.predict(predictor.net, prepared, [size], predictor.info)
+    return answer, seen

@@ -1,0 +1,203 @@
+"""What a network can be trained to do: one package for each task, and one dictionary of them all.
+
+Everything above this room (training, evaluation, prediction, comparing, looking, the command line) knows a task only
+by the names of `Task`. A new task is one more entry in `TASKS`. Importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from foveal.errors import FovealError
+from foveal.tasks.classify import Classify
+from foveal.tasks.segment import Segment
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from rich.console import RenderableType
+    from torch import Tensor, nn
+
+    from foveal.data import JointTransform
+    from foveal.model_info import ModelInfo
+
+    Sample = dict[str, Any]
+    Batch = dict[str, Any]
+
+
+class Metric(Protocol):
+    """Figures over the images of a split, gathered batch by batch, in one process or several."""
+
+    @property
+    def images(self) -> int:
+        """How many were counted."""
+        ...
+
+    def update(self, net: nn.Module, batch: Batch) -> None:
+        """Run the network, in eval mode and without gradients, on a batch and add what came out."""
+        ...
+
+    def merge(self, other: Any) -> None:
+        """Add what another process gathered."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """The figures, among them ``loss`` and the task's ``metric``."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """What an evaluation adds to `compute`: ``interval`` (95 %, of the metric), ``interval_of``, ``per_class``."""
+        ...
+
+
+class Prediction(Protocol):
+    """What a network says of one image. It shows itself in a terminal (``repr``) and in a notebook (a picture)."""
+
+    file: str
+    labels: Sequence[tuple[str, float]]
+
+    def draw(self, image: Tensor) -> np.ndarray:
+        """The image, uint8 (3, h, w), with the answer drawn into it: uint8 (h, w, 3)."""
+        ...
+
+
+class Task(Protocol):
+    """The names that a task must have; an object that has them is a task.
+
+    A task may also have
+
+    - ``step(training, batch, generator) -> dict[str, Tensor]`` and ``make_optimizers(net, config) -> list``, where one
+      training step is not "losses, backward, one optimiser step";
+    - ``object_mask(batch) -> Tensor | None``, (b, h, w) bool: where the object of each image is known to be, so that
+      attention can be scored against it;
+    - ``inherited_data_options(info, data) -> dict``: which options of the training's data hold on other data;
+    - ``bundled_recipe``: training options, for the bundled data, of a run that takes seconds.
+
+    Attributes:
+        Options: dataclass of the task's own options of training, each with a docstring; `foveal train --task NAME`
+            takes them.
+        InferenceOptions: dataclass of the options that evaluation and prediction take.
+        default_model, default_batch_size: where the person names none.
+        metric: the figure that says how good a network is.
+        higher_is_better: which way the metric points.
+        is_share: whether the metric is a share from 0 to 1, which people read as per cent.
+        writes_folder: whether predictions go to a folder rather than into one text.
+    """
+
+    Options: ClassVar[type]
+    InferenceOptions: ClassVar[type]
+    default_model: ClassVar[str]
+    default_batch_size: ClassVar[int]
+    metric: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+    is_share: ClassVar[bool]
+    writes_folder: ClassVar[bool]
+
+    def open(self, data: str, split: str, options: Mapping[str, Any]) -> Any:
+        """Open one split of a data set: items are dictionaries with ``image``, uint8 (3, h, w)."""
+        ...
+
+    def describe(self, data: Mapping[str, Any], options: Any) -> dict[str, Any]:
+        """What the weights file must say of this task beyond the classes.
+
+        Args:
+            data: the parts ``train`` and ``val``.
+            options: an instance of ``Options``.
+
+        Raises:
+            FovealError: the data cannot be used for this task, or an option does not fit them.
+        """
+        ...
+
+    def default_image_size(self, data: Any) -> int:
+        """The size in pixels at which the network sees the images where the person names none."""
+        ...
+
+    def build(self, model: str, num_classes: int, **options: Any) -> nn.Module:
+        """Build a network by name.
+
+        Raises:
+            FovealError: the name is unknown, or such a network cannot do this task.
+        """
+        ...
+
+    def train_transform(self, data: Any, info: ModelInfo, options: Any, augment: bool) -> JointTransform:
+        """From a stored sample to what the network takes in training."""
+        ...
+
+    def eval_transform(self, info: ModelInfo) -> JointTransform:
+        """From a stored sample to what the network takes in evaluation; without randomness."""
+        ...
+
+    def collate(self, samples: Sequence[Sample]) -> list[Batch]:
+        """Batches of tensors from samples: one, or one for each size of image where sizes differ."""
+        ...
+
+    def losses(
+        self, net: nn.Module, batch: Batch, info: ModelInfo, options: Any, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The parts of the loss by name; their sum is minimised, and each part is logged."""
+        ...
+
+    def new_metric(self, info: ModelInfo, classes: Sequence[str], inference: Any = None) -> Metric:
+        """An empty metric for data of these ``classes``, which are among those of the network."""
+        ...
+
+    def predict(
+        self,
+        net: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        info: ModelInfo,
+        inference: Any = None,
+    ) -> list[Any]:
+        """Answers for a batch of prepared images (b, c, h, w), each at its own original size (height, width)."""
+        ...
+
+    def write(
+        self,
+        predictions: Iterable[tuple[Any, Tensor]],
+        out: Path | None,
+        info: ModelInfo,
+        inference: Any,
+        format: str,
+        unreadable: Mapping[str, str],
+    ) -> tuple[int, str]:
+        """Write predictions, each with its image, as they come.
+
+        Args:
+            out: a file, or a folder where the task ``writes_folder``; None returns the text instead.
+            unreadable: file -> reason; filled while ``predictions`` are taken.
+
+        Returns:
+            How many predictions there were, and what to print.
+        """
+        ...
+
+    def show(self, evaluation: Any) -> RenderableType:
+        """An evaluation as a table for the terminal."""
+        ...
+
+    def caption(self, sample: Sample, classes: Sequence[str]) -> str:
+        """A word that says what a sample shows, for pictures of examples."""
+        ...
+
+
+TASKS: dict[str, Task] = {"classify": Classify(), "segment": Segment()}
+
+
+def task_named(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        FovealError: there is none.
+
+    Example:
+        >>> task_named("classify").metric
+        'accuracy'
+    """
+    if name not in TASKS:
+        raise FovealError(f"task must be one of {', '.join(TASKS)}, got {name}")
+    return TASKS[name]

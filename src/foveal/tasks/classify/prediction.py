@@ -1,0 +1,76 @@
+"""The labels of one image, and many of them as a text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from foveal.files import csv_cell, json_text
+from foveal.tasks.picture import captioned, png_bytes
+
+
+@dataclass(frozen=True)
+class LabelPrediction:
+    """What a classifier says of one image.
+
+    Attributes:
+        labels: (class, probability) pairs, most probable first.
+        file: where the image came from, if from a file.
+        image: the image itself, uint8 (3, h, w).
+    """
+
+    labels: list[tuple[str, float]]
+    file: str = ""
+    image: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.labels[0][0]
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{label} {probability:.1%}" for label, probability in self.labels)
+        return f"<{self.file}: {said}>" if self.file else f"<{said}>"
+
+    def draw(self, image: Tensor) -> np.ndarray:
+        """The image with its most probable labels written below it."""
+        lines = [f"{label}  {probability:.1%}" for label, probability in self.labels[:3]]
+        return captioned(image.permute(1, 2, 0).cpu().numpy(), lines)
+
+    def _repr_png_(self) -> bytes | None:
+        return None if self.image is None else png_bytes(self.draw(self.image))
+
+
+def predictions_text(found: Sequence[LabelPrediction], unreadable: Mapping[str, str], format: str) -> str:
+    """CSV with the columns file, label, probability, label_2, probability_2, ...; or JSON with the same.
+
+    Example:
+        >>> print(predictions_text([LabelPrediction([("cat", 0.75), ("dog", 0.25)], "a.png")], {}, "csv"), end="")
+        file,label,probability,label_2,probability_2
+        a.png,cat,0.75,dog,0.25
+    """
+    if format == "json":
+        predictions = [
+            {
+                "file": one.file,
+                "labels": [label for label, _ in one.labels],
+                "probabilities": [probability for _, probability in one.labels],
+            }
+            for one in found
+        ]
+        broken = [{"file": file, "reason": reason} for file, reason in unreadable.items()]
+        return json_text({"predictions": predictions, "unreadable": broken})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ranks = range(1, 1 + max((len(one.labels) for one in found), default=1))
+    writer.writerow(
+        ["file", *(f"{n}{'' if k == 1 else f'_{k}'}" for k in ranks for n in ("label", "probability"))]
+    )
+    for one in found:
+        writer.writerow([csv_cell(one.file), *(csv_cell(value) for pair in one.labels for value in pair)])
+    return text.getvalue()

@@ -1,0 +1,32 @@
+"""The evaluation of a classifier, for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from foveal.tasks.tables import figures_table, with_notes
+
+SHOWN_CLASSES = 10
+
+
+def evaluation_table(evaluation: Any) -> RenderableType:
+    """Accuracy with its interval, and every class, or the ten with the lowest accuracy and a word on the others."""
+    low, high = evaluation.interval
+    figures = evaluation.figures
+    table = figures_table(evaluation)
+    table.add_row("accuracy", f"{100 * figures['accuracy']:.2f} %")
+    table.add_row("95 % interval (of the images drawn)", f"{100 * low:.2f} to {100 * high:.2f} %")
+    table.add_row("right among the best 5", f"{100 * figures['top5']:.2f} %")
+    table.add_row("loss", f"{figures['loss']:.4f}")
+    hardest = sorted(evaluation.per_class.items(), key=lambda item: item[1])
+    for name, share in hardest[:SHOWN_CLASSES]:
+        table.add_row(Text(f"class {name}"), f"{100 * share:.1f} %")
+    notes = []
+    if len(hardest) > SHOWN_CLASSES:
+        notes.append(
+            f"the {SHOWN_CLASSES} classes with the lowest accuracy of {len(hardest)}; --out FILE.json has all of them"
+        )
+    return with_notes(table, notes, evaluation.skipped)

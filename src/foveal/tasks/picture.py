@@ -1,0 +1,40 @@
+"""Small pictures that show an answer, for notebooks and folders."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+LINE = 14
+SMALLEST_WIDTH = 160
+
+
+def captioned(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """An image, uint8 (h, w, 3), enlarged by a whole number if it is small, with lines of text below it.
+
+    Example:
+        >>> captioned(np.zeros((8, 8, 3), dtype=np.uint8), ["cat"]).shape
+        (178, 160, 3)
+    """
+    from PIL import Image, ImageDraw
+
+    factor = max(1, SMALLEST_WIDTH // image.shape[1])
+    image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = image.shape[:2]
+    picture = Image.new("RGB", (width, height + LINE * len(lines) + 4), "white")
+    picture.paste(Image.fromarray(image), (0, 0))
+    draw = ImageDraw.Draw(picture)
+    for number, line in enumerate(lines):
+        draw.text((3, height + 2 + LINE * number), line, fill="black")
+    return np.asarray(picture)
+
+
+def png_bytes(picture: np.ndarray) -> bytes:
+    """A picture, uint8 (h, w, 3) or (h, w), as the bytes of a PNG file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,104 @@
+"""The network of a config: built by its task, looked at for its preprocessing, with the blocks inserted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from foveal.data.loader import seed_for
+from foveal.errors import FovealError
+from foveal.insertion import insert, parse_insertion
+from foveal.model_info import IMAGENET_MEAN, IMAGENET_STD, ModelInfo
+from foveal.train.config import TrainConfig
+
+
+def build_network(config: TrainConfig, *, classes: int) -> nn.Module:
+    """The network without inserted blocks; networks of one seed begin with the same weights.
+
+    Raises:
+        FovealError: the model is unknown, or cannot do the task.
+    """
+    torch.manual_seed(seed_for(config.seed, "weights"))
+    options = {**config.model_options, "pretrained": config.pretrained}
+    return config.the_task.build(config.model, classes, **options)
+
+
+def describe_network(config: TrainConfig, net: nn.Module, data: dict[str, Any]) -> ModelInfo:
+    """What the weights file will say: published weights keep the preprocessing they were trained with.
+
+    Args:
+        data: the parts ``train`` and ``val``.
+    """
+    task = config.the_task
+    published = _published_preprocessing(net) if config.pretrained else {}
+    size = config.image_size or _fixed_size(net) or published.pop("image_size", None)
+    published.pop("image_size", None)
+    return ModelInfo(
+        task=config.task,
+        classes=list(data["train"].classes),
+        image_size=size or task.default_image_size(data["train"]),
+        **published,
+        data=config.data,
+        data_options=config.data_options,
+        model=config.model,
+        extra=task.describe(data, config.options),
+    )
+
+
+def _published_preprocessing(net: nn.Module) -> dict[str, Any]:
+    """Mean, standard deviation, interpolation, crop and size that timm notes with published weights."""
+    own = getattr(getattr(net, "backbone", net), "pretrained_cfg", None) or {}
+    interpolation = own.get("interpolation", "bilinear")
+    found: dict[str, Any] = {
+        "mean": tuple(own.get("mean", IMAGENET_MEAN)),
+        "std": tuple(own.get("std", IMAGENET_STD)),
+        "interpolation": interpolation if interpolation in ("bilinear", "bicubic") else "bilinear",
+        "crop_share": own.get("crop_pct"),
+    }
+    if not hasattr(net, "backbone") and own.get("input_size"):
+        found["image_size"] = own["input_size"][-1]
+    return found
+
+
+def _fixed_size(net: nn.Module) -> int | None:
+    """The only size of image that the network takes, if there is only one."""
+    own = getattr(net, "pretrained_cfg", None) or {}
+    return own["input_size"][-1] if own.get("fixed_input_size") and own.get("input_size") else None
+
+
+def add_blocks(net: nn.Module, config: TrainConfig, image_size: int) -> nn.Module:
+    """Insert the blocks in the order given, and bring the weights into the memory format that was asked for.
+
+    Raises:
+        FovealError: the network does not take such images, a block is unknown or cannot go where it was asked for.
+    """
+    example = torch.zeros(1, 3, image_size, image_size)
+    require_forward(net, example, config.model)
+    for text in config.insert:
+        insert(net, **{"start": config.start, "example": example, **parse_insertion(text)})
+    if config.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return net
+
+
+def require_forward(net: nn.Module, example: torch.Tensor, name: str) -> None:
+    """Run the network once, in eval mode, so that images it cannot take are refused before anything is read.
+
+    Raises:
+        FovealError: the network does not take such images.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with torch.no_grad():
+            net(example)
+    except (RuntimeError, AssertionError, TypeError, ValueError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FovealError(
+            f"the network must take images of shape {tuple(example.shape)}, got {name}: {reason}"
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,88 @@
+"""The run folder: what is in it, and how it is read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foveal.errors import FovealError
+from foveal.files import atomic_write, new_folder, new_numbered_folder, write_json, write_text
+from foveal.machine import environment
+from foveal.train.config import TrainConfig
+
+CHECKPOINT = "checkpoint.ckpt"
+
+
+def make_run_folder(config: TrainConfig) -> Path:
+    """Make the run folder and write config.yaml and environment.json; ``config.out`` then names it.
+
+    Raises:
+        FovealError: ``config.out`` holds something already, or its path leads through a file.
+        OSError: it cannot be written.
+    """
+    if config.out is not None:
+        hint = (
+            f"; continue it with --resume {config.out}" if (Path(config.out) / "config.yaml").exists() else ""
+        )
+        folder = new_folder(config.out, hint=hint)
+    else:
+        blocks = [text.split("@")[0].split("(")[0] for text in config.insert]
+        folder = new_numbered_folder("runs/train", "-".join([config.model, *blocks]))
+    (folder / "weights").mkdir()
+    config.out = str(folder)
+    write_config(folder, config)
+    write_json(folder / "environment.json", environment() | {"seed": config.seed})
+    return folder
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Write config.yaml, which ``foveal train --config`` and ``--resume`` read."""
+    write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The config of a run folder.
+
+    Raises:
+        FovealError: the folder is no run folder, or its config.yaml is not one of ours.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise FovealError(f"resume must be the folder of a run, with its config.yaml, got {folder}")
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FovealError(f"config.yaml must be YAML, got {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise FovealError(f"config.yaml must map options to values, got {path}")
+    return TrainConfig.from_dict({**options, "out": str(folder)})
+
+
+def write_curves(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> None:
+    """Draw the losses, each part of the training loss by itself, and the metric, against epochs."""
+    from matplotlib.figure import Figure
+
+    from foveal.train.progress import metric_name
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    loss_axes, metric_axes = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in rows]
+    losses = {"train_loss": "training", "val_loss": "validation"}
+    parts = [name for name in rows[0] if name.startswith("train_") and name != "train_loss"]
+    for name, label in losses.items():
+        if name in rows[0]:
+            loss_axes.plot(epochs, [row[name] for row in rows], marker=".", label=label)
+    for name in parts:
+        label = name.removeprefix("train_").replace("_", " ")
+        loss_axes.plot(epochs, [row[name] for row in rows], linewidth=0.8, linestyle="--", label=label)
+    loss_axes.set(xlabel="epoch", ylabel="loss")
+    loss_axes.legend(fontsize="small")
+    metric_axes.plot(epochs, [row[f"val_{metric}"] for row in rows], marker=".", color="C2")
+    metric_axes.set(xlabel="epoch", ylabel=f"validation {metric_name(metric)}")
+    for axes in (loss_axes, metric_axes):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
