@@ -22,8 +22,9 @@ import torch
 
 import foveal
 from foveal.bench import describe_machine
-from foveal.look.network import Network
+from foveal.inference import Predictor
 from foveal.look.serve import make_app, serving
+from foveal.model_info import ModelInfo
 from foveal.nn.non_local import PAIRWISE
 from foveal.nn.self_attention import SIMILARITIES
 
@@ -59,13 +60,14 @@ CASES = {
 }
 
 
-def network(model: str, block: str | None, options: dict) -> Network:
+def network(model: str, block: str | None, options: dict) -> Predictor:
     torch.manual_seed(0)
     net = foveal.create_model(model, num_classes=10)
     if block is not None:
         foveal.insert(net, block, at="block", **options)
     net.eval().requires_grad_(False)
-    return Network(net, "random", [str(i) for i in range(10)], SIZE, (0.5,) * 3, (0.5,) * 3)
+    info = ModelInfo("classify", [str(i) for i in range(10)], SIZE, (0.5,) * 3, (0.5,) * 3)
+    return Predictor(net, info, "random")
 
 
 def ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None) -> dict:
@@ -77,7 +79,7 @@ def ask(connection: http.client.HTTPConnection, method: str, path: str, body: by
     return content
 
 
-def measure(one: Network, points: int) -> dict:
+def measure(one: Predictor, points: int) -> dict:
     """Milliseconds of the answers at the first site with rows."""
     from PIL import Image
 

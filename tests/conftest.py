@@ -1,7 +1,11 @@
-"""Two processes share the tests; each keeps to one thread, or they would wait for each other's."""
+"""Two processes share the tests; each keeps to one thread, or they would wait for each other's.
+
+Also what tests of several rooms need: the command, a full disk, a trained network, weights with a block of each kind.
+"""
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -25,17 +29,130 @@ def said(capsys):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Call it with a file's name: from then on the disk has no room for that file, as shows when it is synced."""
+    """Call it with a file's name: the disk has no room for that file, as shows when it is synced; None ends that."""
     from foveal import files
 
     sync = files._sync
 
     def fill(name):
         def refuse(path):
-            if path.name.startswith(f".{name}."):
+            if name is not None and path.name.startswith(f".{name}."):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             sync(path)
 
         monkeypatch.setattr(files, "_sync", refuse)
 
     return fill
+
+
+COLOURS = {"blue": (20, 30, 200), "green": (20, 200, 30), "red": (200, 30, 20)}
+
+
+@pytest.fixture(scope="session")
+def coloured_folder(tmp_path_factory):
+    """Plain coloured images: what a network can learn in seconds."""
+    folder = tmp_path_factory.mktemp("data")
+    import torch
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for part, number in (("train", 16), ("val", 6)):
+        for name, colour in COLOURS.items():
+            (folder / part / name).mkdir(parents=True)
+            for i in range(number):
+                noise = torch.randint(-15, 16, (3,), generator=generator).tolist()
+                image = Image.new("RGB", (30, 26), tuple(c + n for c, n in zip(colour, noise, strict=True)))
+                image.save(folder / part / name / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coloured_run(coloured_folder, tmp_path_factory):
+    from foveal.train import TrainConfig, fit
+
+    options = TrainConfig(
+        data=str(coloured_folder),
+        epochs=6,
+        batch_size=12,
+        lr=0.05,
+        image_size=24,
+        insert=["se(reduction=4)"],
+        workers=0,
+        accelerator="cpu",
+        out=str(tmp_path_factory.mktemp("runs") / "colours"),
+    )
+    return fit(options, quiet=True)
+
+
+# ------------------------------------------------------------------------------- weights with a block of each kind
+
+INFO = {
+    "task": "classify",
+    "classes": [str(i) for i in range(10)],
+    "image_size": 32,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
+    "data": "scenes",
+    "data_options": {},
+}
+
+
+def save_network(path: Path, seed: int) -> Path:
+    import torch
+
+    import foveal
+
+    torch.manual_seed(seed)
+    net = foveal.create_model("cifar_resnet8", num_classes=10)
+    foveal.insert(net, "cbam", stages=(1,), reduction=4, example=torch.zeros(1, 3, 32, 32))
+    foveal.insert(net, "nonlocal", at="block", stages=(2,), example=torch.zeros(1, 3, 32, 32))
+    foveal.insert(net, "dual", at="block", stages=(3,), example=torch.zeros(1, 3, 32, 32))
+    with torch.no_grad():
+        for one in foveal.inserted(net):
+            for parameter in one.module.parameters():
+                parameter.normal_(std=0.4)
+    foveal.save(net, path, **INFO)
+    return path
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_network(tmp_path_factory.mktemp("one") / "one.safetensors", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_network(tmp_path_factory.mktemp("two") / "two.safetensors", seed=1)
+
+
+@pytest.fixture(scope="session")
+def danet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DANet for eleven classes, as training for segmentation saves it."""
+    import torch
+
+    import foveal
+
+    torch.manual_seed(0)
+    net = foveal.create_model("danet_resnet18", num_classes=11)
+    for block in (net.position[1], net.channel[1]):
+        torch.nn.init.constant_(block.gamma, 0.5)
+    path = tmp_path_factory.mktemp("danet") / "danet.safetensors"
+    classes = ["background", *INFO["classes"]]
+    facts = {"task": "segment", "classes": classes, "image_size": 64, "ignore_index": 255}
+    foveal.save(
+        net, path, **{**INFO, **facts, "class_weights": None, "data_options": {"digit_size": [20, 24]}}
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    from foveal.data import decode_image
+
+    path = tmp_path_factory.mktemp("photo") / "photo.jpg"
+    Image.fromarray(load_sample_images().images[0][:200, :300]).save(path)
+    assert decode_image(path).shape == (3, 200, 300)
+    return path

@@ -15,8 +15,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
+from foveal.inference import open_bundled, predictor
 from foveal.look.images import bundled_images
-from foveal.look.network import open_network
 from foveal.look.serve import make_app, serving
 
 HERE = Path(__file__).parent
@@ -25,7 +25,7 @@ DESK, PHONE = {"width": 980, "height": 900}, {"width": 390, "height": 844}
 
 
 def served(weights: list[str | None]) -> AbstractContextManager[str]:
-    networks = [open_network(path) for path in weights]
+    networks = [predictor(path, "cpu") if path else open_bundled() for path in weights]
     return serving(make_app(networks, bundled_images(task=networks[0].task)))
 
 

@@ -48,7 +48,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file; the figures lie flat in it."""
         flat = {name: getattr(self, name) for name in ("weights", "data", "split", "images", "metric")}
-        how = asdict(self.inference)
+        how = self.inference.to_dict() if hasattr(self.inference, "to_dict") else asdict(self.inference)
         return {
             **flat,
             **self.figures,
@@ -105,7 +105,9 @@ def evaluate(
     loader = make_loader(
         dataset,
         task.eval_transform(info),
-        SequentialBatchSampler(len(dataset), batch_size or 2 * task.default_batch_size),
+        SequentialBatchSampler(
+            len(dataset), 2 * task.default_batch_size if batch_size is None else batch_size
+        ),
         task.collate,
         workers=worker_count(workers, info.image_size),
     )

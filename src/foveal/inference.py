@@ -97,7 +97,9 @@ class Predictor:
         Raises:
             FovealError: the task has no such option, or a value is out of its range.
         """
-        return make_options(self.task.InferenceOptions, given, self.info.task)
+        options = make_options(self.task.InferenceOptions, given, self.info.task)
+        settle = getattr(self.task, "settle_inference", None)
+        return options if settle is None else settle(options, self.info)
 
     @torch.no_grad()
     def predict(self, images: Sequence[UInt8[Tensor, "3 h w"]], inference: Any = None) -> list[Any]:

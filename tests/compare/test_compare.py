@@ -1,13 +1,18 @@
 """The whole comparison on a few tiny images: what it leaves, that it continues, and what it says when it cannot."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from foveal.compare import compare
-from foveal.compare.pool import Pool
+from foveal.compare.engines.local import LocalEngine
+from foveal.compare.experiment import finished_result, plan_comparison, result_path
+from foveal.errors import FovealError
+from foveal.files import locked
 from foveal.train.run import Interrupted
 
 TINY = {
@@ -18,6 +23,9 @@ TINY = {
     "accelerator": "cpu",
     "quiet": True,
 }
+
+
+TRAINING = {"data_options": TINY["data_options"], "epochs": 1, "accelerator": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +43,9 @@ def test_every_variant_ran_with_every_seed(outcome):
     assert sorted((run["variant"], run["seed"]) for run in results["runs"]) == sorted(
         (name, seed) for name in ("none", "control", "cbam", "se") for seed in (0, 1)
     )
-    assert all(0 <= run["accuracy"] <= 1 for run in results["runs"])
-    assert results["verdict"] == outcome.verdict
-    assert outcome.verdict.startswith(
+    assert all(0 <= run["metric"] <= 1 for run in results["runs"])
+    assert results["conclusion"] == outcome.conclusion
+    assert outcome.conclusion.startswith(
         "Too few seeds to say whether attention helps on scenes: 2 where at least 6"
     )
 
@@ -65,7 +73,7 @@ def test_costs_are_measured(outcome):
 
 def test_the_report_is_one_file_that_asks_for_nothing(outcome):
     page = outcome.report.read_text(encoding="utf-8")
-    assert outcome.verdict.split(". ")[0] in page
+    assert outcome.conclusion.split(". ")[0] in page
     loaded = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)|url\(([^)]*)\)|@import""", page)
     assert loaded
     assert all(first.startswith("data:") for first, _ in loaded)
@@ -74,23 +82,18 @@ def test_the_report_is_one_file_that_asks_for_nothing(outcome):
     assert "$" not in re.sub(r"data:[^\"]*", "", page)
 
 
-@pytest.mark.slow
 def test_a_stopped_comparison_continues_to_the_same_result(outcome, tmp_path, monkeypatch):
-    do = Pool.do
+    do = LocalEngine.run
 
-    def stop_after_three(self, jobs, on_step, on_result):
+    def stop_after_three(self, jobs, images):
         done = 0
-
-        def count(job, result):
-            nonlocal done
-            on_result(job, result)
-            done += 1
+        for event in do(self, jobs, images):
+            yield event
+            done += event.result is not None
             if done == 3:
                 raise KeyboardInterrupt
 
-        do(self, jobs, on_step, count)
-
-    monkeypatch.setattr(Pool, "do", stop_after_three)
+    monkeypatch.setattr(LocalEngine, "run", stop_after_three)
     with pytest.raises(
         Interrupted, match=r"3 of 8 runs are finished and kept in .*the same command continues"
     ):
@@ -105,45 +108,79 @@ def test_a_stopped_comparison_continues_to_the_same_result(outcome, tmp_path, mo
     assert not list(tmp_path.glob(".images-*"))
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     accuracies = [
-        {(run["variant"], run["seed"]): run["accuracy"] for run in read(folder, "results.json")["runs"]}
+        {(run["variant"], run["seed"]): run["metric"] for run in read(folder, "results.json")["runs"]}
         for folder in (again.folder, outcome.folder)
     ]
     assert accuracies[0] == accuracies[1]
 
 
 def test_a_finished_comparison_trains_nothing_again(outcome, monkeypatch):
-    monkeypatch.setattr(Pool, "__init__", None)
-    assert compare(out=str(outcome.folder), **TINY).verdict == outcome.verdict
+    monkeypatch.setattr(LocalEngine, "__init__", None)
+    assert compare(out=str(outcome.folder), **TINY).conclusion == outcome.conclusion
 
 
-def test_a_damaged_result_is_not_taken_for_a_finished_run(outcome, tmp_path):
-    from foveal.compare.experiment import finished_result
-    from foveal.compare.worker import Job
+def test_a_damaged_result_is_not_taken_for_a_finished_run(tmp_path):
+    plan = plan_comparison(["se(reduction=4)@residual:3"], seeds=1, control=False, training=TRAINING)
+    job = plan.jobs[0]
+    path = result_path(tmp_path, job)
+    path.parent.mkdir()
+    assert finished_result(tmp_path, job) is None
+    for text in ('{"metric": 0.', "[1]", '{"metric": 0.5, "settings": {"seed": 1}}'):
+        path.write_text(text)
+        assert finished_result(tmp_path, job) is None
+    path.write_text(json.dumps({"metric": 0.5, "settings": job.settings}))
+    assert finished_result(tmp_path, job)["metric"] == 0.5
 
-    path = tmp_path / "run.json"
-    settings = {"seed": 0}
-    job = Job.__new__(Job)
-    object.__setattr__(job, "result", str(path))
-    object.__setattr__(job, "settings", settings)
-    assert finished_result(job) is None
-    path.write_text('{"accuracy": 0.')
-    assert finished_result(job) is None
-    path.write_text('{"accuracy": 0.5, "settings": {"seed": 1}}')
-    assert finished_result(job) is None
-    path.write_text('{"accuracy": 0.5, "settings": {"seed": 0}}')
-    assert finished_result(job) == {"accuracy": 0.5, "settings": settings}
+
+def test_runs_are_done_again_when_the_images_changed(tmp_path, monkeypatch):
+    """The same command on the same names: a corrected label must not get the old result."""
+    folder = tmp_path / "data"
+    for part in ("train", "val"):
+        for name, colour in (("blue", (20, 30, 200)), ("red", (200, 30, 20))):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (24, 24), colour).save(folder / part / name / f"{i}.png")
+    again = {
+        "insert": ["se(reduction=4)@residual:3"], "seeds": 1, "control": False, "data": str(folder), "epochs": 1,
+        "batch_size": 8, "accelerator": "cpu", "out": str(tmp_path / "out"), "jobs": 1, "quiet": True,
+    }  # fmt: skip
+    compare(**again)
+    first = {path.name for path in (tmp_path / "out" / "runs").glob("*.json")}
+    Image.new("RGB", (24, 24), (200, 30, 20)).save(folder / "val" / "blue" / "0.png")
+    os.utime(folder / "val" / "blue" / "0.png", ns=(1, 1))
+    compare(**again)
+    assert len({path.name for path in (tmp_path / "out" / "runs").glob("*.json")} - first) == 2
+
+
+def test_two_comparisons_never_work_in_one_folder(tmp_path):
+    with locked(tmp_path, "a comparison"), pytest.raises(FovealError, match="already works in"):
+        compare(out=str(tmp_path), **TINY)
+
+
+def test_networks_by_name_are_compared_for_any_task(tmp_path):
+    """Segmentation: a head with attention against one without, from the same backbone."""
+    result = compare(
+        models=["fcn_test_resnet", "danet_test_resnet(channel_form=paper)"], task="segment", seeds=1, epochs=1,
+        data_options={"length": 24}, batch_size=8, accelerator="cpu", jobs=1, out=str(tmp_path), quiet=True,
+    )  # fmt: skip
+    assert [row.name for row in result.rows] == ["fcn_test_resnet", "danet_test_resnet(channel_form=paper)"]
+    assert result.rows[1].to_none is not None
+    document = read(tmp_path, "results.json")
+    assert document["metric"] == "mIoU"
+    assert all(0 <= run["metric"] <= 1 for run in document["runs"])
+    assert "mIoU" in result.report.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seeds": 0}, "compare: seeds must be at least 1, got 0"),
-        ({"jobs": 0}, "compare: jobs must be at least 1, got 0"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"jobs": 0}, "jobs must be at least 1, got 0"),
         ({"insert": ["sse"]}, "block must be one of"),
         ({"insert": ["se(reduction=4)@residual:9"]}, "stage"),
         ({"model": "resnet_8"}, "resnet_8"),
         ({"accelerator": "tpu"}, "accelerator must be auto, cpu or cuda, got 'tpu'"),
-        ({"data": "no/such/folder", "data_options": None}, "no/such/folder"),
+        ({"data": "no/such/folder", "data_options": {}}, "no/such/folder"),
         ({"lr": -1.0}, "lr must be at least 0"),
     ],
 )

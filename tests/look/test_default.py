@@ -5,21 +5,21 @@ from importlib import resources
 
 import pytest
 
-from foveal.look.network import DEFAULT_WEIGHTS, open_network
-from foveal.train import evaluate
+from foveal.evaluate import evaluate
+from foveal.inference import BUNDLED, open_bundled
 
 FOLDER = resources.files("foveal.look")
 
 
 def test_it_is_small_and_opens_without_a_path() -> None:
-    with resources.as_file(FOLDER / DEFAULT_WEIGHTS) as path:
+    with resources.as_file(FOLDER / BUNDLED) as path:
         assert path.stat().st_size < 2_000_000
-    assert "bundled" in open_network().weights
+    assert "bundled" in open_bundled().name
 
 
 def test_its_accuracy_is_the_one_recorded() -> None:
     recorded = json.loads((FOLDER / "default.json").read_text(encoding="utf-8"))["result"]
-    with resources.as_file(FOLDER / DEFAULT_WEIGHTS) as path:
-        result = evaluate(path, "scenes", split=recorded["split"])
+    with resources.as_file(FOLDER / BUNDLED) as path:
+        result = evaluate(path, split=recorded["split"], data_options={"length": recorded["images"]})
     assert result.images == recorded["images"]
-    assert result.accuracy == pytest.approx(recorded["accuracy"], abs=0.003)
+    assert result.figures["accuracy"] == pytest.approx(recorded["accuracy"], abs=0.003)

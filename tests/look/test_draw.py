@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from foveal.look import draw
+from foveal.palette import palette
 from foveal.look.record import Record, watch
 from foveal.nn import BLOCKS
 
@@ -137,7 +138,7 @@ def test_segmentation_names_the_classes_that_occur_in_their_colours() -> None:
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["road, 75%", "tree, 25%"]
     drawn = figure.axes[1].get_images()[-1].get_array()
-    assert drawn[0, 0].tolist() == draw.CLASS_COLOURS[2].tolist()
+    assert drawn[0, 0].tolist() == palette(["road", "sky", "tree"])[2].tolist()
     assert "best.safetensors" in words(figure)
     figure.canvas.draw()
 

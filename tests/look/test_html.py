@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from foveal.inference import Predictor
 from foveal.look.html import page, page_with
-from foveal.look.network import Network
 from foveal.look.payload import image_payload, row_payload, rows_payload
+from foveal.look.recorded import predict_recorded
 
 VIEW = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -24,8 +25,8 @@ def unpacked(packed: dict) -> np.ndarray:
     return (low[:, None] + steps / 255 * (high - low)[:, None]).reshape(packed["shape"])
 
 
-def test_every_site_is_in_the_payload_with_what_it_shows(network: Network) -> None:
-    payload = image_payload(network, "a.jpg", VIEW, *network.look(VIEW), rows=True)
+def test_every_site_is_in_the_payload_with_what_it_shows(network: Predictor) -> None:
+    payload = image_payload(network, "a.jpg", VIEW, *predict_recorded(network, VIEW), rows=True)
     kinds = [{"gates", "mask", "channels", "rows"} & set(site) for site in payload["sites"]]
     assert kinds == [{"gates", "mask"}, {"rows"}, {"rows", "channels"}]
     assert payload["weights"] == "one.safetensors"
@@ -33,8 +34,8 @@ def test_every_site_is_in_the_payload_with_what_it_shows(network: Network) -> No
     assert all(site["contribution"] > 0 for site in payload["sites"])
 
 
-def test_a_row_is_exact_and_rows_of_a_file_are_exact_to_their_rounding(network: Network) -> None:
-    _, seen = network.look(VIEW)
+def test_a_row_is_exact_and_rows_of_a_file_are_exact_to_their_rounding(network: Predictor) -> None:
+    _, seen = predict_recorded(network, VIEW)
     record = seen["layer2"]
     exact = record.rows((3, 5))[0, 0].numpy() * 256
     np.testing.assert_allclose(unpacked(row_payload(record, (3, 5))), exact, rtol=1e-6)
@@ -45,36 +46,38 @@ def test_a_row_is_exact_and_rows_of_a_file_are_exact_to_their_rounding(network: 
 
 
 def test_large_maps_get_fewer_queries_and_never_coarser_rows(
-    network: Network, monkeypatch: pytest.MonkeyPatch
+    network: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("foveal.look.payload.LARGEST_ROWS", 256 * 30)
-    _, seen = network.look(VIEW)
+    _, seen = predict_recorded(network, VIEW)
     rows = rows_payload(seen["layer2"])
     assert rows["queries"] == [5, 5]
     assert rows["shape"] == [25, 16, 16]
 
 
 def test_large_channel_matrices_say_that_they_are_averaged(
-    network: Network, monkeypatch: pytest.MonkeyPatch
+    network: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("foveal.look.payload.LARGEST_MATRIX", 32)
-    prediction, seen = network.look(VIEW)
+    prediction, seen = predict_recorded(network, VIEW)
     payload = image_payload(network, "a.jpg", VIEW, prediction, seen, rows=False)
     matrix = payload["sites"][2]["channels"]
     assert matrix["step"] == 2
     assert matrix["shape"] == [32, 32]
 
 
-def test_the_file_refers_to_nothing_outside_it(network: Network) -> None:
-    payload = image_payload(network, "a.jpg", VIEW, *network.look(VIEW), rows=True)
+def test_the_file_refers_to_nothing_outside_it(network: Predictor) -> None:
+    payload = image_payload(network, "a.jpg", VIEW, *predict_recorded(network, VIEW), rows=True)
     text = page_with([{"name": "a.jpg", "networks": [payload]}])
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", text)
     assert "http" not in re.sub(r'"uint8": "[^"]*"', "", text)
     assert "@import" not in text
 
 
-def test_names_cannot_end_the_script_element(network: Network) -> None:
-    payload = image_payload(network, "</script><script>alert(1)", VIEW, *network.look(VIEW), rows=False)
+def test_names_cannot_end_the_script_element(network: Predictor) -> None:
+    payload = image_payload(
+        network, "</script><script>alert(1)", VIEW, *predict_recorded(network, VIEW), rows=False
+    )
     text = page_with([{"name": "</script><script>alert(1)", "networks": [payload]}])
     assert text.count("</script>") == page().count("</script>")
     data = re.search(r'id="foveal-data">(.*?)</script>', text, re.DOTALL)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveal.inference import Predictor, predictor
 from foveal.look.images import bundled_images
-from foveal.look.network import Network, open_network
 from foveal.look.serve import make_app, serving
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's c
 
 
 @pytest.fixture(scope="module")
-def address(networks: list[Network]) -> Iterator[str]:
-    with serving(make_app(networks, bundled_images(2))) as address:
+def address(networks: list[Predictor]) -> Iterator[str]:
+    with serving(make_app(networks, bundled_images(networks[0].task, 2))) as address:
         yield address
 
 
@@ -207,8 +207,8 @@ def test_the_export_opens_from_disk_and_shows_the_same(
 def test_a_danet_shows_its_classes_a_row_and_the_channel_matrix(
     browser: "sync_api.Browser", danet: Path
 ) -> None:
-    network = open_network(danet)
-    with serving(make_app([network], bundled_images(1, "segment"))) as address:
+    network = predictor(danet, "cpu")
+    with serving(make_app([network], bundled_images(network.task, 1))) as address:
         page = browser.new_page(viewport={"width": 1180, "height": 1000})
         page.goto(address)
         page.wait_for_selector(".panel[data-drawn]")

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from foveal.inference import Predictor
 from foveal.look import serve
-from foveal.look.network import Network
+from foveal.look.recorded import predict_recorded
 from foveal.ops import reference
 
 from .conftest import PAGE, png, refusal
@@ -25,14 +26,14 @@ from .test_html import unpacked
 
 
 def test_an_image_is_shown_to_every_network_and_its_rows_are_the_references(
-    client: httpx.Client, networks: list[Network]
+    client: httpx.Client, networks: list[Predictor]
 ) -> None:
     seen = client.post("/api/images", params={"name": "a.png"}, content=png()).json()
     assert [one["weights"] for one in seen["networks"]] == ["one.safetensors", "two.safetensors"]
     site = seen["networks"][1]["sites"][1]["name"]
     answer = client.get(f"/api/images/{seen['id']}/row", params={"network": 1, "site": site, "y": 4, "x": 9})
     row = unpacked(answer.json())
-    _, record = networks[1].look(networks[1].view({"image": decoded(png())})["image"])
+    _, record = predict_recorded(networks[1], networks[1].view({"image": decoded(png())})["image"])
     x = record[site].input
     block = networks[1].net.get_submodule(site)
     theta, phi = (block.get_submodule(name)(x).flatten(2).mT for name in ("theta", "phi"))
@@ -172,9 +173,9 @@ def test_an_answer_is_sent_at_once(address: str, monkeypatch: pytest.MonkeyPatch
     assert no_delay == [1]
 
 
-def test_the_shelf_keeps_within_its_bounds(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shelf_keeps_within_its_bounds(network: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     view = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    kept = serve.Kept("x", [view], [network.look(view)])
+    kept = serve.Kept("x", [view], [predict_recorded(network, view)])
     shelf = serve.Shelf()
     monkeypatch.setattr(serve, "MAX_KEPT_BYTES", 3 * kept.bytes)
     names = [shelf.put(kept) for _ in range(5)]
@@ -197,7 +198,7 @@ def test_an_interrupted_upload_leaves_the_server_well(address: str, client: http
     assert client.post("/api/images", content=png()).status_code == 200
 
 
-def test_an_upload_that_never_ends_does_not_keep_the_server_from_ending(network: Network) -> None:
+def test_an_upload_that_never_ends_does_not_keep_the_server_from_ending(network: Predictor) -> None:
     with serve.serving(serve.make_app([network], [])) as address:
         host, _, port = address.removeprefix("http://").partition(":")
         held = socket.create_connection((host, int(port)), timeout=30)
@@ -211,7 +212,7 @@ def test_an_upload_that_never_ends_does_not_keep_the_server_from_ending(network:
     held.close()
 
 
-def test_a_failure_inside_is_a_sentence_and_no_traceback(networks: list[Network]) -> None:
+def test_a_failure_inside_is_a_sentence_and_no_traceback(networks: list[Predictor]) -> None:
     def broken(_sample: object) -> None:
         raise RuntimeError("secret detail")
 
@@ -222,7 +223,7 @@ def test_a_failure_inside_is_a_sentence_and_no_traceback(networks: list[Network]
 
 
 def in_process(
-    app: object, ask: Callable[[httpx.AsyncClient], object], view: object, networks: list[Network]
+    app: object, ask: Callable[[httpx.AsyncClient], object], view: object, networks: list[Predictor]
 ) -> httpx.Response:
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)  # type: ignore[arg-type]
@@ -230,5 +231,5 @@ def in_process(
             return await ask(client)  # type: ignore[misc]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Network, "view", lambda _self, sample: view(sample))  # type: ignore[operator]
+        patch.setattr(Predictor, "view", lambda _self, sample: view(sample))  # type: ignore[operator]
         return asyncio.run(run())

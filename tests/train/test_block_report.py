@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import foveal
-from foveal.train.health import health
+from foveal.train.block_report import block_report
 
 
 class Times(nn.Module):
@@ -26,14 +26,14 @@ IMAGES = [torch.randn(4, 3, 32, 32), torch.randn(3, 3, 32, 32)]
 @pytest.mark.parametrize("name", ["se", "cbam", "nonlocal", "selfattention", "dual"])
 def test_an_untrained_identity_block_is_called_inert(name):
     options = {"reduction": 4} if name in ("se", "cbam") else {}
-    [row] = health(network(name, **options), IMAGES)
+    [row] = block_report(network(name, **options), IMAGES)
     assert row["contribution"] == 0
     assert row["verdict"].startswith("inert")
     assert (row["gate_mean"] == 1.0) if name in ("se", "cbam") else (row["scale"] == 0)
 
 
 def test_the_contribution_is_the_relative_change():
-    [row] = health(network(Times, start="paper", factor=3.0), IMAGES)
+    [row] = block_report(network(Times, start="paper", factor=3.0), IMAGES)
     assert row["contribution"] == pytest.approx(2.0, rel=1e-6)
     assert row["scale"] == 3.0
     assert row["verdict"] == "works"
@@ -44,20 +44,20 @@ def test_a_gate_that_ignores_the_image_is_called_constant():
     block = foveal.inserted(net)[0].module
     with torch.no_grad():
         block.fc2.bias.copy_(torch.linspace(-1, 1, 64))
-    [row] = health(net, IMAGES)
+    [row] = block_report(net, IMAGES)
     gates = 2 * torch.linspace(-1, 1, 64).sigmoid()
     assert row["gate_mean"] == pytest.approx(gates.mean().item(), rel=1e-5)
     assert row["gate_spread"] == pytest.approx(gates.std(correction=0).item(), rel=1e-5)
     assert row["verdict"] == "constant gate: the same for every image"
     with torch.no_grad():
         block.fc2.weight.normal_()
-    assert health(net, IMAGES)[0]["verdict"] == "works"
+    assert block_report(net, IMAGES)[0]["verdict"] == "works"
 
 
 def test_looking_changes_nothing():
     net = network("cbam", reduction=4, variant="timm").train()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    health(net, IMAGES)
+    block_report(net, IMAGES)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(module.training for module in net.modules())
     assert not foveal.inserted(net)[0].module._forward_hooks

@@ -127,7 +127,7 @@ def parse_models(models: Sequence[str]) -> list[Variant]:
     for number, text in enumerate(models):
         name, bracket, options = text.partition("(")
         given = parse_insertion(f"model({options}") if bracket else {}
-        given.pop("block", None)
+        given = {key: value for key, value in given.items() if key not in ("block", "at", "stages")}
         variants.append(Variant(text, model=name.strip(), model_options=given, baseline=number == 0))
     return variants
 

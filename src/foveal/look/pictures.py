@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from foveal.errors import FovealError
-from foveal.files import UniqueNames, atomic_write, write_text
+from foveal.files import UniqueNames, atomic_write, is_image_name, write_text
 from foveal.inference import Predictor
 from foveal.look import draw
 from foveal.look.cam import grad_cam
@@ -58,7 +58,7 @@ class PictureFolder:
         ]
         if not chosen:
             raise FovealError(f"sites must match one of {', '.join(seen)}, got {self.sites!r}")
-        stem, count = self.unique(name), 0
+        stem, count = self.unique(Path(name).stem if is_image_name(name) else name), 0
         if getattr(answer, "class_map", None) is not None:
             self._save(
                 draw.draw_segmentation(view, answer.class_map, predictor.info.classes, predictor.name),

@@ -72,6 +72,7 @@ class Task(Protocol):
       training step is not "losses, backward, one optimiser step";
     - ``object_mask(batch) -> Tensor | None``, (b, h, w) bool: where the object of each image is known to be, so that
       attention can be scored against it;
+    - ``settle_inference(inference, info)``: its options of inference with the defaults that depend on the network;
     - ``inherited_data_options(info, data) -> dict``: which options of the training's data hold on other data;
     - ``bundled_recipe``: training options, for the bundled data, of a run that takes seconds.
 

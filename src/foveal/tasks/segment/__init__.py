@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -98,26 +98,37 @@ class SegmentInference:
                 f"scales must be one or more factors from {smallest} to {largest}, got {list(self.scales)}"
             )
 
-    @property
-    def factors(self) -> Sequence[float]:
-        """The scales of multiscale inference."""
-        return self.scales if self.scales is not None else DEFAULT_SCALES
-
     def __str__(self) -> str:
         match self.inference:
             case "sliding":
-                crop = "of the training crops' size" if self.crop is None else f"of {self.crop} pixels"
-                stride = "two thirds of it" if self.stride is None else f"{self.stride} pixels"
-                return f"sliding: windows {crop}, {stride} apart, logits averaged"
+                return f"sliding: windows of {self.crop} every {self.stride} pixels, logits averaged"
             case "multiscale":
-                sizes = ", ".join(f"x{scale:g}" for scale in self.factors)
+                sizes = ", ".join(f"x{scale:g}" for scale in self.scales or DEFAULT_SCALES)
                 mirrored = " and their mirror images" if self.flip else ""
                 return f"multiscale: sizes {sizes}{mirrored}, logits averaged"
         return "whole: each image in one pass"
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file, without what this way of inference does not have."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        own = {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        return {"mode": own.pop("inference"), **own}
+
+    def with_defaults(self, window: int) -> SegmentInference:
+        """The same with its defaults filled in.
+
+        Args:
+            window: side of sliding windows in pixels where ``crop`` names none.
+
+        Example:
+            >>> SegmentInference("sliding").with_defaults(96)
+            SegmentInference(inference='sliding', crop=96, stride=64, scales=None, flip=False)
+        """
+        if self.inference == "sliding":
+            crop = self.crop or window
+            return replace(self, crop=crop, stride=self.stride or max(1, 2 * crop // 3))
+        if self.inference == "multiscale":
+            return replace(self, scales=list(self.scales or DEFAULT_SCALES))
+        return self
 
 
 class Segment:
@@ -230,7 +241,7 @@ class Segment:
     ) -> MeanIoU:
         from foveal.tasks.segment.metric import MeanIoU
 
-        return MeanIoU(info.classes, classes, inference or SegmentInference(), self._window(info))
+        return MeanIoU(info.classes, classes, self.settle_inference(inference or SegmentInference(), info))
 
     def predict(
         self,
@@ -243,14 +254,15 @@ class Segment:
         from foveal.tasks.segment.inference import argmax_at_size, logits_of
         from foveal.tasks.segment.prediction import MaskPrediction
 
-        logits = logits_of(net, images, inference or SegmentInference(), self._window(info))
+        logits = logits_of(net, images, self.settle_inference(inference or SegmentInference(), info))
         return [
             MaskPrediction(argmax_at_size(one[None], size)[0].cpu(), info.classes)
             for one, size in zip(logits, sizes, strict=True)
         ]
 
-    def _window(self, info: ModelInfo) -> int:
-        return info.extra.get("crop_size") or info.image_size
+    def settle_inference(self, inference: SegmentInference, info: ModelInfo) -> SegmentInference:
+        """Windows have by default the size of the training crops."""
+        return inference.with_defaults(info.extra.get("crop_size") or info.image_size)
 
     def write(
         self,

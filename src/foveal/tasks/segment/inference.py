@@ -9,34 +9,28 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from foveal.errors import FovealError
 from foveal.tasks.segment import SegmentInference
 
-SMALLEST_WINDOW = 8
 PIXELS_AT_ONCE = 2**25
 """Values of logits that are brought to the size of a photograph at one time."""
 
 
 def logits_of(
-    net: nn.Module, images: Float[Tensor, "b c h w"], inference: SegmentInference, window: int
+    net: nn.Module, images: Float[Tensor, "b c h w"], inference: SegmentInference
 ) -> Float[Tensor, "b k h w"]:
     """Logits in float32 at the images' size; where several predictions meet, logits are averaged.
 
     Args:
-        inference: which way.
-        window: side of sliding windows in pixels where ``inference.crop`` names none: that of the training crops.
+        inference: which way, with its defaults filled in.
     """
     match inference.inference:
         case "sliding":
-            crop = inference.crop or window
-            if crop < SMALLEST_WINDOW:
-                raise FovealError(f"crop must be at least {SMALLEST_WINDOW}, got {crop}")
-            stride = inference.stride if inference.stride is not None else max(1, 2 * crop // 3)
-            if stride > crop:
-                raise FovealError(f"stride must be 1 to crop={crop}, got {stride}")
-            return sliding(net, images, crop, stride)
+            assert inference.crop is not None
+            assert inference.stride is not None
+            return sliding(net, images, inference.crop, inference.stride)
         case "multiscale":
-            return multiscale(net, images, inference.factors, inference.flip)
+            assert inference.scales is not None
+            return multiscale(net, images, inference.scales, inference.flip)
     return net(images)["fused"].float()
 
 

@@ -27,16 +27,13 @@ class MeanIoU:
     Args:
         ours: the classes of the network, in the order of its outputs.
         theirs: the classes of the data, in the order of the mask values.
-        inference: how whole images go through the network.
-        window: side of sliding windows in pixels where ``inference`` names none.
+        inference: how whole images go through the network, with its defaults filled in.
     """
 
-    def __init__(
-        self, ours: Sequence[str], theirs: Sequence[str], inference: SegmentInference, window: int
-    ) -> None:
+    def __init__(self, ours: Sequence[str], theirs: Sequence[str], inference: SegmentInference) -> None:
         self.ours, self.theirs = list(ours), list(theirs)
         self.index_of = class_indices(theirs, ours)
-        self.inference, self.window = inference, window
+        self.inference = inference
         # one (3, classes) for each image, whose sum is all that mIoU needs; kept apart for the interval
         self.parts: list[Tensor] = []
         self.loss_sum, self.pixels = 0.0, 0
@@ -48,7 +45,7 @@ class MeanIoU:
     def update(self, net: nn.Module, batch: dict[str, Any]) -> None:
         for images, stored in split_batch(batch):
             masks = self._as_ours(stored)
-            logits = resized(logits_of(net, images, self.inference, self.window), masks.shape[-2:])
+            logits = resized(logits_of(net, images, self.inference), masks.shape[-2:])
             losses = F.cross_entropy(logits, masks, ignore_index=NO_CLASS, reduction="none")
             # summed on the CPU, as not every device has float64
             self.loss_sum += losses.sum((1, 2)).cpu().double().sum().item()

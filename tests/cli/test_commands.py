@@ -1,4 +1,4 @@
-"""``train``, ``eval`` and ``predict`` with networks that classify; test_segment_run.py has those that segment."""
+"""``train``, ``eval`` and ``predict`` with networks that classify; tasks/segment/test_run.py has those that segment."""
 
 import csv
 import json
@@ -63,7 +63,7 @@ def test_predict_writes_json_to_a_file(said, run, tmp_path):
     Image.new("L", (40, 30)).save(tmp_path / "a.png")
     where = tmp_path / "labels.json"
     words = ["--format", "json", "--out", where, "--weights", run / "weights/best.safetensors"]
-    assert said("predict", tmp_path / "a.png", *words) == (0, "", "")
+    assert said("predict", tmp_path / "a.png", *words) == (0, f"1 files labelled: {where}\n", "")
     [one] = json.loads(where.read_text())["predictions"]
     assert sum(one["probabilities"]) <= 1 + 1e-6
 

@@ -5,7 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveal.train.windows import Inference, multiscale, resized, sliding, starts
+from foveal.errors import FovealError
+from foveal.tasks.segment import SegmentInference
+from foveal.tasks.segment.inference import (
+    argmax_at_size,
+    logits_of,
+    multiscale,
+    resized,
+    sliding,
+    window_starts,
+)
 
 
 class Local(nn.Module):
@@ -44,7 +53,7 @@ def test_where_windows_meet_logits_are_averaged():
 def test_windows_cover_every_pixel_and_end_flush():
     for length in range(4, 30):
         for stride in range(1, 5):
-            first = starts(length, 4, stride)
+            first = window_starts(length, 4, stride)
             assert {i for a in first for i in range(a, a + 4)} == set(range(length))
             assert first == sorted(set(first))
 
@@ -70,30 +79,55 @@ def test_scales_resize_the_image_and_bring_the_logits_back():
 
 
 def test_every_way_says_what_it_is():
-    whole = Inference.of()
-    windows = Inference.of("sliding", trained={"crop_size": 90, "image_size": 120})
-    scales = Inference.of("multiscale", flip=True)
-    assert (windows.crop, windows.stride, whole.described()) == (90, 60, {"mode": "whole"})
-    assert Inference.of("sliding", trained={"crop_size": None, "image_size": 120}).crop == 120
+    whole = SegmentInference()
+    windows = SegmentInference("sliding").with_defaults(90)
+    scales = SegmentInference("multiscale", flip=True).with_defaults(90)
+    assert (windows.crop, windows.stride, whole.to_dict()) == (90, 60, {"mode": "whole"})
     assert str(windows) == "sliding: windows of 90 every 60 pixels, logits averaged"
     assert "mirror images" in str(scales)
     for way in (whole, windows, scales):
-        assert way(Local(), IMAGES).shape == (2, 4, 13, 21)
+        assert logits_of(Local(), IMAGES, way).shape == (2, 4, 13, 21)
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(7, torch.uint8), (256, torch.uint8), (300, torch.int16)])
+def test_the_highest_logit_is_found_a_few_classes_at_a_time_whatever_their_number(
+    monkeypatch, classes, dtype
+):
+    logits = torch.randn(1, classes, 5, 6, generator=torch.Generator().manual_seed(0))
+    logits[:, 3] = logits[:, 1]
+    logits[:, -1, 0] += 9
+    size = (23, 31)
+    expected = F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)
+    assert (expected == classes - 1).any()
+    for values in (10**6, 23 * 31 * 3):
+        monkeypatch.setattr("foveal.tasks.segment.inference.PIXELS_AT_ONCE", values)
+        found = argmax_at_size(logits, size)
+        assert found.dtype == dtype
+        assert torch.equal(found.long(), expected)
 
 
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ({"mode": "half"}, "must be one of whole, sliding, multiscale, got half"),
-        ({"crop": 96}, "crop is an option of sliding, got it with whole"),
-        ({"mode": "sliding", "flip": True}, "flip is an option of multiscale, got it with sliding"),
-        ({"mode": "sliding", "crop": 4}, "crop must be at least 8, got 4"),
-        ({"mode": "sliding", "crop": 16, "stride": 17}, "stride must be 1 to crop=16, got 17"),
-        ({"mode": "multiscale", "scales": [1.0, 0.0]}, "scales must be one or more factors from 0.05 to 8.0"),
-        ({"mode": "multiscale", "scales": [20000.0]}, "scales must be one or more factors from 0.05 to 8.0"),
-        ({"mode": "multiscale", "scales": []}, "scales must be one or more factors from 0.05 to 8.0"),
+        ({"inference": "half"}, "inference must be one of whole, sliding, multiscale, got half"),
+        ({"crop": 96}, "crop is an option of inference sliding, got it with whole"),
+        (
+            {"inference": "sliding", "flip": True},
+            "flip is an option of inference multiscale, got it with sliding",
+        ),
+        ({"inference": "sliding", "crop": 4}, "crop must be at least 8, got 4"),
+        ({"inference": "sliding", "crop": 16, "stride": 17}, "stride must be 1 to crop=16, got 17"),
+        (
+            {"inference": "multiscale", "scales": [1.0, 0.0]},
+            "scales must be one or more factors from 0.05 to 8.0",
+        ),
+        (
+            {"inference": "multiscale", "scales": [20000.0]},
+            "scales must be one or more factors from 0.05 to 8.0",
+        ),
+        ({"inference": "multiscale", "scales": []}, "scales must be one or more factors from 0.05 to 8.0"),
     ],
 )
 def test_options_out_of_range_or_of_another_way_are_refused(options, rule):
-    with pytest.raises(ValueError, match=rule):
-        Inference.of(**options)
+    with pytest.raises(FovealError, match=rule):
+        SegmentInference(**options)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveal.cli import VERBS, overview
+from foveal.cli import COMMANDS, overview
 
 SMALL = ["--data-options.length", "64", "--data_options.size=24", "--workers", "0", "--accelerator", "cpu"]
 
@@ -16,7 +16,9 @@ SMALL = ["--data-options.length", "64", "--data_options.size=24", "--workers", "
 # ---------------------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join
+)
 def test_help_needs_no_torch(words):
     code = (
         "import sys; from foveal.cli import main; status = main(sys.argv[1:]); print('torch' in sys.modules)"
@@ -27,19 +29,8 @@ def test_help_needs_no_torch(words):
     assert done.stderr == ""
 
 
-def test_help_appears_within_a_second():
-    def seconds():
-        begin = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "foveal.cli", "train", "--help"], capture_output=True, check=True
-        )
-        return time.perf_counter() - begin
-
-    assert min(seconds() for _ in range(3)) < 1
-
-
-def test_every_verb_is_in_the_overview():
-    assert all(f"\n  {verb} " in overview() for verb in VERBS)
+def test_every_command_is_in_the_overview():
+    assert all(f"\n  {command} " in overview() for command in COMMANDS)
 
 
 def test_the_version_is_that_of_the_package(said):
@@ -83,7 +74,7 @@ def test_a_printed_config_is_a_config(said, tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["trian"], "foveal: verb must be one of"),
+        (["trian"], "foveal: the command must be one of"),
         (["train", "--epoch", "3"], "train: unknown option --epoch; did you mean --epochs?"),
         (["train", "--epochs"], "train: --epochs needs a value"),
         (["train", "--epochs", "many"], "train: --epochs must be int, got many"),
@@ -92,24 +83,25 @@ def test_a_printed_config_is_a_config(said, tmp_path):
         (["train", "--epochs", "0"], "train: epochs must be at least 1, got 0"),
         (["train", "photo.jpg"], "train: unknown option photo.jpg"),
         (["train", "--config", "nowhere.yaml"], "does not exist"),
-        (["train", "--model", "resnet5"], "train: create_model: name must be one of"),
-        (["train", "--insert", "sse"], "train: insert: block must be one of"),
+        (["train", "--model", "resnet5"], "train: name must be one of"),
+        (["train", "--insert", "sse"], "train: block must be one of"),
         (["train", "--insert", "se(reduktion=4)"], "'reduktion'"),
         (["train", "--insert", "se@nowhere.*"], "nowhere"),
         (["train", "--insert", "se(reduction=64)"], "reduction must leave at least 1 hidden channel"),
-        (["train", "--insert", "se(("], "parse_insertion"),
+        (["train", "--insert", "se(("], "an insertion must be written"),
         (["train", "--data", "nowhere"], "nowhere"),
         (["train", "--data-options.length", "none"], "length"),
         (["train", "--resume", "nowhere"], "train: resume must be the folder of a run"),
-        (["eval"], "eval: "),
+        (["eval"], "eval: --weights must be given"),
         (["eval", "--weights", "nowhere"], "nowhere"),
-        (["predict", "--weights", "nowhere"], "predict: the following arguments are required: paths"),
+        (["predict", "--weights", "nowhere"], "predict: paths must be given"),
+        (["predict", "a.jpg", "--weights", "nowhere"], "predict: a path must exist, got a.jpg"),
         (["list", "*xyzzy*"], "list: pattern must match"),
-        (["plan", "resnet18"], "plan: the following arguments are required: insert"),
+        (["plan", "resnet18"], "plan: --insert must be given"),
         (["plan", "resnet18", "--insert", "sse"], "plan: block must be one of"),
         (["bench", "everything"], "bench: what must be one of ['ops'], got everything"),
-        (["compare", "--seeds", "0"], "compare: "),
-        (["look"], "look: the following arguments are required: source"),
+        (["compare", "--seeds", "0"], "compare: seeds must be at least 1, got 0"),
+        (["look"], "look: source must be given"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

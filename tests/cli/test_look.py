@@ -4,9 +4,10 @@ import csv
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from foveal.data import open_dataset
-from foveal.look.verbs import look
+from foveal.cli.commands import look
+from foveal.tasks import TASKS
 
 
 def test_a_photograph_gives_a_picture_of_every_site_and_a_page(
@@ -79,16 +80,28 @@ def test_a_danet_is_scored_without_what_wants_a_class_score(danet: Path, tmp_pat
 def test_the_data_of_the_training_are_opened_with_its_options(
     danet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    asked, task = [], TASKS["segment"]
 
-    def opened(source: str, split: str, **options: object) -> object:
+    def opened(source: str, split: str, options: dict) -> object:
         asked.append(options)
-        return open_dataset(source, split, **options)
+        return type(task).open(task, source, split, options)
 
-    monkeypatch.setattr("foveal.look.images.open_dataset", opened)
+    monkeypatch.setattr(task, "open", opened, raising=False)
     look("scenes", str(danet), images=1, html=str(tmp_path / "page.html"))
     look("scenes", str(danet), images=1, html=str(tmp_path / "page.html"), data_options={"size": 80})
-    assert asked == [{"task": "segment", "digit_size": [20, 24]}, {"task": "segment", "size": 80}]
+    assert asked == [{"digit_size": [20, 24]}, {"digit_size": [20, 24], "size": 80}]
+
+
+def test_pictures_of_files_of_one_stem_are_all_kept(photo: Path, weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "bird.jpg").write_bytes(photo.read_bytes())
+    Image.open(photo).save(folder / "bird.png")
+    look(str(folder), str(weights), out=str(tmp_path / "out"), sites="layer1.*")
+    names = {p.name for p in (tmp_path / "out").glob("*.png")}
+    assert names == {
+        f"{stem}--layer1.0.bn2.cbam--{kind}.png" for stem in ("bird", "bird-2") for kind in ("gates", "mask")
+    }
 
 
 TINY_IMAGENET = Path(__file__).parents[3] / "shared" / "data" / "tiny-imagenet-50"

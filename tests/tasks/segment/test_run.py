@@ -14,11 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import foveal
+from foveal.evaluate import evaluate
 from foveal.palette import palette
-from foveal.train import TrainConfig, evaluate, evaluate_masks, fit, predict, predict_masks
-from foveal.train.mask_evaluation import bootstrap_interval, margins
-from foveal.train.mask_prediction import highest
-from foveal.train.segment import confusion, scores
+from foveal.predict import predict
+from foveal.tasks.segment.metric import confusion, intersect_and_union, ious
+from foveal.train import TrainConfig, fit
+from foveal.train.block_report import block_report
 
 IGNORED = 9
 FAST = {"model": "danet_test_byobnet", "batch_size": 4, "lr": 0.05, "workers": 0, "accelerator": "cpu"}
@@ -26,7 +27,7 @@ FAST = {"model": "danet_test_byobnet", "batch_size": 4, "lr": 0.05, "workers": 0
 
 def config(folder, out, **changes):
     options = {"task": "segment", "data": str(folder), "data_options": {"ignore_index": IGNORED}, **FAST}
-    return TrainConfig(**{**options, "out": str(out), **changes})
+    return TrainConfig.from_dict({**options, "out": str(out), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +49,21 @@ def test_a_run_learns_and_keeps_what_using_its_weights_needs(run, masks_folder):
     assert info["data_options"] == {"ignore_index": IGNORED}
     assert (run.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     header, *rows = (run.folder / "metrics.csv").read_text().splitlines()
-    assert header.split(",")[3:7] == ["train_loss", "val_loss", "val_miou", "val_pixel_accuracy"]
+    parts = ["train_fused", "train_position", "train_channel"]
+    assert header.split(",")[3:10] == ["train_loss", *parts, "val_loss", "val_miou", "val_pixel_accuracy"]
+    first = dict(zip(header.split(","), map(float, rows[0].split(",")), strict=True))
+    assert sum(first[name] for name in parts) == pytest.approx(first["train_loss"], rel=1e-5)
     assert len(rows) == 16
 
 
-def test_the_health_table_holds_inserted_blocks_and_danet_s_own(run):
-    rows = {row["block"]: row for row in run.health}
+def test_the_report_holds_inserted_blocks_and_danet_s_own(run):
+    rows = {row["block"]: row for row in run.blocks}
     assert set(rows) == {"se", "position", "channel"}
     for name in ("position", "channel"):
         assert rows[name]["site"].startswith(name)
         assert rows[name]["scale"] is not None
         assert rows[name]["contribution"] > 0
-    untouched = foveal.train.health.health(
+    untouched = block_report(
         foveal.create_model("danet_test_byobnet", num_classes=2), [torch.randn(2, 3, 32, 32)]
     )
     assert [row["verdict"].split(":")[0] for row in untouched] == ["inert", "inert"]
@@ -70,13 +74,13 @@ import os, signal
 from foveal.train import TrainConfig, fit, loop
 import tests_options
 
-step = loop.Training.training_step
-def training_step(self, batch, batch_idx):
-    if self.current_epoch == 1 and batch_idx == 2:
+step = loop.supervised_step
+def supervised_step(training, *rest):
+    if training.epoch == 1 and training.batch == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch, batch_idx)
-loop.Training.training_step = training_step
-fit(TrainConfig(**tests_options.OPTIONS), quiet=True)
+    return step(training, *rest)
+loop.supervised_step = supervised_step
+fit(TrainConfig.from_dict(tests_options.OPTIONS), quiet=True)
 """
 
 
@@ -89,7 +93,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, masks_folder):
         "model_options": {"auxiliary": True, "channel_form": "paper"},
     }
     whole = fit(config(masks_folder, tmp_path / "whole", **hard), quiet=True)
-    options = vars(config(masks_folder, tmp_path / "killed", **hard))
+    options = config(masks_folder, tmp_path / "killed", **hard).to_dict()
     (tmp_path / "tests_options.py").write_text(f"OPTIONS = {options!r}\n")
     environment = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(tmp_path)}
     child = subprocess.run(
@@ -112,16 +116,18 @@ def test_half_precision_and_channels_last_train_too(tmp_path, masks_folder):
 
 
 def test_evaluation_repeats_what_training_measured(run):
-    found = evaluate_masks(run.weights, device="cpu", batch_size=2)
-    assert found.miou == pytest.approx(run.best["val_miou"], abs=1e-9)
-    assert found.pixel_accuracy == pytest.approx(run.best["val_pixel_accuracy"], abs=1e-9)
-    assert found.loss == pytest.approx(run.best["val_loss"], rel=1e-5)
-    assert (found.images, found.inference, found.interval_of) == (
+    found = evaluate(run.weights, device="cpu", batch_size=2)
+    assert found.figures["miou"] == pytest.approx(run.best["val_miou"], abs=1e-9)
+    assert found.figures["pixel_accuracy"] == pytest.approx(run.best["val_pixel_accuracy"], abs=1e-9)
+    assert found.figures["loss"] == pytest.approx(run.best["val_loss"], rel=1e-5)
+    assert (found.images, found.inference.to_dict(), found.interval_of) == (
         5,
         {"mode": "whole"},
         "images drawn, not training runs",
     )
-    assert np.mean([v for v in found.iou.values() if v is not None]) == pytest.approx(found.miou)
+    assert np.mean([v for v in found.per_class.values() if v is not None]) == pytest.approx(
+        found.figures["miou"]
+    )
 
 
 def test_classes_are_matched_by_name_and_the_ignored_value_is_that_of_training(run, tmp_path, masks_folder):
@@ -135,31 +141,9 @@ def test_classes_are_matched_by_name_and_the_ignored_value_is_that_of_training(r
             mask = np.asarray(Image.open(masks_folder / "val" / "labels" / path.name))
             moved = np.where(mask == IGNORED, IGNORED, swapped[np.minimum(mask, 2)])
             Image.fromarray(moved.astype(np.uint8)).save(tmp_path / part / "labels" / path.name)
-    same, other = evaluate_masks(run.weights, device="cpu"), evaluate_masks(run.weights, str(tmp_path))
-    assert other.miou == pytest.approx(same.miou, abs=1e-9)
-    assert other.iou == pytest.approx(same.iou)
-
-
-def test_the_interval_is_over_images_and_seeded():
-    truth = torch.randint(0, 3, (40, 8, 8), generator=torch.Generator().manual_seed(0))
-    said = torch.where(torch.rand(truth.shape, generator=torch.Generator().manual_seed(1)) < 0.7, truth, 0)
-    parts = torch.stack([margins(confusion(s[None], t[None], 3)) for s, t in zip(said, truth, strict=True)])
-    low, high = bootstrap_interval(parts)
-    total = parts.sum(0)
-    miou = (total[0] / (total[1] + total[2] - total[0])).mean().item()
-    assert low < miou < high
-    assert bootstrap_interval(parts) == (low, high)
-    narrow = bootstrap_interval(parts.repeat(9, 1, 1))
-    assert (narrow[1] - narrow[0]) == pytest.approx((high - low) / 3, rel=0.2)
-    assert bootstrap_interval(parts[:1].repeat(5, 1, 1))[0] == pytest.approx(
-        bootstrap_interval(parts[:1])[1]
-    ), "images that are all the same leave nothing to chance"
-
-
-def test_the_interval_counts_pixels_and_is_not_of_image_means():
-    large, small = margins(1000 * torch.eye(2)), margins(10 * (1 - torch.eye(2)))  # all right, all wrong
-    low, high = bootstrap_interval(torch.stack([large, small] * 20))
-    assert 0.95 < low < high < 1
+    same, other = evaluate(run.weights, device="cpu"), evaluate(run.weights, str(tmp_path))
+    assert other.figures["miou"] == pytest.approx(same.figures["miou"], abs=1e-9)
+    assert other.per_class == pytest.approx(same.per_class)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +166,7 @@ def test_eval_says_how_it_measured(said, run, tmp_path, words, line):
     assert "mIoU, one confusion matrix of all pixels" in out
     assert f"{100 * document['miou']:.2f} %" in out
     assert f"inference {document['inference']['mode']}" in line
-    assert list(document["iou"]) == ["background", "blue", "red"]
+    assert list(document["per_class"]) == ["background", "blue", "red"]
 
 
 # -------------------------------------------------------------------------------------------------------- used
@@ -265,8 +249,8 @@ def test_predict_sends_images_through_as_asked_and_says_so(
     assert line in text
     recorded = json.loads((tmp_path / "typed" / "classes.json").read_text())["inference"]
     assert recorded == {"mode": options["inference"]} | {k: options[k] for k in options if k != "inference"}
-    predict_masks(run.weights, [photos], tmp_path / "called", device="cpu", **options)
-    predict_masks(run.weights, [photos], tmp_path / "whole", device="cpu")
+    predict(run.weights, [photos], out=tmp_path / "called", device="cpu", inference=options)
+    predict(run.weights, [photos], out=tmp_path / "whole", device="cpu")
     masks, called, whole = (masks_in(tmp_path / name) for name in ("typed", "called", "whole"))
     assert all(np.array_equal(masks[name], called[name]) for name in called)
     assert any(not np.array_equal(masks[name], whole[name]) for name in whole)
@@ -274,14 +258,15 @@ def test_predict_sends_images_through_as_asked_and_says_so(
     for name, mask in masks.items():
         truth = np.array(Image.open(masks_folder / "val" / "labels" / name))
         matrix += confusion(torch.from_numpy(mask)[None].long(), torch.from_numpy(truth)[None].long(), 3)
-    measured = evaluate_masks(run.weights, device="cpu", **options)
-    assert scores(matrix)["miou"] == pytest.approx(measured.miou, abs=1e-9)
+    measured = evaluate(run.weights, device="cpu", inference=options)
+    found = ious(intersect_and_union(matrix)).nanmean()
+    assert float(found) == pytest.approx(measured.figures["miou"], abs=1e-9)
 
 
 def test_predict_refuses_a_wrong_way_before_it_makes_a_folder(said, run, masks_folder, tmp_path):
     photos = masks_folder / "val" / "images"
     typed = ["predict", photos, "--weights", run.weights, "--out", tmp_path / "o", "--crop", "16"]
-    assert said(*typed) == (2, "", "predict: inference: crop is an option of sliding, got it with whole\n")
+    assert said(*typed) == (2, "", "predict: crop is an option of inference sliding, got it with whole\n")
     assert not (tmp_path / "o").exists()
 
 
@@ -307,46 +292,20 @@ def test_predict_writes_json_and_finds_a_folder_of_its_own(said, run, tmp_path, 
         assert document["predictions"][0]["file"] == "a.png"
 
 
-def test_the_highest_logit_is_found_a_few_classes_at_a_time(monkeypatch):
-    logits = torch.randn(1, 7, 5, 6, generator=torch.Generator().manual_seed(0))
-    logits[:, 3] = logits[:, 1]
-    size = (23, 31)
-    expected = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)
-    for values in (10**6, 23 * 31 * 3, 1):
-        monkeypatch.setattr("foveal.train.mask_prediction.VALUES_AT_ONCE", values)
-        assert torch.equal(highest(logits, size).long(), expected)
-
-
-def test_weights_of_another_task_are_refused_with_the_function_that_takes_them(run, tmp_path, said):
+def test_options_of_another_task_are_refused_with_that_task(run, tmp_path, said):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="use evaluate_masks and predict_masks"):
-        predict(run.weights, [tmp_path])
-    with pytest.raises(ValueError, match="must be of task classify, got task segment"):
-        evaluate(run.weights)
     small = {"length": 64, "size": 24}
     other = fit(
         TrainConfig(data_options=small, epochs=1, workers=0, accelerator="cpu", out=str(tmp_path / "c")),
         quiet=True,
     )
-    with pytest.raises(ValueError, match="use evaluate and predict"):
-        predict_masks(other.weights, [tmp_path / "a.png"], tmp_path / "o")
-    assert not (tmp_path / "o").exists()
-    for words in (
-        ["--flip"],
-        ["--inference", "sliding"],
-        ["--crop", "0"],
-        ["--stride", "8"],
-        ["--scales", "[1]"],
-    ):
+    for words in (["--flip"], ["--inference", "sliding"], ["--crop", "0"], ["--scales", "[1]"]):
         for typed in (["eval"], ["predict", tmp_path / "a.png"]):
             status, out, err = said(*typed, "--weights", other.weights, *words)
             assert (status, out, err.count("\n")) == (2, "", 1)
-            assert f"{words[0][2:]} must not be given for task classify" in err
-    status, _, err = said(
-        "predict", tmp_path / "a.png", "--weights", run.weights, "--top", "0", "--batch_size", "0"
-    )
-    assert (status, err.count("\n")) == (2, 1)
-    assert "top, batch_size must not be given for task segment" in err
+            assert f"{words[0]} is an option of task segment only" in err
+    status, _, err = said("predict", tmp_path / "a.png", "--weights", run.weights, "--top", "0")
+    assert (status, err) == (2, "predict: --top is an option of task classify only\n")
     for typed in (["eval"], ["predict", tmp_path / "a.png"]):
         status, _, err = said(*typed, "--weights", other.weights, "--batch_size", "0")
         assert (status, err.count("\n")) == (2, 1)
@@ -393,7 +352,7 @@ BLANK = np.zeros((24, 30), dtype=int)
 @pytest.mark.parametrize(
     ("spoil", "words", "line"),
     [
-        ("ignored", [], "the masks must hold at least 1 labelled pixel for val, got none in"),
+        ("ignored", [], "the masks must hold at least 1 labelled pixel for val, got none"),
         ("value", [], "mask values must be 0 to 2 (3 classes) or 9 (ignored), got [7] in"),
         ("size", [], "image and mask must have the same size, got 30x24 in"),
         ("missing", [], "every image must have a mask of the same name in"),
@@ -403,8 +362,8 @@ BLANK = np.zeros((24, 30), dtype=int)
         ("", ["--class_weights", "[1,-2,1]"], "class_weights must be finite, at least 0 and not all 0"),
         ("", ["--scale_range", "[2,1]"], "scale_range must be two factors, 0 < smallest <= largest"),
         ("", ["--crop_size", "4"], "crop_size must be at least 8, got 4"),
-        ("", ["--mixup", "0.2"], "mixup is an option of task classify, got it with task segment"),
-        ("", ["--model", "resnet18"], "task segment needs a network that can segment, got resnet18"),
+        ("", ["--mixup", "0.2"], "--mixup is an option of task classify only"),
+        ("", ["--model", "resnet18"], "task segment needs a network that can segment, one of"),
         ("", ["--model", "danet_resnet19"], "got 'resnet19'; did you mean resnet1"),
         ("", ["--model", "danet_vgg11"], "backbone must offer features at output_stride=8, got 'vgg11'"),
         ("", ["--model_options.chanel_form", "paper"], "chanel_form"),
@@ -435,4 +394,4 @@ def test_bad_input_is_one_clear_line(said, tmp_path, write_mask_pair, spoil, wor
 
 def test_options_of_segmentation_are_refused_elsewhere(said):
     status, _, err = said("train", "--ohem")
-    assert (status, err) == (2, "train: ohem is an option of task segment, got it with task classify\n")
+    assert (status, err) == (2, "train: --ohem is an option of task segment only\n")

@@ -1,0 +1,151 @@
+import torch
+
+from foveal.data import JointTransform, Scenes, train_transform
+from foveal.data.loader import (
+    CachedDataset,
+    EpochBatchSampler,
+    MemoryLoader,
+    SequentialBatchSampler,
+    TransformedDataset,
+    collate_by_size,
+    make_loader,
+    seed_for,
+    worker_count,
+)
+
+TRANSFORM = train_transform(24, crop="pad", flip=0.5, jitter=0.5)
+
+
+def scenes(length=16):
+    return Scenes("train", length=length, size=24)
+
+
+def test_an_image_is_augmented_by_seed_epoch_and_index_alone():
+    data = TransformedDataset(scenes(), TRANSFORM, seed=1)
+    together = data.__getitems__([(0, 3), (0, 7), (1, 3)])
+    assert torch.equal(together[0]["image"], data[0, 3]["image"])
+    assert torch.equal(together[1]["image"], data[0, 7]["image"])
+    assert not torch.equal(together[0]["image"], together[2]["image"]), "another epoch, another crop"
+    assert not torch.equal(
+        TransformedDataset(scenes(), TRANSFORM, seed=2)[0, 3]["image"], data[0, 3]["image"]
+    )
+
+
+def test_reading_leaves_the_global_random_numbers_alone():
+    before = torch.get_rng_state()
+    batches = EpochBatchSampler(16, 4, seed=0)
+    for _ in make_loader(scenes(), TRANSFORM, batches, collate_by_size, seed=0):
+        pass
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_reading_processes_change_nothing():
+    def read(workers):
+        loader = make_loader(
+            scenes(), TRANSFORM, EpochBatchSampler(16, 4, seed=0), collate_by_size, seed=5, workers=workers
+        )
+        return [batch["image"] for (batch,) in loader]
+
+    assert all(torch.equal(a, b) for a, b in zip(read(0), read(2), strict=True))
+
+
+def test_evaluation_takes_each_image_once_whatever_the_number_of_processes():
+    parts = [SequentialBatchSampler(11, 4, rank=rank, world=3) for rank in range(3)]
+    seen = [index for part in parts for batch in part for _, index in batch]
+    assert sorted(seen) == list(range(11))
+    assert [len(part) for part in parts] == [1, 1, 1]
+
+
+def test_a_batch_has_what_its_samples_have():
+    (batch,) = collate_by_size([scenes()[0], scenes()[1]])
+    assert batch["image"].shape == (2, 3, 24, 24)
+    assert batch["mask"].shape == (2, 24, 24)
+    assert batch["label"].dtype == torch.int64
+
+
+def test_small_images_need_no_reading_processes():
+    assert worker_count(None, 32) == 0
+    assert 1 <= worker_count(None, 224) <= 8
+    assert worker_count(3, 32) == 3
+
+
+def test_small_data_is_decoded_once_and_memory_is_bounded():
+    class Counting(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return {"image": torch.full((3, 2, 2), index, dtype=torch.uint8), "label": index}
+
+    stored = Counting(range(10))
+    data = CachedDataset(stored, cache_bytes=5 * 12)
+    for _ in range(2):
+        assert [int(s["image"][0, 0, 0]) for s in data.__getitems__([3, 1, 3, 9])] == [3, 1, 3, 9]
+    assert stored.reads == 3
+    data.__getitems__(range(10))
+    assert len(data.cache) == 5
+    assert stored.reads == 3 + 7
+    data.__getitems__(range(10))
+    assert stored.reads == 3 + 7 + 5
+
+
+def flat(batches):
+    return [index for batch in batches for _, index in batch]
+
+
+def test_every_epoch_shows_every_image_once_in_an_order_of_its_own():
+    batches = EpochBatchSampler(12, 4, seed=3)
+    first = flat(batches)
+    batches.epoch = 1
+    second = flat(batches)
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second
+    assert flat(EpochBatchSampler(12, 4, seed=3)) == first
+    assert flat(EpochBatchSampler(12, 4, seed=4)) != first
+
+
+def test_batches_say_their_epoch():
+    batches = EpochBatchSampler(4, 2, seed=0)
+    batches.epoch = 5
+    assert {epoch for batch in batches for epoch, _ in batch} == {5}
+
+
+def test_processes_share_the_images_without_overlap():
+    parts = [flat(EpochBatchSampler(13, 3, seed=0, rank=rank, world=2)) for rank in range(2)]
+    assert len(parts[0]) == len(parts[1]) == 6
+    assert not set(parts[0]) & set(parts[1])
+
+
+def test_a_continued_epoch_gives_the_batches_that_were_left_and_the_next_one_all():
+    whole = EpochBatchSampler(12, 4, seed=0)
+    whole.epoch = 2
+    rest = EpochBatchSampler(12, 4, seed=0)
+    rest.start_at(2, 1)
+    assert list(rest) == list(whole)[1:]
+    assert list(rest) == list(whole)[1:], "iterating twice must not lose the place"
+    rest.start_at(3)
+    assert len(list(rest)) == 3
+
+
+def test_fewer_images_than_a_batch_are_one_batch():
+    assert [len(batch) for batch in EpochBatchSampler(3, 64, seed=0)] == [3]
+
+
+def test_seeds_differ_by_every_part_of_the_position():
+    seeds = {seed_for(a, word, b) for a in range(3) for word in ("order", "step") for b in range(3)}
+    assert len(seeds) == 18
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_batches_from_memory_are_those_of_the_loader():
+    """The same order and the same values, without a transform an item."""
+    data = scenes()
+    normalize = JointTransform([])
+    batches = EpochBatchSampler(16, 4, seed=3)
+    batches.start_at(1)
+    arrays = data.as_tensors()
+    memory = MemoryLoader(arrays, batches, lambda b: {**b, "image": normalize.normalize(b["image"])})
+    stored = make_loader(data, normalize, batches, collate_by_size)
+    for (a,), (b,) in zip(memory, stored, strict=True):
+        assert torch.equal(a["image"], b["image"])
+        assert torch.equal(a["label"], b["label"])

@@ -1,0 +1,23 @@
+import torch
+from torch import nn
+
+from foveal.train.ema import ModelEma
+
+
+def test_the_average_follows_weights_and_batch_statistics():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    ema = ModelEma(net, decay=0.5)
+    expected = {k: v.clone() for k, v in net.state_dict().items()}
+    for t in range(12):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(torch.randn_like(p))
+        net(torch.randn(8, 2))
+        ema.update(net)
+        decay = min(0.5, (1 + t) / (10 + t))
+        for k, v in net.state_dict().items():
+            expected[k] = decay * expected[k] + (1 - decay) * v if v.is_floating_point() else v.clone()
+    for k, v in ema.net.state_dict().items():
+        torch.testing.assert_close(v, expected[k])
+    assert not ema.net.training
