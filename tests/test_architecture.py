@@ -1,7 +1,9 @@
 """The layers of the house, read from the imports: nothing knows what is above it."""
 
 import ast
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import foveal
@@ -108,6 +110,28 @@ def test_recording_attention_needs_no_task():
     wrong = {
         f"look/{name}.py imports foveal.{room}"
         for name in files
-        for room in rooms_imported(ROOT / "look" / f"{name}.py") & {"inference", "tasks", "train", "checkpoint"}
+        for room in rooms_imported(ROOT / "look" / f"{name}.py")
+        & {"inference", "tasks", "train", "checkpoint"}
     }
     assert wrong == set()
+
+
+# what a distribution is called where it is not called as what one imports
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "docstring_parser": "docstring-parser",
+    "huggingface_hub": "huggingface-hub",
+    "lightning_fabric": "lightning-fabric",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+# comes with torch for CUDA; where it is absent its kernels are
+OPTIONAL = {"triton"}
+
+
+def test_every_imported_package_is_declared_and_no_other():
+    tops = {name.split(".")[0] for file in FILES for name in imported(file)}
+    tops -= set(sys.stdlib_module_names) | {"foveal", "__future__"} | OPTIONAL
+    project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[\[<>=~! ]", text)[0] for text in project["dependencies"]}
+    assert {DISTRIBUTIONS.get(top, top) for top in tops} == declared

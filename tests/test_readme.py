@@ -41,7 +41,7 @@ def test_the_first_command_reports_in_a_reduced_size(tmp_path):
     report = (tmp_path / "run" / "report.html").read_text()
     assert "Does attention help?" in report
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["verdict"].startswith("Too few seeds")  # 2 can show nothing, and it says so
+    assert results["conclusion"].startswith("Too few seeds")  # 2 can show nothing, and it says so
     assert not re.search(r"""(src|href)=["']https?://""", report)
 
 

@@ -5,14 +5,11 @@ import pytest
 from scipy import stats
 
 from foveal.statistics import (
-    Difference,
     differences_to,
     estimate,
     holm,
-    points,
     seeds_needed,
     sign_flip_p,
-    verdict,
 )
 
 
@@ -125,72 +122,7 @@ def test_the_interval_covers_the_truth():
     assert 0.93 < covered / 1000 < 0.97
 
 
-def test_points_have_a_true_minus_sign():
-    assert points(-0.0049) == "−0.5"
-    assert points(float("nan")) == "–"
-
-
-# ------------------------------------------------------------------------------------------------------ the verdict
-
-
-def difference(mean, finding, seeds=8, p=0.01):
-    return Difference(mean, mean - 0.01, mean + 0.01, p, p, seeds, finding)
-
-
-NAMES = ["se", "cbam"]
-
-
-def test_verdict_without_evidence():
-    to_none = {"se": difference(0.01, "no evidence", p=0.4), "cbam": difference(0.002, "no evidence", p=0.8)}
-    text = verdict(to_none, {}, attention=NAMES, data="scenes")
-    assert text.startswith("No evidence that attention helps on scenes: none of the 2 blocks is better")
-    assert "largest difference: se +1.0 points, 95 % interval +0.0 to +2.0, corrected p = 0.40" in text
-
-
-def test_verdict_says_when_the_seeds_could_not_have_shown_it():
-    to_none = {name: difference(0.1, "no evidence", seeds=6, p=0.0625) for name in NAMES}
-    assert "6 seeds cannot show it for 2 variants at once" in verdict(
-        to_none, {}, attention=NAMES, data="scenes"
-    )
-
-
-def test_verdict_with_few_seeds_claims_nothing():
-    to_none = {name: difference(0.1, "too few seeds", seeds=3) for name in NAMES}
-    text = verdict(to_none, {}, attention=NAMES, data="scenes")
-    assert text.startswith(
-        "Too few seeds to say whether attention helps on scenes: 3 where at least 6 are needed"
-    )
-    assert "p =" not in text
-
-
-def test_verdict_wants_the_control_beaten_too():
-    to_none = {"se": difference(0.03, "better"), "cbam": difference(0.0, "no evidence")}
-    no_better = {"se": difference(0.0, "no evidence"), "cbam": difference(-0.03, "no evidence")}
-    text = verdict(to_none, no_better, attention=NAMES, data="scenes")
-    assert text.startswith("On scenes, se is better than the same network without attention")
-    assert "no evidence of an advantage over a plain convolution block" in text
-    better = {"se": difference(0.02, "better"), "cbam": difference(-0.03, "no evidence")}
-    text = verdict(to_none, better, attention=NAMES, data="scenes")
-    assert text.startswith(
-        "Attention helps on scenes: se is better than the same network without it and better than"
-    )
-
-
-def test_verdict_without_a_control_says_what_is_unknown():
-    text = verdict({"se": difference(0.03, "better")}, {}, attention=["se"], data="scenes")
-    assert "without a control this may be the added capacity alone" in text
-
-
-def test_verdict_names_what_hurts_and_a_control_that_helps():
-    to_none = {
-        "control": difference(0.04, "better"),
-        "se": difference(0.01, "no evidence"),
-        "cbam": difference(-0.05, "worse"),
-    }
-    text = verdict(to_none, {}, attention=NAMES, data="scenes")
-    assert "Worse than no attention: cbam (cbam −5.0 points" in text
-    assert "The control is itself better than none (+4.0 points" in text
-
-
-def test_verdict_when_nothing_finished():
-    assert verdict({}, {}, attention=NAMES, data="scenes").startswith("Nothing can be said about scenes")
+def test_lower_may_be_better():
+    none, variant = paired([-0.01 - 0.001 * i for i in range(8)])
+    assert differences_to(none, {"se": variant})["se"].finding == "worse"
+    assert differences_to(none, {"se": variant}, higher_is_better=False)["se"].finding == "better"

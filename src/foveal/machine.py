@@ -15,7 +15,7 @@ from foveal.errors import FovealError
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("foveal", "torch", "torchvision", "timm", "lightning", "numpy", "safetensors")
+PACKAGES = ("foveal", "torch", "torchvision", "timm", "lightning_fabric", "numpy", "safetensors")
 
 
 def usable_cores() -> int:

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from foveal.look import draw
-from foveal.palette import palette
 from foveal.look.record import Record, watch
 from foveal.nn import BLOCKS
+from foveal.palette import palette
 
 IMAGE = torch.randint(0, 256, (3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

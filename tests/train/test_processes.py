@@ -44,7 +44,7 @@ def test_two_processes_make_one_run_that_stops_and_continues_to_the_same_weights
     shown, said = finish(process)
     assert process.returncode == 0, said
     assert shown.count("best weights") == 1
-    assert len(said.splitlines()) == 3, "one line an epoch"
+    assert len(said.splitlines()) == 4, "what is trained, then one line an epoch"
     rows = (whole / "metrics.csv").read_text().splitlines()
     assert len(rows) == 4
 

@@ -48,7 +48,7 @@ def run_job(
     train, val = (ArrayDataset(images, split) for split in ("train", "val"))
     net = build(job.variant, config, len(job.info.classes), job.info.image_size)
     batches = EpochBatchSampler(len(train), config.batch_size, seed=config.seed)
-    training = loop.Training(net, task, config, job.info, batches, loop.make_fabric(config))
+    training = loop.Training(net, task, config, job.info, batches)
     to_train = task.train_transform(train, job.info, config.options, config.augment)
     normalize = JointTransform([], job.info.mean, job.info.std)
     val_batches = SequentialBatchSampler(len(val), max(EVAL_BATCH, 2 * config.batch_size))

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from foveal.data.loader import EpochBatchSampler, seed_for
@@ -34,28 +35,42 @@ PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mix
 Batches = Iterable[list[dict[str, Any]]]
 
 
-def make_fabric(config: TrainConfig) -> Fabric:
-    """Lightning Fabric for the devices, precision and strategy of a config; its processes are not started yet.
+def launch_fabric(config: TrainConfig) -> Fabric:
+    """Lightning Fabric for the devices, precision and strategy of a config; from here on there are all its processes.
 
     Raises:
         FovealError: this machine cannot run what was asked for.
     """
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     if config.precision == "float16" and not torch.cuda.is_available():
         raise FovealError("precision float16 needs a CUDA GPU, got none here; bfloat16 runs on any device")
     try:
-        return Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.nodes,
-            strategy=config.strategy,
-            precision=PRECISIONS[config.precision],  # pyright: ignore[reportArgumentType]
-        )
+        with _quiet_lightning():
+            fabric = Fabric(
+                accelerator=config.accelerator,
+                devices=config.devices,
+                num_nodes=config.nodes,
+                strategy=config.strategy,
+                precision=PRECISIONS[config.precision],  # pyright: ignore[reportArgumentType]
+            )
+            fabric.launch()
+        return fabric
     except (RuntimeError, ValueError, TypeError) as error:
         names = ("accelerator", "devices", "nodes", "strategy")
         chosen = ", ".join(f"{name}={getattr(config, name)}" for name in names)
         reason = " ".join(str(error).split())
         raise FovealError(f"Lightning must be able to run {chosen}, got: {reason}") from error
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's banner of processes; its logger is as before afterwards."""
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Training:
@@ -81,7 +96,7 @@ class Training:
     ) -> None:
         self.net, self.task, self.config, self.info, self.batches = net, task, config, info, batches
         self.options = config.options
-        self.fabric = fabric or make_fabric(config)
+        self.fabric = fabric or launch_fabric(config)
         self.freezer = Freezer(net, config.freeze_epochs)
         self.model = self.fabric.setup_module(net)
         self.ema = ModelEma(net, config.ema) if config.ema else None

@@ -136,8 +136,7 @@ class Run:
 
     def __init__(self, config: TrainConfig, folder: Path | None, *, quiet: bool = False) -> None:
         self.config, self.task = config, config.the_task
-        self.fabric = loop.make_fabric(config)
-        self.fabric.launch()
+        self.fabric = loop.launch_fabric(config)
         self.data = open_parts(config)
         net = build_network(config, classes=len(self.data["train"].classes))
         self.info = describe_network(config, net, self.data)

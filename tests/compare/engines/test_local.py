@@ -1,0 +1,128 @@
+"""Worker processes: what they return comes back whole, and none of them outlives the one that asked."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from foveal.compare.engines import make_engine
+from foveal.compare.engines.local import LocalEngine, read_message, write_message
+from foveal.compare.experiment import plan_comparison, store_images
+from foveal.errors import FovealError
+
+TRAINING = {
+    "data_options": {"length": 64, "size": 16, "digit_size": (8, 8)},
+    "epochs": 1,
+    "accelerator": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_comparison(["se(reduction=4)@residual:3"], seeds=2, control=False, training=TRAINING)
+
+
+@pytest.fixture
+def images(plan, tmp_path):
+    store_images(plan, tmp_path)
+    return tmp_path
+
+
+def engine(images: Path, jobs: int = 1) -> LocalEngine:
+    return LocalEngine(device="cpu", jobs=jobs, runs=9, log=images / "log.txt")
+
+
+def test_messages_come_through_a_pipe_as_they_were_sent():
+    pipe = io.BytesIO()
+    payload = bytes(range(256)) * 3 + b"\n{"
+    write_message(pipe, {"result": {"a": "\n"}}, payload)
+    write_message(pipe, {"step": 3})
+    pipe.seek(0)
+    assert read_message(pipe) == ({"result": {"a": "\n"}}, payload)
+    assert read_message(pipe) == ({"step": 3}, b"")
+    assert read_message(pipe) is None
+
+
+def test_a_message_that_was_cut_off_is_none():
+    pipe = io.BytesIO()
+    write_message(pipe, {"result": 1}, b"12345")
+    for length in (3, len(pipe.getvalue()) - 1):
+        assert read_message(io.BytesIO(pipe.getvalue()[:length])) is None
+
+
+def test_every_job_comes_back_once_with_its_weights(plan, images):
+    with engine(images, jobs=2) as workers:
+        events = list(workers.run(plan.jobs, images))
+    done = {e.job.key: e for e in events if e.result is not None}
+    assert set(done) == {job.key for job in plan.jobs}
+    for job in plan.jobs:
+        event = done[job.key]
+        assert (event.result["variant"], event.result["seed"]) == (job.variant.name, job.config.seed)
+        assert (event.weights is not None) == (job.config.seed == 0)
+        assert len(event.result["curve"]) == 1
+
+
+def test_a_worker_that_is_killed_ends_in_one_line_that_says_which_run(plan, images):
+    with engine(images) as workers:
+        events = workers.run(plan.jobs, images)
+        while next(events).result is None:
+            pass
+        os.kill(workers.processes[0].pid, signal.SIGKILL)
+        with pytest.raises(
+            ChildProcessError, match=r"the process of .*, seed .* ended with code -9 .*fewer jobs"
+        ):
+            list(events)
+
+
+def test_a_mistake_in_a_worker_is_a_mistake_here(plan, images):
+    from dataclasses import replace
+
+    job = replace(plan.jobs[0], variant=replace(plan.jobs[1].variant, insert="se@nowhere.*"))
+    with engine(images) as workers, pytest.raises(FovealError, match=r"se, seed 0: .*nowhere"):
+        list(workers.run([job], images))
+
+
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from foveal.compare.engines.local import LocalEngine
+from foveal.compare.experiment import plan_comparison, store_images
+
+training = {"data_options": {"length": 64, "size": 16, "digit_size": (8, 8)}, "epochs": 10000, "accelerator": "cpu"}
+plan = plan_comparison(["se(reduction=4)@residual:3"], seeds=1, control=False, training=training)
+images = Path(sys.argv[1])
+store_images(plan, images)
+with LocalEngine(device="cpu", jobs=2, runs=2, log=images / "log.txt") as workers:
+    for event in workers.run(plan.jobs, images):
+        print(*(process.pid for process in workers.processes), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_the_process_that_asked(tmp_path):
+    """Killed in the middle of a run, so that it can tell nobody."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    processes = []
+    for pid in map(int, done.stdout.split()):
+        if psutil.pid_exists(pid):
+            processes.append(psutil.Process(pid))
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert alive == []
+
+
+def test_an_unknown_engine_is_refused(tmp_path):
+    with pytest.raises(FovealError, match="engine must be one of local, got steam"):
+        make_engine("steam", device="cpu", jobs=1, runs=1, log=tmp_path / "log")

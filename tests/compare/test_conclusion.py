@@ -1,0 +1,84 @@
+"""The outcome in words: what may be said, and what may not."""
+
+from foveal.compare.conclusion import MetricText, conclude
+from foveal.statistics import Difference
+
+TEXT = MetricText("accuracy", is_share=True, higher_is_better=True)
+
+
+def difference(mean, finding, seeds=8, p=0.01):
+    return Difference(mean, mean - 0.01, mean + 0.01, p, p, seeds, finding)
+
+
+NAMES = ["se", "cbam"]
+
+
+def test_conclusion_without_evidence():
+    to_none = {"se": difference(0.01, "no evidence", p=0.4), "cbam": difference(0.002, "no evidence", p=0.8)}
+    text = conclude(to_none, {}, attention=NAMES, data="scenes", text=TEXT)
+    assert text.startswith("No evidence that attention helps on scenes: none of the 2 blocks is better")
+    assert "largest difference: se +1.0 points, 95 % interval +0.0 to +2.0, corrected p = 0.40" in text
+
+
+def test_conclusion_says_when_the_seeds_could_not_have_shown_it():
+    to_none = {name: difference(0.1, "no evidence", seeds=6, p=0.0625) for name in NAMES}
+    assert "6 seeds cannot show it for 2 variants at once" in conclude(
+        to_none, {}, attention=NAMES, data="scenes", text=TEXT
+    )
+
+
+def test_conclusion_with_few_seeds_claims_nothing():
+    to_none = {name: difference(0.1, "too few seeds", seeds=3) for name in NAMES}
+    text = conclude(to_none, {}, attention=NAMES, data="scenes", text=TEXT)
+    assert text.startswith(
+        "Too few seeds to say whether attention helps on scenes: 3 where at least 6 are needed"
+    )
+    assert "p =" not in text
+
+
+def test_conclusion_wants_the_control_beaten_too():
+    to_none = {"se": difference(0.03, "better"), "cbam": difference(0.0, "no evidence")}
+    no_better = {"se": difference(0.0, "no evidence"), "cbam": difference(-0.03, "no evidence")}
+    text = conclude(to_none, no_better, attention=NAMES, data="scenes", text=TEXT)
+    assert text.startswith("On scenes, se is better than the same network without attention")
+    assert "no evidence of an advantage over a plain convolution block" in text
+    better = {"se": difference(0.02, "better"), "cbam": difference(-0.03, "no evidence")}
+    text = conclude(to_none, better, attention=NAMES, data="scenes", text=TEXT)
+    assert text.startswith(
+        "Attention helps on scenes: se is better than the same network without it and better than"
+    )
+
+
+def test_conclusion_without_a_control_says_what_is_unknown():
+    text = conclude({"se": difference(0.03, "better")}, {}, attention=["se"], data="scenes", text=TEXT)
+    assert "without a control this may be the added capacity alone" in text
+
+
+def test_conclusion_names_what_hurts_and_a_control_that_helps():
+    to_none = {
+        "control": difference(0.04, "better"),
+        "se": difference(0.01, "no evidence"),
+        "cbam": difference(-0.05, "worse"),
+    }
+    text = conclude(to_none, {}, attention=NAMES, data="scenes", text=TEXT)
+    assert "Worse than no attention: cbam (cbam −5.0 points" in text
+    assert "The control is itself better than none (+4.0 points" in text
+
+
+def test_conclusion_when_nothing_finished():
+    assert conclude({}, {}, attention=NAMES, data="scenes", text=TEXT).startswith(
+        "Nothing can be said about scenes"
+    )
+
+
+def test_numbers_have_a_true_minus_sign():
+    assert TEXT.difference(-0.0049) == "−0.5"
+    assert TEXT.difference(float("nan")) == TEXT.value(float("nan")) == "–"
+
+
+def test_a_metric_that_is_no_share_is_written_as_it_is_and_lower_may_be_best():
+    text = MetricText("error", is_share=False, higher_is_better=False)
+    assert (text.value(0.01234), text.difference(-0.5), text.unit) == ("0.01234", "−0.5", "of error")
+    to_none = {"se": difference(-0.02, "better"), "cbam": difference(-0.01, "better")}
+    said = conclude(to_none, {}, attention=["se", "cbam"], data="scenes", text=text)
+    assert "best: se −0.02 of error" in said
