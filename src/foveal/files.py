@@ -322,6 +322,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
+def folders_in(root: str | os.PathLike[str]) -> list[Path]:
+    """The folders directly inside ``root`` that are not hidden, sorted by name."""
+    return sorted(path for path in Path(root).iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
 def walk_files(folder: str | os.PathLike[str]) -> list[str]:
     """Paths of all files below ``folder`` that are not hidden, sorted; each real file once, as `find_images` says."""
     found: list[str] = []

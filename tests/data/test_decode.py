@@ -134,14 +134,14 @@ def test_a_truncated_file_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     content = encoded(Image.fromarray(noise), kind)
     path = tmp_path / f"cut.{kind}"
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"^decode_image: .*cut\.") as error:
+    with pytest.raises(ValueError, match=r"cut\.") as error:
         decode_image(path)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_image_is_refused_by_name(content: bytes) -> None:
-    with pytest.raises(ValueError, match=r"^decode_image: .*cat\.jpg"):
+    with pytest.raises(ValueError, match=r"cat\.jpg"):
         decode_image(content, name="cat.jpg")
 
 

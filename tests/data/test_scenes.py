@@ -132,7 +132,7 @@ def test_the_hash_is_uniform_and_unrelated_between_neighbours() -> None:
     ],
 )
 def test_arguments_out_of_range_are_refused(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=r"^scenes: ") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         Scenes(**options)
     assert message in str(error.value)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from foveal.data.decode import MAX_PIXELS, decode_image
 from foveal.data.items import (
-    IMAGE_SUFFIXES,
     SPLIT_NAMES,
     StoredDataset,
     check_classes,
@@ -19,6 +18,7 @@ from foveal.data.items import (
     refuse_repeated,
 )
 from foveal.errors import FovealError
+from foveal.files import find_images, folders_in
 
 
 class FolderImages:
@@ -61,7 +61,7 @@ def open_folder(
     where = parts[part] if part else root
     if classes is None:
         # Of train, so that the labels of all splits mean the same.
-        classes = [folder.name for folder in _folders(parts.get("train", where) if part else root)]
+        classes = [folder.name for folder in folders_in(parts.get("train", where) if part else root)]
     if not classes:
         raise FovealError(f"a folder must hold one folder of images per class, got none in {where}")
     names = {name.lower() for name in classes}
@@ -73,7 +73,7 @@ def open_folder(
     label_of = {name: label for label, name in enumerate(classes)}
     paths: list[str] = []
     labels: list[int] = []
-    for folder in _folders(where):
+    for folder in folders_in(where):
         if folder.name not in label_of:
             raise FovealError(f"class folders must be among {_few(classes)}, got {folder}")
         found = find_images(folder)
@@ -94,28 +94,13 @@ def open_folder(
 def find_parts(root: Path) -> dict[str, Path]:
     """The folders of splits: those with the name of a split and folders inside ("train" may also be a class)."""
     parts = {}
-    for folder in _folders(root):
+    for folder in folders_in(root):
         split = SPLIT_NAMES.get(folder.name.lower())
-        if split and _folders(folder):
+        if split and folders_in(folder):
             if split in parts:
                 raise FovealError(f"two folders for split {split}, got {parts[split]} and {folder}")
             parts[split] = folder
     return parts
-
-
-def find_images(folder: Path) -> list[str]:
-    """Paths of the images at any depth below ``folder``, sorted, hidden ones left out."""
-    found = []
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                found.append(os.path.join(where, name))
-    return sorted(found)
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _few(names: Sequence[str]) -> str:

@@ -19,9 +19,6 @@ SPLIT_NAMES = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-)
 
 
 @runtime_checkable
@@ -93,7 +90,7 @@ class StoredDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         length = len(self)
         if not -length <= index < length:
-            raise IndexError(f"data set: index must be below {length}, got {index}")
+            raise IndexError(f"index must be below {length}, got {index}")
         for step in range(length):
             place = (index + step) % length
             if self._broken[place]:
@@ -105,7 +102,7 @@ class StoredDataset(Dataset):
             except (ValueError, OSError):
                 self._broken[place] = True
                 self._check_share()
-        raise FovealError(f"data set: none of the {length} images can be read")
+        raise FovealError(f"none of the {length} images can be read")
 
     @property
     def skipped(self) -> dict[str, str]:

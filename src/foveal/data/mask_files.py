@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from foveal.data.folder import find_images
 from foveal.data.items import SPLIT_NAMES
 from foveal.errors import FovealError
+from foveal.files import find_images, folders_in
 
 IMAGE_FOLDERS = ("images", "image", "img")
 MASK_FOLDERS = ("labels", "masks", "annotations", "label", "mask")
@@ -15,14 +15,14 @@ MASK_FOLDERS = ("labels", "masks", "annotations", "label", "mask")
 def find_pairs(root: Path) -> dict[str, tuple[Path, Path]]:
     """Part -> (image folder, mask folder): root/train/images, root/images/train, or root/images (part "")."""
     found: dict[str, tuple[Path, Path]] = {}
-    for folder in _folders(root):
+    for folder in folders_in(root):
         part = SPLIT_NAMES.get(folder.name.lower())
         images, masks = _named(folder, IMAGE_FOLDERS), _named(folder, MASK_FOLDERS)
         if part and images and masks:
             found[part] = (images, masks)
     images, masks = _named(root, IMAGE_FOLDERS), _named(root, MASK_FOLDERS)
     if not found and images and masks:
-        for folder in _folders(images):
+        for folder in folders_in(images):
             part = SPLIT_NAMES.get(folder.name.lower())
             if part and (masks / folder.name).is_dir():
                 found[part] = (folder, masks / folder.name)
@@ -30,17 +30,13 @@ def find_pairs(root: Path) -> dict[str, tuple[Path, Path]]:
     if not found:
         raise FovealError(
             "segmentation folders must be images and labels (or masks, annotations), inside or around "
-            f"train, val and test, got {', '.join(f.name for f in _folders(root)) or 'no folders'} in {root}"
+            f"train, val and test, got {', '.join(f.name for f in folders_in(root)) or 'no folders'} in {root}"
         )
     return found
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
 def _named(root: Path, names: Sequence[str]) -> Path | None:
-    by_name = {folder.name.lower(): folder for folder in _folders(root)}
+    by_name = {folder.name.lower(): folder for folder in folders_in(root)}
     return next((by_name[name] for name in names if name in by_name), None)
 
 

@@ -152,7 +152,7 @@ class Scenes(Dataset):
         """
         index = np.asarray(list(indices), dtype=np.int64)
         if ((index < -self.length) | (index >= self.length)).any():
-            raise IndexError(f"scenes: indices must be below {self.length}, got {index.tolist()}")
+            raise IndexError(f"indices must be below {self.length}, got {index.tolist()}")
         index = np.where(index < 0, index + self.length, index)
         digits, digit_labels, photographs = _sources(self.split, self.size)
         n, t, size, cells = len(index), self.frames, self.size, self._grid**2

@@ -137,7 +137,7 @@ class MaskedImages:
 
 def _different_sizes(image: object, image_hw: Sequence[int], mask: object, mask_hw: Sequence[int]) -> str:
     (h, w), (mask_h, mask_w) = image_hw, mask_hw
-    return f"open_dataset: image and mask must have the same size, got {w}x{h} in {image}, {mask_w}x{mask_h} in {mask}"
+    return f"image and mask must have the same size, got {w}x{h} in {image}, {mask_w}x{mask_h} in {mask}"
 
 
 def open_segmentation(
