@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from foveal.data import decode_image, decode_mask
+from foveal.data import LabelError, decode_image, decode_mask
 from foveal.data.decode import image_size
-from foveal.data.items import LabelError
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

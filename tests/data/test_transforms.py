@@ -69,7 +69,7 @@ def test_scaled_masks_are_aligned_to_half_a_pixel() -> None:
     stripes = torch.arange(16).repeat(16, 1).to(torch.uint8)
     from torchvision import tv_tensors
 
-    from foveal.data.transforms import Rescale
+    from foveal.data.joint import Rescale
 
     half = Rescale(0.5, 0.5)(
         {"image": tv_tensors.Image(stripes.expand(3, -1, -1)), "mask": tv_tensors.Mask(stripes)}
@@ -153,7 +153,11 @@ def test_scenes_go_through_unharmed() -> None:
         (train_transform, {"size": 32, "flip": 1.5}, "flip must be between 0 and 1, got 1.5"),
         (train_transform, {"size": 32, "scale": (0.9, 0.3)}, "scale must satisfy"),
         (train_transform, {"size": 32, "std": (1.0, 1.0)}, "mean and std need 3 values"),
-        (eval_transform, {"size": 32, "resize": "long"}, "resize must be shorter or exact, got 'long'"),
+        (
+            eval_transform,
+            {"size": 32, "resize": "long"},
+            "resize must be shorter, exact or longer, got 'long'",
+        ),
         (eval_transform, {"size": 32, "crop_share": 0.0}, "crop_share must be above 0"),
         (segmentation_train_transform, {"size": (32, 0)}, "size must be between 1 and 8192"),
         (segmentation_train_transform, {"size": 32, "scale": (0.0, 1.0)}, "scale must satisfy"),

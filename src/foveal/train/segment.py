@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from foveal.data import segmentation_eval_transform, segmentation_train_transform
-from foveal.data.segmentation import SceneMasks
+from foveal.data import SceneMasks, segmentation_eval_transform, segmentation_train_transform
 from foveal.errors import FovealError
 from foveal.models.segmentation import AUXILIARY_WEIGHT
 from foveal.train.config import TrainConfig

@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from foveal.data import open_dataset
-from foveal.data.items import choose_part, hold_out, looks_whole
+from foveal.data.dataset import looks_whole
+from foveal.data.split import choose_part, hold_out
 
 Draw = Callable[..., Path]
 

@@ -6,7 +6,7 @@ import pytest
 from torchvision import datasets
 
 from foveal.data import open_dataset
-from foveal.data.torchvision_sets import _dataset_class, _parameters, _parts
+from foveal.data.sources.torchvision import _dataset_class, _parameters, _parts
 
 FAKE: dict[str, Any] = {"arguments": {"size": 30, "image_size": (3, 8, 8), "num_classes": 3}}
 

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from foveal.data import Scenes, class_mask
-from foveal.data.scenes import _sources, _uniform
+from foveal.data.scenes.render import sources, uniform
 
 
 def test_an_item_is_the_same_in_any_order_batch_length_and_process() -> None:
@@ -41,7 +41,7 @@ def test_a_stored_scene_stays_what_it_was() -> None:
 def test_no_digit_and_no_photograph_column_is_in_two_splits() -> None:
     digits, columns = [], 0
     for split in ("train", "val", "test"):
-        glyphs, labels, photographs = _sources(split, 32)
+        glyphs, labels, photographs = sources(split, 32)
         assert set(labels.tolist()) == set(range(10))
         digits.append({glyph.tobytes() for glyph in glyphs})
         columns += photographs.shape[2]
@@ -110,13 +110,13 @@ def test_class_masks_name_the_digit_of_every_object(objects: int, frames: int) -
 
 
 def test_the_hash_is_uniform_and_unrelated_between_neighbours() -> None:
-    u = _uniform(5, 0, np.arange(20000), 4)
+    u = uniform(5, 0, np.arange(20000), 4)
     assert 0 <= u.min() < 0.001
     assert 0.999 < u.max() < 1
     assert np.abs(u.mean(axis=0) - 0.5).max() < 0.01
     assert np.abs(np.corrcoef(u.T) - np.eye(4)).max() < 0.03
     assert abs(np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]) < 0.03
-    assert abs(np.corrcoef(u[:, 0], _uniform(6, 0, np.arange(20000), 1)[:, 0])[0, 1]) < 0.03
+    assert abs(np.corrcoef(u[:, 0], uniform(6, 0, np.arange(20000), 1)[:, 0])[0, 1]) < 0.03
 
 
 @pytest.mark.parametrize(
