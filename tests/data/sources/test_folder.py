@@ -1,4 +1,5 @@
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,3 +119,113 @@ def test_a_segmentation_folder_is_recognised_and_refused(tmp_path: Path, draw: D
     for name in ("train/images/1.png", "train/labels/1.png"):
         draw(tmp_path / name)
     assert "task='segment'" in refused(tmp_path)
+
+
+def lay(root: Path, draw: Draw, *folders: str, count: int = 4) -> None:
+    for folder in folders:
+        for i in range(count):
+            draw(root / folder / f"{i}.png")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("training_set", "test_set"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train2017", "test2017"),
+        ("TrainImages", "Testing"),
+    ],
+)
+def test_parts_are_known_by_a_word_of_their_name(tmp_path: Path, draw: Draw, train: str, test: str) -> None:
+    """Not as classes, which trains a network to tell the training set from the test set."""
+    lay(tmp_path, draw, *(f"{part}/{kind}" for part in (train, test) for kind in ("cats", "dogs")))
+    data = {split: open_dataset(str(tmp_path), split) for split in ("train", "val", "test")}
+    assert [part.classes for part in data.values()] == [["cats", "dogs"]] * 3
+    assert [len(part) for part in data.values()] == [6, 2, 8]
+    assert all(name.startswith(test) for name in data["test"].names)
+
+
+def test_a_folder_that_may_be_a_part_or_a_class_is_refused(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, *(f"{kind}/{time}" for kind in ("bus", "car", "train") for time in ("day", "night")))
+    message = refused(tmp_path)
+    assert "two readings" in message
+    assert "train is a part" in message
+    assert "a class beside bus, car" in message
+
+
+def test_parts_inside_class_folders_are_refused(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "cats/train", "cats/test", "dogs/train", "dogs/test")
+    assert "must lie around the class folders, got cats/test, cats/train, dogs/test" in refused(tmp_path)
+
+
+def test_parts_without_class_folders_are_refused(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "train", "test")
+    assert "got images without one in test, train" in refused(tmp_path)
+
+
+def test_folders_and_images_beside_the_parts_are_counted(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "training_set/cats", "training_set/dogs", "test_set/cats", "test_set/dogs")
+    lay(tmp_path, draw, "single_prediction")
+    draw(tmp_path / "training_set" / "lost.png")
+    draw(tmp_path / "cover.png")
+    data = open_dataset(str(tmp_path), "train")
+    assert set(data.left_out) == {"cover.png", "single_prediction", "training_set/lost.png"}
+    assert data.left_out["single_prediction"].startswith("4 images in a folder beside the parts")
+    assert len(data.notes) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_each_real_image_is_taken_once_whatever_links_there_are(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "cat/batch1", "dog/batch1", count=10)
+    plain = {split: open_dataset(str(tmp_path), split).names for split in ("train", "val")}
+    (tmp_path / "cat" / "a_latest").symlink_to("batch1")
+    (tmp_path / "cat" / "batch1" / "up").symlink_to("..")
+    (tmp_path / "dog" / "batch1" / "cats").symlink_to(tmp_path / "cat")
+    (tmp_path / "dog" / "gone.png").symlink_to("nowhere.png")
+    for split, names in plain.items():
+        data = open_dataset(str(tmp_path), split)
+        assert data.names == names
+        assert data.left_out == {
+            "cat/a_latest": "a link to what is taken already",
+            "cat/batch1/up": "a link to what is taken already",
+            "dog/batch1/cats": "a link to what is taken already",
+            "dog/gone.png": "a link that leads nowhere",
+        }
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_part_that_is_a_link_to_another_has_no_images(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "train/a", "train/b")
+    (tmp_path / "val").symlink_to("train")
+    data = open_dataset(str(tmp_path), "train")
+    assert (len(data), len(open_dataset(str(tmp_path), "val"))) == (6, 2)
+    assert data.left_out == {"val": "a link to what is taken already"}
+
+
+def test_both_spellings_of_a_class_are_one(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, unicodedata.normalize("NFD", "café"), "bar")
+    assert open_dataset(str(tmp_path), "train").classes == ["bar", "café"]
+    data = open_dataset(str(tmp_path), "train", classes=["café", "bar"])
+    assert sorted({item["label"] for item in data}) == [0, 1]
+    draw(tmp_path / "café" / "1.png")
+    if len(os.listdir(tmp_path)) == 3:  # systems that keep the spellings apart
+        assert "a name of its own" in refused(tmp_path)
+
+
+def test_folders_that_systems_make_are_no_classes(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "cat", "dog", "cat/@eaDir/1.jpg", "@eaDir/2.jpg", "__MACOSX/cat")
+    data = open_dataset(str(tmp_path), "train")
+    assert (data.classes, len(data), data.left_out) == (["cat", "dog"], 6, {})
+
+
+def test_classes_without_an_image_are_told(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "train/a", "train/b", "val/a")
+    assert open_dataset(str(tmp_path), "val").notes == ["1 of 2 classes has no image for val: b"]
+
+
+def test_images_may_be_opened_in_grey(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "a", "b")
+    assert open_dataset(str(tmp_path), "train", channels=1)[0]["image"].shape == (1, 10, 12)
+    with pytest.raises(ValueError, match="channels must be 1 or 3, got 2"):
+        open_dataset(str(tmp_path), "train", channels=2)

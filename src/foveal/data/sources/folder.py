@@ -111,7 +111,7 @@ def open_folder(
     paths, labels, stray = _items(root, where, images, classes, left_out)
     if not part:
         _refuse_parts_inside(root, images)
-    left_out = _of_part(left_out, where) | stray
+    left_out = _of_part(left_out, where, layout) | stray
     for folder in layout.others:
         count = sum(image.startswith(f"{folder}/") for image in images)
         left_out[folder] = f"{count} images in a folder beside the parts that is none of them"
@@ -134,7 +134,9 @@ def _items(
     stray: dict[str, str] = {}
     start = f"{where}/" if where else ""
     for image in images:
-        if image.startswith(start):
+        if "/" not in image:
+            stray[image] = "an image in no class folder"
+        elif image.startswith(start):
             folder, slash, _ = image[len(start) :].partition("/")
             if slash and folder in found:
                 found[folder].append(image)
@@ -241,8 +243,10 @@ def _class_folders(root: Path, where: str) -> list[str]:
     return [folder.name for folder in folders_in(root / where)]
 
 
-def _of_part(left_out: Mapping[str, str], where: str) -> dict[str, str]:
-    return {name: reason for name, reason in left_out.items() if not where or _inside(name, where)}
+def _of_part(left_out: Mapping[str, str], where: str, layout: Layout) -> dict[str, str]:
+    """What was left out of the folder that is opened, and of no other part."""
+    others = [folder for folder in layout.parts.values() if folder != where]
+    return {name: why for name, why in left_out.items() if not any(_inside(name, other) for other in others)}
 
 
 def _inside(name: str, folder: str) -> bool:
