@@ -30,7 +30,8 @@ WITHOUT_CHANCE = frozenset(
         "ToPureTensor",
     )
 )
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+# torchvision's "nearest" takes the pixel above and left of the middle; Pillow and timm the one in the middle
+INTERPOLATIONS = {"nearest": "nearest-exact", "bilinear": "bilinear", "bicubic": "bicubic"}
 
 
 class JointTransform:
@@ -162,7 +163,7 @@ class FitInto:
     Args:
         size: height and width of the target in pixels.
         within: the whole image lies within the target, else the image covers all of it.
-        interpolation: of the image, a name of torchvision's ``InterpolationMode``; masks take the nearest pixel.
+        interpolation: of the image, "nearest", "bilinear" or "bicubic"; masks take the nearest pixel.
 
     Source: ``ResizeKeepRatio`` of timm, whose rounding it has.
     """
@@ -217,4 +218,4 @@ def interpolation_mode(name: str) -> Any:
 
     if name not in INTERPOLATIONS:
         raise FovealError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {name!r}")
-    return InterpolationMode(name)
+    return InterpolationMode(INTERPOLATIONS[name])

@@ -115,7 +115,8 @@ def eval_transform(
 
     With ``crop_share``, ``interpolation``, ``mean`` and ``std`` of a pretrained network of timm (its ``crop_pct``, ...)
     and its ``crop_mode`` as ``resize`` - "center" is "shorter", "squash" is "exact", "border" is "longer" - images
-    come out as from ``timm.data.create_transform``, but for the rounding of bytes.
+    come out as from ``timm.data.create_transform``, but for the rounding of bytes: one of 255 levels in some pixels,
+    up to five at a few edges with "bicubic".
 
     Args:
         size: height and width of the result in pixels, or one number for both.

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from foveal.data import Scenes, class_mask
+from foveal.data import SceneMasks, Scenes, class_mask
 from foveal.data.scenes.render import sources, uniform
 
 
@@ -143,3 +143,17 @@ def test_an_index_beyond_the_end_ends_a_loop() -> None:
     assert torch.equal(scenes[-1]["image"], scenes[2]["image"])
     with pytest.raises(IndexError, match="below 3"):
         scenes[3]
+
+
+def test_scenes_have_names_and_a_fingerprint_of_their_options() -> None:
+    scenes = Scenes("val", length=3)
+    assert scenes.names == ["val/0", "val/1", "val/2"]
+    assert (scenes.left_out, scenes.notes, scenes.skipped) == ({}, [], {})
+    others = [
+        Scenes("val", length=3, seed=1),
+        Scenes("val", length=4),
+        Scenes("test", length=3),
+        SceneMasks("val"),
+    ]
+    assert Scenes("val", length=3).fingerprint == scenes.fingerprint
+    assert len({scenes.fingerprint, *(other.fingerprint for other in others)}) == 5
