@@ -164,7 +164,8 @@ def test_a_folder_is_locked_until_the_process_ends(tmp_path):
 def test_what_looks_like_an_image_and_is_none_is_told(tmp_path):
     for name, content in (
         ("a.png", b""), ("b.heic", b""), ("c.jxl", b""), ("d.cr2", b"II*\0"), ("notes.txt", b"text"),
-        ("e", b"\xff\xd8\xff"), ("f.dat", b"RIFF\0\0\0\0WEBPVP8 "), ("g.bin", b"\0\0\0\x18ftypheic"), (".h", b"\xff\xd8\xff"),
+        ("e", b"\xff\xd8\xff"), ("f.dat", b"RIFF\0\0\0\0WEBPVP8 "),
+        ("g.bin", b"\0\0\0\x18ftypheic"), (".h", b"\xff\xd8\xff"),
     ):  # fmt: skip
         (tmp_path / name).write_bytes(content)
     images, left_out = survey_images(tmp_path)

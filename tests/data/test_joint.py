@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from foveal.data import (
@@ -14,7 +13,7 @@ from foveal.data import (
     segmentation_train_transform,
     train_transform,
 )
-from foveal.data.joint import CentreOnCanvas, FitInto, Rescale
+from foveal.data.joint import CentreOnCanvas, Rescale, ResizeInto
 
 IMAGE = {"image": torch.arange(3 * 40 * 60).reshape(3, 40, 60).remainder(256).to(torch.uint8)}
 
@@ -86,12 +85,27 @@ def test_grey_images_take_one_mean() -> None:
         eval_transform(16, mean=(0.5,), std=(0.25,))(IMAGE)
 
 
-@pytest.mark.parametrize(("within", "shape"), [(True, (20, 30)), (False, (30, 45))])
-def test_fitting_covers_the_target_or_stays_within(within: bool, shape: tuple[int, int]) -> None:
-    out = FitInto((30, 30), within=within, interpolation="bilinear")(
-        {"image": tv_tensors.Image(IMAGE["image"])}
-    )
-    assert out["image"].shape[1:] == shape
+@pytest.mark.parametrize(
+    ("how", "size", "shape"),
+    [
+        ("longer", (30, 30), (20, 30)),
+        ("shorter", (30, 30), (30, 45)),
+        ("exact", (30, 31), (30, 31)),
+        ("shorter", (33, 33), (33, 49)),  # 49.5, rounded down
+        ("shorter", (33, 30), (33, 50)),  # 49.5, rounded to even
+    ],
+)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_resizing_covers_the_target_or_stays_within(
+    how: str, size: tuple, shape: tuple, interpolation: str
+) -> None:
+    sample = IMAGE | {
+        "mask": torch.ones(40, 60, dtype=torch.uint8),
+        "box_xyxy": torch.tensor([0.0, 0, 60, 40]),
+    }
+    out = JointTransform([ResizeInto(size, how, interpolation)], normalise=False)(sample)
+    assert out["image"].shape[1:] == out["mask"].shape == shape
+    assert out["box_xyxy"].tolist() == pytest.approx([0, 0, shape[1], shape[0]])
 
 
 def test_a_canvas_pads_with_its_colour_and_masks_with_0() -> None:

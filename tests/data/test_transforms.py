@@ -196,7 +196,6 @@ def photographs() -> list[Any]:
         ((3, 256, 256), 1.0, "bicubic", "border"),
         ((3, 240, 192), 0.9, "bilinear", "center"),
         ((3, 240, 192), 0.9, "bicubic", "border"),
-        ((3, 64, 64), 0.875, "nearest", "center"),
     ],
 )
 def test_the_preprocessing_of_a_pretrained_network_is_that_of_timm(
@@ -218,11 +217,8 @@ def test_the_preprocessing_of_a_pretrained_network_is_that_of_timm(
         expected: Any = theirs(photograph)
         found = ours({"image": pixels})["image"]
         assert found.shape == expected.shape
-        # bytes are rounded after each of two passes: one level, and at a few edges a second or third
         levels = ((found - expected).abs() * 255).round()
-        assert (levels > 0).float().mean() < 0.2
-        assert (levels > 1).float().mean() < 2e-4
-        assert levels.max() <= 5
+        assert levels.max() <= (0 if interpolation == "bicubic" else 1)
 
 
 def test_interpolation_reaches_the_image() -> None:

@@ -157,30 +157,58 @@ class Rescale:
         return out
 
 
-class FitInto:
-    """Resize a joint sample, aspect ratio kept, to just cover a target or just lie within it.
+class ResizeInto:
+    """Resize a joint sample to a target, as timm and torchvision do before they crop.
 
     Args:
         size: height and width of the target in pixels.
-        within: the whole image lies within the target, else the image covers all of it.
-        interpolation: of the image, "nearest", "bilinear" or "bicubic"; masks take the nearest pixel.
+        how: "exact": to the target; "shorter": aspect ratio kept, to just cover it; "longer": to just lie within it.
+        interpolation: of the image, "nearest", "bilinear" or "bicubic"; masks take the nearest pixel. Bicubic images
+            are resized by Pillow, as PyTorch's result differs from it by up to 5 of 255 levels at edges.
 
-    Source: ``ResizeKeepRatio`` of timm, whose rounding it has.
+    Source: rounding as in ``torchvision.transforms.Resize`` for square targets and timm's ``ResizeKeepRatio`` else.
     """
 
     random = False
 
-    def __init__(self, size: Sequence[int], *, within: bool, interpolation: str) -> None:
-        self.size, self.within, self.interpolation = tuple(size), within, interpolation
+    def __init__(self, size: Sequence[int], how: str, interpolation: str) -> None:
+        self.size, self.how, self.interpolation = (size[0], size[1]), how, interpolation
 
     def __call__(self, joint: Sample) -> Sample:
-        from torchvision.transforms import v2
+        from torchvision import tv_tensors
+        from torchvision.transforms.v2 import functional
 
-        sides = joint["image"].shape[-2:]
-        ratios = [side / target for side, target in zip(sides, self.size, strict=True)]
-        ratio = max(ratios) if self.within else min(ratios)
-        size = [max(1, round(side / ratio)) for side in sides]
-        return v2.Resize(size, interpolation=interpolation_mode(self.interpolation), antialias=True)(joint)
+        height, width = joint["image"].shape[-2:]
+        size = self._size(height, width)
+        if size == [height, width]:
+            return joint
+        mode, out = interpolation_mode(self.interpolation), {}
+        for name, value in joint.items():
+            if isinstance(value, tv_tensors.Image) and self.interpolation == "bicubic":
+                out[name] = tv_tensors.Image(_resized_by_pillow(value, size))
+            else:
+                out[name] = functional.resize(value, size, interpolation=mode, antialias=True)
+        return out
+
+    def _size(self, height: int, width: int) -> list[int]:
+        if self.how == "exact":
+            return list(self.size)
+        if self.how == "shorter" and self.size[0] == self.size[1]:
+            shorter = min(height, width)
+            return [int(self.size[0] * side / shorter) for side in (height, width)]
+        ratios = height / self.size[0], width / self.size[1]
+        ratio = max(ratios) if self.how == "longer" else min(ratios)
+        return [max(1, round(side / ratio)) for side in (height, width)]
+
+
+def _resized_by_pillow(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    import numpy as np
+    from PIL import Image
+
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    resized = np.array(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return torch.from_numpy(resized.reshape(*size, -1)).permute(2, 0, 1).contiguous()
 
 
 class CentreOnCanvas:

@@ -15,9 +15,9 @@ from foveal.data.joint import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     CentreOnCanvas,
-    FitInto,
     JointTransform,
     Rescale,
+    ResizeInto,
     interpolation_mode,
 )
 from foveal.errors import FovealError
@@ -115,8 +115,8 @@ def eval_transform(
 
     With ``crop_share``, ``interpolation``, ``mean`` and ``std`` of a pretrained network of timm (its ``crop_pct``, ...)
     and its ``crop_mode`` as ``resize`` - "center" is "shorter", "squash" is "exact", "border" is "longer" - images
-    come out as from ``timm.data.create_transform``, but for the rounding of bytes: one of 255 levels in some pixels,
-    up to five at a few edges with "bicubic".
+    come out as from ``timm.data.create_transform``: to the bit with "bicubic", with "bilinear" but for the rounding of
+    some bytes by one level of 255.
 
     Args:
         size: height and width of the result in pixels, or one number for both.
@@ -148,18 +148,12 @@ def eval_transform(
         crop_share = 0.875 if resize == "shorter" and max(target) > SMALL else 1.0
     if not 0 < crop_share <= 1:
         raise FovealError(f"crop_share must be above 0 and at most 1, got {crop_share}")
-    mode = interpolation_mode(interpolation)
+    interpolation_mode(interpolation)
     before = [math.floor(side / crop_share) for side in target]
-    if resize == "exact":
-        steps: list[Any] = [v2.Resize(before, interpolation=mode, antialias=True), v2.CenterCrop(target)]
-    elif resize == "longer":
-        fill = [round(255 * value) for value in mean]
-        steps = [FitInto(before, within=True, interpolation=interpolation), CentreOnCanvas(target, fill)]
-    elif before[0] == before[1]:
-        steps = [v2.Resize(before[0], interpolation=mode, antialias=True), v2.CenterCrop(target)]
-    else:
-        steps = [FitInto(before, within=False, interpolation=interpolation), v2.CenterCrop(target)]
-    return JointTransform(steps, mean, std)
+    crop: Any = v2.CenterCrop(target)
+    if resize == "longer":
+        crop = CentreOnCanvas(target, [round(255 * value) for value in mean])
+    return JointTransform([ResizeInto(before, resize, interpolation), crop], mean, std)
 
 
 def _check_size(size: int) -> None:
