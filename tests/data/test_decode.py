@@ -185,6 +185,7 @@ def test_damage_anywhere_gives_an_image_or_a_value_error(kind: str, place: float
             assert "\n" not in str(error)  # noqa: PT017
 
 
+@pytest.mark.filterwarnings("ignore:a TIFF of")
 @pytest.mark.parametrize("extra", [0, 2, None])
 def test_a_fourth_band_of_a_tiff_is_no_alpha_unless_colours_are_multiplied_by_it(extra: int | None) -> None:
     """Near infrared is stored as a fourth band, marked as alpha or not at all."""
@@ -196,10 +197,21 @@ def test_a_fourth_band_of_a_tiff_is_no_alpha_unless_colours_are_multiplied_by_it
     assert colour(decode_image(tiff(transparent, t338=1))) == [255, 255, 255]
 
 
+def test_a_band_that_is_left_out_is_told_and_so_are_pages() -> None:
+    with pytest.warns(UserWarning, match="a TIFF of 4 bands is read without its last"):
+        decode_image(tiff(np.zeros((4, 5, 4), dtype=np.uint8)))
+    pages = [Image.new("L", (4, 3), value) for value in (10, 200)]
+    with pytest.warns(UserWarning, match="of several pages the first"):
+        image = decode_image(encoded(pages[0], "tiff", save_all=True, append_images=pages[1:]))
+    assert colour(image) == [10, 10, 10]
+
+
+@pytest.mark.filterwarnings("ignore:a TIFF of")
 def test_a_second_band_of_a_grey_tiff_is_no_alpha() -> None:
     assert colour(decode_image(encoded(Image.new("LA", (4, 3), (10, 40)), "tiff"))) == [10, 10, 10]
 
 
+@pytest.mark.filterwarnings("ignore:a 16-bit image")
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_the_transparent_grey_of_a_png_shows_white_at_every_depth(bits: int) -> None:
     """Pillow compares it with values it has scaled."""

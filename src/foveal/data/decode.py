@@ -35,7 +35,8 @@ def decode_image(
 
     Palette images are taken by their colours; transparent pixels show white; CMYK and YCbCr are converted; the EXIF
     orientation is applied; of an animation the first frame is taken. A fourth band of a TIFF, or the second of a grey
-    one, is left out unless the file says that colours are multiplied by it: it may as well be near infrared.
+    one, is left out unless the file says that colours are multiplied by it: it may as well be near infrared. A warning
+    tells of such bands, and of TIFFs of several pages, once.
 
     The result always has 8 bits. 16-bit values are scaled by the range of the type (65535 -> 255), never by the
     content; a warning says so where a file uses at most a sixteenth of its range. Floating-point images must lie in
@@ -67,6 +68,8 @@ def decode_image(
     """
     check_decoding(channels, grey_bits)
     with opened(source, name, max_pixels) as (image, name, _):
+        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+            warnings.warn("of a TIFF of several pages the first is read", stacklevel=2)
         return guarded(lambda: to_tensor(image, channels=channels, grey_bits=grey_bits), name)
 
 
@@ -193,6 +196,10 @@ def _without_unknown_band(image: Image) -> Image:
         return image
     if ASSOCIATED_ALPHA in np.ravel(tags.get(338, ())):
         return image
+    warnings.warn(
+        f"a TIFF of {len(image.getbands())} bands is read without its last, which may be alpha or something else",
+        stacklevel=3,
+    )
     bands = image.split()
     if image.mode == "LA":
         return bands[0]

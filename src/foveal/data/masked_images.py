@@ -113,8 +113,11 @@ class MaskedImages:
                 f"{other} and {path}"
             )
 
-    def check_headers(self, indices: Iterable[int]) -> None:
+    def check_headers(self, indices: Iterable[int]) -> tuple[int, int]:
         """Compare sizes, EXIF orientations and palettes of the files, from their headers.
+
+        Returns:
+            How many masks have a palette, and how many have none.
 
         Raises:
             LabelError: sizes differ; masks may lie on their images in two ways; palettes contradict each other.
@@ -122,6 +125,7 @@ class MaskedImages:
         undecided: list[tuple[int, int, int]] = []
         seen: dict[str, str] = {}  # how masks are turned -> the first that shows it
         palettes: dict[Palette, int] = {}
+        with_palette = without = 0
         for index in indices:
             try:
                 header = mask_header(self.root / self.pairs[index][1])
@@ -130,11 +134,15 @@ class MaskedImages:
                 raise
             except (ValueError, OSError):
                 continue  # unreadable: not a contradiction
-            if header.palette is not None:
+            if header.palette is None:
+                without += 1
+            else:
+                with_palette += 1
                 palettes.setdefault(header.palette, index)
             self._check_turning(index, image, (header.size, header.orientation), seen, undecided)
         self._decide(seen, undecided)
         self._check_palettes(palettes)
+        return with_palette, without
 
     def _check_turning(
         self,

@@ -353,6 +353,16 @@ def test_palettes_of_different_length_that_agree_are_accepted(tmp_path: Path, dr
     assert [item["mask"].flatten().tolist() for item in data] == [[0, 1, 1], [0, 1, 2]]
 
 
+def test_masks_with_and_without_a_palette_are_told(tmp_path: Path, draw: Draw) -> None:
+    """Both hold the numbers of classes where one program took the other's files over, as those of VOC and SBD."""
+    for i in range(3):
+        draw(tmp_path / f"images/{i}.png", size=(3, 1))
+        palette_mask(tmp_path / f"masks/{i}.png", [[0, 1, 2]], BLACK, GREEN, RED)
+    Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8)).save(tmp_path / "masks/1.png")
+    notes = segment(tmp_path, classes=["a", "b", "c"]).notes
+    assert notes == ["2 masks have a palette and 1 have none; in both the stored numbers are the classes"]
+
+
 def test_places_in_a_palette_of_grey_levels_are_refused(tmp_path: Path, draw: Draw) -> None:
     """Grey levels 0, 3, 7 that a program made smaller are stored as places 0, 1, 2."""
     draw(tmp_path / "images/1.png", size=(3, 1))

@@ -105,7 +105,7 @@ def open_segmentation(
         colours=None if zero_ignored else listed.colours, max_pixels=max_pixels, channels=channels,
         grey_bits=grey_bits,
     )  # fmt: skip
-    source.check_headers(range(len(pairs)))
+    with_palette, without = source.check_headers(range(len(pairs)))
     dataset = StoredDataset(
         source, indices, names, max_unreadable=max_unreadable, ignore_index=ignored, left_out=left_out
     )
@@ -116,6 +116,10 @@ def open_segmentation(
             "masks must hold the numbers of classes, got only 0 and 255, which is ignored, in "
             f"{looked_at} masks of {spec}; store 1 where 255 is a class, or say that it is none by ignore_index=255 "
             "(--data_options.ignore_index 255)"
+        )
+    if with_palette and without:
+        dataset.notes.append(
+            f"{with_palette} masks have a palette and {without} have none; in both the stored numbers are the classes"
         )
     absent = [name for label, name in enumerate(names) if not counts[label]]
     if absent:
