@@ -444,7 +444,9 @@ def is_hidden(name: str) -> bool:
 
 def folders_in(root: str | os.PathLike[str]) -> list[Path]:
     """The folders directly inside ``root`` that are not hidden, sorted by name."""
-    return sorted(path for path in Path(root).iterdir() if path.is_dir() and not is_hidden(path.name))
+    inside = (path for path in Path(root).iterdir() if path.is_dir() and not is_hidden(path.name))
+    # by name: paths of Windows compare without regard to capitals, and labels follow this order
+    return sorted(inside, key=lambda path: path.name)
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
