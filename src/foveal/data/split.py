@@ -23,8 +23,8 @@ def splits_in(name: str) -> set[str]:
     """The splits that a file or folder name speaks of, by words of their own anywhere in it.
 
     Example:
-        >>> splits_in("training_set"), splits_in("seg_train"), splits_in("train2017"), splits_in("valTest")
-        ({'train'}, {'train'}, {'train'}, {'test', 'val'})
+        >>> splits_in("training_set"), splits_in("seg_train"), splits_in("train2017")
+        ({'train'}, {'train'}, {'train'})
         >>> splits_in("trainer"), splits_in("contest")
         (set(), set())
     """

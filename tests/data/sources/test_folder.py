@@ -229,3 +229,11 @@ def test_images_may_be_opened_in_grey(tmp_path: Path, draw: Draw) -> None:
     assert open_dataset(str(tmp_path), "train", channels=1)[0]["image"].shape == (1, 10, 12)
     with pytest.raises(ValueError, match="channels must be 1 or 3, got 2"):
         open_dataset(str(tmp_path), "train", channels=2)
+
+
+def test_one_class_comes_with_a_hint_where_there_is_one(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "archive/cats", "archive/dogs")
+    assert refused(tmp_path).endswith(f"got ['archive']; perhaps {tmp_path / 'archive'} is the data set")
+    lay(tmp_path / "other", draw, "images")
+    (tmp_path / "other" / "labels.csv").write_text("id,label\n")
+    assert "labels in a file are not read" in refused(tmp_path / "other")

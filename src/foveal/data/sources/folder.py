@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from foveal.data.dataset import (
     StoredDataset,
-    check_classes,
     empty_classes,
     few,
     file_looks_whole,
@@ -101,12 +100,18 @@ def open_folder(
         # Of train, so that the labels of all splits mean the same.
         classes = [_spelled(name) for name in _class_folders(root, layout.parts.get("train", where))]
     if not classes:
-        raise FovealError(f"a folder must hold one folder of images per class, got none in {root / where}")
+        raise FovealError(
+            f"a folder must hold one folder of images per class, got none in {root / where}, "
+            f"and {len(images)} images without one"
+        )
     names = {name.lower() for name in classes}
     if "images" in names and names & {"labels", "masks", "annotations"}:
         raise FovealError(f"{root} holds images and masks, no class folders; open it with task='segment'")
     refuse_repeated(classes)
-    check_classes(classes)
+    if len(classes) == 1:
+        raise FovealError(
+            f"a classifier needs at least 2 classes, got {list(classes)}{_hint(root, where, classes[0])}"
+        )
 
     paths, labels, stray = _items(root, where, images, classes, left_out)
     if not part:
@@ -123,6 +128,16 @@ def open_folder(
         source, indices, classes, max_unreadable=max_unreadable, left_out=left_out,
         notes=list(empty_classes([labels[index] for index in indices], classes, split)),
     )  # fmt: skip
+
+
+def _hint(root: Path, where: str, only: str) -> str:
+    """What a folder with a single folder inside may be instead of a data set with one class."""
+    inner = root / where / only
+    if inner.is_dir() and len(folders_in(inner)) > 1:
+        return f"; perhaps {inner} is the data set"
+    if any(path.suffix.lower() in (".csv", ".json", ".xml") for path in root.iterdir()):
+        return "; labels in a file are not read: there must be one folder of images per class"
+    return ""
 
 
 def _items(

@@ -123,8 +123,9 @@ def open_segmentation(
         )
     absent = [name for label, name in enumerate(names) if not counts[label]]
     if absent:
+        verb = "is" if len(absent) == 1 else "are"
         dataset.notes.append(
-            f"{len(absent)} of {len(names)} classes are in none of the {looked_at} masks looked at: {few(absent)}"
+            f"{len(absent)} of {len(names)} classes {verb} in none of the {looked_at} masks looked at: {few(absent)}"
         )
     return dataset
 
