@@ -12,6 +12,7 @@ from tests.data.by_hand import chunk, packed, png, tiff
 
 from foveal.data import LabelError, decode_mask
 from foveal.data.masks import PaletteUse, StoredMask, grey_levels, mask_header, read_mask
+from foveal.errors import FovealError
 
 INDICES = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
@@ -170,3 +171,15 @@ def test_packing_by_hand_is_what_pillow_reads() -> None:
     """The files of these tests are real ones: 4 bits a sample, two in a byte."""
     assert packed(np.array([[1, 2, 3]]), 4) == [b"\x12\x30"]
     assert np.asarray(Image.open(io.BytesIO(png(np.array([[1, 15]]), 4)))).tolist() == [[17, 255]]
+
+
+@pytest.mark.parametrize("kind", ["png", "gif", "tiff", "bmp", "ppm"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_truncated_mask_is_refused_by_name(kind: str, share: float, tmp_path: Path) -> None:
+    """Some formats show it when their pages are counted already."""
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)
+    content = encoded(Image.fromarray(noise), kind)
+    path = tmp_path / "cut.x"
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(FovealError, match=r"cut\.x"):
+        decode_mask(path)

@@ -68,7 +68,7 @@ def decode_image(
     """
     check_decoding(channels, grey_bits)
     with opened(source, name, max_pixels) as (image, name, _):
-        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+        if image.format == "TIFF" and guarded(lambda: getattr(image, "n_frames", 1), name) > 1:
             warnings.warn("of a TIFF of several pages the first is read", stacklevel=2)
         return guarded(lambda: to_tensor(image, channels=channels, grey_bits=grey_bits), name)
 
@@ -97,8 +97,8 @@ def stored_size(path: str | PathLike[str]) -> tuple[tuple[int, int], int]:
     Raises:
         FovealError: the header cannot be read.
     """
-    with opened(path, None, 2**62) as (image, _, file):
-        return size_and_orientation(image, file)
+    with opened(path, None, 2**62) as (image, name, file):
+        return guarded(lambda: size_and_orientation(image, file), name)
 
 
 def size_and_orientation(image: Image, file: BinaryIO) -> tuple[tuple[int, int], int]:

@@ -85,13 +85,14 @@ def read_mask(
     """
     with opened(source, name, max_pixels) as (image, name, file):
         refuse_unfit(image, name)
-        most, scaled = _scale(image, file)
+        most, scaled = guarded(lambda: _scale(image, file), name)
+        signed = guarded(lambda: _signed(image), name)
         own = read_orientation(image, file)
-        palette = palette_of(image)
+        palette = guarded(lambda: palette_of(image), name)
         values = guarded(lambda: np.asarray(image), name)
         if image.format == "TIFF":  # Pillow has turned it as it says
             values = turned(values, INVERSE.get(own, own))
-    if _signed(image) and values.max(initial=0) > 127:
+    if signed and values.max(initial=0) > 127:
         raise LabelError(f"mask values must be 0 to 255, got negative ones in {name}")
     if scaled:
         values = (values.astype(np.int64) * most + scaled // 2) // scaled
@@ -118,7 +119,8 @@ def mask_header(path: str | PathLike[str]) -> MaskHeader:
     """
     with opened(path, None, 2**62) as (image, name, file):
         refuse_unfit(image, name)
-        return MaskHeader(*size_and_orientation(image, file), palette_of(image))
+        size, orientation = guarded(lambda: size_and_orientation(image, file), name)
+        return MaskHeader(size, orientation, guarded(lambda: palette_of(image), name))
 
 
 def refuse_unfit(image: Image, name: str) -> None:
@@ -146,8 +148,9 @@ def refuse_unfit(image: Image, name: str) -> None:
             f"a mask must say that 0 is black, got a file where 0 is white, {name}: some programs store the number "
             "of a class in it and others its opposite; save it as PNG"
         )
-    if getattr(image, "n_frames", 1) > 1:
-        raise LabelError(f"a mask must have one page, got {image.n_frames} in {name}")  # pyright: ignore[reportAttributeAccessIssue]
+    pages = guarded(lambda: getattr(image, "n_frames", 1), name)
+    if pages > 1:
+        raise LabelError(f"a mask must have one page, got {pages} in {name}")
 
 
 def _scale(image: Image, file: BinaryIO) -> tuple[int, int]:
