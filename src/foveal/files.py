@@ -30,6 +30,7 @@ UNREAD_SUFFIXES = frozenset((
     ".jxl", ".jxr", ".psd", ".svg", ".ico", ".pcx", ".sgi", ".exr", ".hdr", ".dcm", ".nii", ".dng", ".cr2", ".cr3",
     ".nef", ".arw", ".orf", ".rw2", ".raw", ".eps", ".djvu",
 ))  # fmt: skip
+TAKEN = "a link to what is taken already"
 SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -364,22 +365,11 @@ def _walk(root: str) -> Iterator[tuple[str, str | None]]:
     while waiting or links:
         if not waiting:
             link = links.popleft()
-            path = os.path.join(root, link)
-            try:
-                status = os.stat(path)
-            except OSError:
-                if is_image_name(link):
-                    yield link, "a link that leads nowhere"
-                continue
-            if (status.st_dev, status.st_ino) in taken:
-                yield link, "a link to what is taken already"
-            elif stat.S_ISDIR(status.st_mode):
+            kind, problem = _follow(os.path.join(root, link), taken)
+            if kind == "folder":
                 waiting.append(link)
-            elif stat.S_ISREG(status.st_mode):
-                taken.add((status.st_dev, status.st_ino))
-                yield link, None
-            elif is_image_name(link):
-                yield link, "no regular file"
+            elif kind == "file" or problem == TAKEN or is_image_name(link):
+                yield link, problem
             continue
         where = waiting.pop()
         try:
@@ -408,6 +398,22 @@ def _walk(root: str) -> Iterator[tuple[str, str | None]]:
             elif is_image_name(name):
                 yield name, "no regular file"
         waiting += reversed(folders)
+
+
+def _follow(path: str, taken: set[tuple[int, int]]) -> tuple[str, str | None]:
+    """Whether a link leads to a "file", a "folder" or neither, and why it cannot be followed; a file is then taken."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "", "a link that leads nowhere"
+    if (status.st_dev, status.st_ino) in taken:
+        return "", TAKEN
+    if stat.S_ISDIR(status.st_mode):
+        return "folder", None
+    if not stat.S_ISREG(status.st_mode):
+        return "", "no regular file"
+    taken.add((status.st_dev, status.st_ino))
+    return "file", None
 
 
 def _image_in_disguise(path: str) -> str | None:

@@ -65,7 +65,8 @@ class MaskedImages:
         return self.pairs[index][0]
 
     def fingerprint(self, indices: Sequence[int]) -> str:
-        return fingerprint([path for index in indices for path in self.pairs[index]], self.root)
+        files = fingerprint([path for index in indices for path in self.pairs[index]], self.root)
+        return f"{files} {self.class_of.tolist()}"
 
     def sample(self, index: int) -> dict[str, Any]:
         image_path, mask_path = (self.root / path for path in self.pairs[index])

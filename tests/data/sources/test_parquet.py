@@ -246,8 +246,9 @@ def test_reading_processes_give_the_same_rows(tmp_path: Path, context: str) -> N
 
 
 def test_the_fingerprint_follows_the_file_and_the_rows(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", [0, 1] * 10)
+    path = write(tmp_path / "a.parquet", [0, 1] * 10, coarse=[1, 0] * 10)
     before = open_dataset(str(path), "train").fingerprint
+    assert open_dataset(str(path), "train", label_column="coarse").fingerprint != before
     assert open_dataset(str(path), "train").fingerprint == before
     assert open_dataset(str(path), "val").fingerprint != before
     os.utime(path, ns=(1, 1))

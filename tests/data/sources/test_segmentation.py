@@ -282,6 +282,9 @@ def test_parts_that_are_one_folder_are_refused(folder: Path) -> None:
 
 
 def test_the_fingerprint_follows_the_masks(folder: Path, draw: Draw) -> None:
+    before = segment(folder, ignore_index=100).fingerprint
+    assert segment(folder).fingerprint != before
+    assert segment(folder, ignore_index=100, classes=["_", "road", "sky", "car"]).fingerprint != before
     before = segment(folder).fingerprint
     assert segment(folder).fingerprint == before
     draw(folder / "train/labels/0.png", 2, size=(12, 10))

@@ -100,7 +100,7 @@ class ParquetImages:
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Of the files as they were when the data set was opened, under the names they have in it."""
         stats = [(title, file.stat()) for title, file in zip(self.titles, self.files, strict=True)]
-        text = "".join(f"{title!r} {s.st_size} {s.st_mtime_ns}\n" for title, s in stats)
+        text = "".join(f"{title!r} {s.st_size} {s.st_mtime_ns}\n" for title, s in stats) + repr(self.columns)
         rows = np.asarray(indices, dtype=np.int64)
         return hashlib.blake2b(
             text.encode(errors="backslashreplace") + rows.tobytes(), digest_size=16

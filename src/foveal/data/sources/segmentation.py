@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,65 +69,115 @@ def open_segmentation(
     ignored = 255 if ignore_index is None else ignore_index
     if not 0 <= ignored <= 255 or ignored == UNKNOWN:
         raise FovealError(f"ignore_index must be 0 to 255 but not 254, got {ignored}")
-    folder, divide, left_out = not spec.startswith(TORCHVISION), False, {}
+    folder = not spec.startswith(TORCHVISION)
     if folder:
-        where = Path(spec).expanduser()
-        if not where.is_dir():
-            raise FovealError(
-                "segmentation data must be 'scenes', 'torchvision:VOCSegmentation', "
-                f"'torchvision:Cityscapes' or a folder, got {spec!r}"
-            )
-        parts = find_pairs(where, images, masks)
-        listed = _class_list(where, classes, parts)
-        part, divide = choose_part(f"folder {spec}", [name for name in parts if name], split)
-        _refuse_shared_parts(where, parts, part or "")
-        pairs, left_out = pair(where, *parts[part or ""], mask_suffix, image_suffix)
-        left_out |= other_folders(where, parts, part or "")
-        if zero_ignored is None:
-            zero_ignored = (where / ADE20K_CLASSES).exists()
-        class_of, rule = _value_table(len(listed.names), ignored, zero_ignored)
+        found = _in_folder(
+            spec, split, classes=classes, ignored=ignored, zero_ignored=zero_ignored, images=images, masks=masks,
+            image_suffix=image_suffix, mask_suffix=mask_suffix,
+        )  # fmt: skip
     else:
         where, pairs, names, class_of = torchvision_pairs(
             spec.removeprefix(TORCHVISION), split, root, download, dict(arguments or {})
         )
-        listed, rule, ignored = ClassList(names), f"those of {spec}", 255
-    names = listed.names
+        ignored = 255
+        found = Found(where, pairs, ClassList(names), class_of, f"those of {spec}")
+    names, pairs = found.listed.names, found.pairs
     if len(names) < 2:
         raise FovealError(f"segmentation needs at least 2 classes, got {names}")
     refuse_repeated(names)
 
     indices: Sequence[int] = range(len(pairs))
-    if divide:
+    if found.divide:
         stored_images = [image for image, _ in pairs]
         indices = hold_out(stored_images, None, split, val_share=val_share, split_seed=split_seed)
     source = MaskedImages(
-        where, pairs, class_of, rule, ignores_any=folder, lone_255=ignore_index is not None,
-        colours=None if zero_ignored else listed.colours, max_pixels=max_pixels, channels=channels,
-        grey_bits=grey_bits,
+        found.root, pairs, found.class_of, found.rule, ignores_any=folder, lone_255=ignore_index is not None,
+        colours=found.listed.colours, max_pixels=max_pixels, channels=channels, grey_bits=grey_bits,
     )  # fmt: skip
     with_palette, without = source.check_headers(range(len(pairs)))
     dataset = StoredDataset(
-        source, indices, names, max_unreadable=max_unreadable, ignore_index=ignored, left_out=left_out
+        source, indices, names, max_unreadable=max_unreadable, ignore_index=ignored, left_out=found.left_out
     )
+    if with_palette and without:
+        dataset.notes.append(
+            f"{with_palette} masks have a palette and {without} have none; in both the stored numbers are the classes"
+        )
+    _look_at_masks(dataset, spec, refuse_255=folder and ignore_index is None and found.first_class == 0)
+    return dataset
+
+
+class Found(NamedTuple):
+    """Pairs of files and what their numbers mean.
+
+    Attributes:
+        root: what the paths of ``pairs`` lie below.
+        pairs: (image, mask).
+        listed: the classes.
+        class_of: uint8 (256,), the class of every stored value, see `MaskedImages`.
+        rule: those values in words.
+        left_out: as in `StoredDataset`.
+        divide: whether train and val are to be split off these pairs.
+        first_class: the stored value of class 0.
+    """
+
+    root: Path
+    pairs: list[tuple[str, str]]
+    listed: ClassList
+    class_of: np.ndarray
+    rule: str
+    left_out: Mapping[str, str] = {}
+    divide: bool = False
+    first_class: int = 0
+
+
+def _in_folder(
+    spec: str,
+    split: str,
+    *,
+    classes: Sequence[str] | str | None,
+    ignored: int,
+    zero_ignored: bool | None,
+    images: str | None,
+    masks: str | None,
+    image_suffix: str,
+    mask_suffix: str,
+) -> Found:
+    where = Path(spec).expanduser()
+    if not where.is_dir():
+        raise FovealError(
+            "segmentation data must be 'scenes', 'torchvision:VOCSegmentation', "
+            f"'torchvision:Cityscapes' or a folder, got {spec!r}"
+        )
+    parts = find_pairs(where, images, masks)
+    listed = _class_list(where, classes, parts)
+    part, divide = choose_part(f"folder {spec}", [name for name in parts if name], split)
+    _refuse_shared_parts(where, parts, part or "")
+    pairs, left_out = pair(where, *parts[part or ""], mask_suffix, image_suffix)
+    left_out |= other_folders(where, parts, part or "")
+    if zero_ignored is None:
+        zero_ignored = (where / ADE20K_CLASSES).exists()
+    if zero_ignored:  # colours are told by stored values, which are one higher than the classes
+        listed = ClassList(listed.names)
+    class_of, rule = _value_table(len(listed.names), ignored, zero_ignored)
+    return Found(where, pairs, listed, class_of, rule, left_out, divide, int(zero_ignored))
+
+
+def _look_at_masks(dataset: StoredDataset, spec: str, *, refuse_255: bool) -> None:
+    """Decode some masks: refuse those that would lose a class, and note the classes that are in none."""
     counts, looked_at = _probe(dataset)
-    only = counts.nonzero().flatten().tolist()
-    if folder and ignore_index is None and not zero_ignored and only == [0, 255]:
+    if refuse_255 and counts.nonzero().flatten().tolist() == [0, 255]:
         raise FovealError(
             "masks must hold the numbers of classes, got only 0 and 255, which is ignored, in "
             f"{looked_at} masks of {spec}; store 1 where 255 is a class, or say that it is none by ignore_index=255 "
             "(--data_options.ignore_index 255)"
         )
-    if with_palette and without:
-        dataset.notes.append(
-            f"{with_palette} masks have a palette and {without} have none; in both the stored numbers are the classes"
-        )
+    names = dataset.classes
     absent = [name for label, name in enumerate(names) if not counts[label]]
     if absent:
         verb = "is" if len(absent) == 1 else "are"
         dataset.notes.append(
             f"{len(absent)} of {len(names)} classes {verb} in none of the {looked_at} masks looked at: {few(absent)}"
         )
-    return dataset
 
 
 def _probe(dataset: StoredDataset) -> tuple[torch.Tensor, int]:
