@@ -83,7 +83,7 @@ class Predictor:
         """
         if not isinstance(source, list | tuple):
             return self([source], **inference)[0]
-        images = [_image_of(one) for one in source]
+        images = [_image_of(one, self.info.channels) for one in source]
         names = [os.fspath(one) if isinstance(one, str | os.PathLike) else "" for one in source]
         answers = self.predict(images, self.inference_options(inference))
         return [
@@ -130,7 +130,7 @@ class Predictor:
         values = 0
         for file in files:
             try:
-                image = decode_image(file)
+                image = decode_image(file, channels=self.info.channels)
             except (FovealError, OSError) as error:
                 unreadable[str(file)] = str(error)
                 continue
@@ -287,9 +287,9 @@ def _groups(shapes: Sequence[Any]) -> Iterator[list[int]]:
         yield from (indices[k : k + together] for k in range(0, len(indices), together))
 
 
-def _image_of(source: Any) -> UInt8[Tensor, "3 h w"]:
+def _image_of(source: Any, channels: int) -> UInt8[Tensor, "c h w"]:
     if isinstance(source, str | os.PathLike | bytes):
-        return decode_image(source)
+        return decode_image(source, channels=channels)
     if isinstance(source, Tensor):
         image = source
     elif isinstance(source, np.ndarray):
@@ -301,15 +301,15 @@ def _image_of(source: Any) -> UInt8[Tensor, "3 h w"]:
     elif hasattr(source, "convert"):
         from foveal.data.decode import to_tensor
 
-        image = to_tensor(source)
+        image = to_tensor(source, channels=channels)
     else:
         raise FovealError(
             f"an image must be a path, bytes, a Pillow image, an array or a tensor, got {type(source).__name__}"
         )
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        shape = tuple(getattr(source, "shape", ()))
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != channels:
+        shape = tuple(getattr(source, "shape", image.shape))
         raise FovealError(
-            "an image must be uint8, a tensor of shape (3, h, w) or an array of shape (h, w, 3), "
-            f"got {source.dtype} of shape {shape}"
+            f"an image must be uint8, a tensor of shape ({channels}, h, w) or an array of shape (h, w, {channels}), "
+            f"got {getattr(source, 'dtype', image.dtype)} of shape {shape}"
         )
     return image

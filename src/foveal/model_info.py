@@ -11,6 +11,8 @@ from foveal.errors import FovealError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# the same of the images' grey values
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)
 REQUIRED = ("classes", "image_size", "mean", "std")
 LARGEST_SIZE = 8192
 
@@ -49,6 +51,11 @@ class ModelInfo:
     model: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images: 3, or 1 for grey ones."""
+        return len(self.mean)
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that `foveal.save` keeps with the weights; ``extra`` and ``figures`` lie flat in it."""

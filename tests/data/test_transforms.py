@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from foveal.data import (
     segmentation_train_transform,
     train_transform,
 )
+from foveal.data.joint import INTERPOLATIONS
 from foveal.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 MEAN, STD = torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1), torch.tensor(IMAGENET_STD).reshape(3, 1, 1)
@@ -69,7 +71,7 @@ def test_scaled_masks_are_aligned_to_half_a_pixel() -> None:
     stripes = torch.arange(16).repeat(16, 1).to(torch.uint8)
     from torchvision import tv_tensors
 
-    from foveal.data.transforms import Rescale
+    from foveal.data.joint import Rescale
 
     half = Rescale(0.5, 0.5)(
         {"image": tv_tensors.Image(stripes.expand(3, -1, -1)), "mask": tv_tensors.Mask(stripes)}
@@ -153,7 +155,11 @@ def test_scenes_go_through_unharmed() -> None:
         (train_transform, {"size": 32, "flip": 1.5}, "flip must be between 0 and 1, got 1.5"),
         (train_transform, {"size": 32, "scale": (0.9, 0.3)}, "scale must satisfy"),
         (train_transform, {"size": 32, "std": (1.0, 1.0)}, "mean and std need 3 values"),
-        (eval_transform, {"size": 32, "resize": "long"}, "resize must be shorter or exact, got 'long'"),
+        (
+            eval_transform,
+            {"size": 32, "resize": "long"},
+            "resize must be shorter, exact or longer, got 'long'",
+        ),
         (eval_transform, {"size": 32, "crop_share": 0.0}, "crop_share must be above 0"),
         (segmentation_train_transform, {"size": (32, 0)}, "size must be between 1 and 8192"),
         (segmentation_train_transform, {"size": 32, "scale": (0.0, 1.0)}, "scale must satisfy"),
@@ -167,3 +173,66 @@ def test_arguments_out_of_range_are_refused(make: Any, options: dict, message: s
 def test_an_image_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"image must be \(3, h, w\), got \(1, 4, 4\)"):
         eval_transform(4)({"image": torch.zeros(1, 4, 4, dtype=torch.uint8)})
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[Any]:
+    """Two photographs, 427 x 640, and one upright."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    found = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    return [*found, found[0].rotate(90, expand=True)]
+
+
+@pytest.mark.parametrize(
+    ("input_size", "crop_pct", "interpolation", "crop_mode"),
+    [
+        ((3, 224, 224), 0.875, "bicubic", "center"),
+        ((3, 224, 224), 0.9, "bicubic", "center"),  # 248.9 pixels, rounded down
+        ((3, 176, 176), 0.95, "bilinear", "center"),
+        ((3, 288, 288), 1.0, "bicubic", "squash"),
+        ((3, 224, 224), 0.875, "bilinear", "squash"),
+        ((3, 256, 256), 1.0, "bicubic", "border"),
+        ((3, 240, 192), 0.9, "bilinear", "center"),
+        ((3, 240, 192), 0.9, "bicubic", "border"),
+    ],
+)
+def test_the_preprocessing_of_a_pretrained_network_is_that_of_timm(
+    photographs: list[Any], input_size: tuple, crop_pct: float, interpolation: str, crop_mode: str
+) -> None:
+    from timm.data import create_transform
+
+    mean, std = (0.485, 0.456, 0.406), (1.0, 1.0, 1.0)
+    theirs = create_transform(
+        input_size, is_training=False, interpolation=interpolation, mean=mean, std=std, crop_pct=crop_pct,
+        crop_mode=crop_mode,
+    )  # fmt: skip
+    resize = {"center": "shorter", "squash": "exact", "border": "longer"}[crop_mode]
+    ours = eval_transform(
+        input_size[1:], resize=resize, crop_share=crop_pct, interpolation=interpolation, mean=mean, std=std
+    )
+    for photograph in photographs:
+        pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)
+        expected: Any = theirs(photograph)
+        found = ours({"image": pixels})["image"]
+        assert found.shape == expected.shape
+        levels = ((found - expected).abs() * 255).round()
+        assert levels.max() <= (0 if interpolation == "bicubic" else 1)
+
+
+def test_interpolation_reaches_the_image() -> None:
+    image = torch.randint(0, 256, (3, 90, 90), dtype=torch.uint8)
+    outcomes = [eval_transform(50, interpolation=name)({"image": image})["image"] for name in INTERPOLATIONS]
+    assert not torch.equal(outcomes[0], outcomes[1])
+    assert not torch.equal(outcomes[1], outcomes[2])
+    torch.manual_seed(0)
+    bilinear = train_transform(80, flip=0.0)({"image": image})["image"]
+    torch.manual_seed(0)
+    assert not torch.equal(
+        train_transform(80, flip=0.0, interpolation="bicubic")({"image": image})["image"], bilinear
+    )
+    with pytest.raises(
+        ValueError, match="interpolation must be one of nearest, bilinear, bicubic, got 'box'"
+    ):
+        eval_transform(50, interpolation="box")

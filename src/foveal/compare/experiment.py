@@ -22,7 +22,7 @@ from foveal.compare.progress import Progress
 from foveal.compare.summary import Row, summarise
 from foveal.compare.variants import NONE, Variant, build, control_of, parse_models, parse_variants
 from foveal.data import JointTransform
-from foveal.data.transforms import Rescale
+from foveal.data.joint import Rescale
 from foveal.errors import FovealError
 from foveal.files import file_name, locked, write_bytes, write_json
 from foveal.tasks import task_named

@@ -15,7 +15,7 @@ from foveal.insertion import insert, inserted, parse_insertion
 from foveal.measure import count_parameters
 from foveal.nn import BLOCKS
 from foveal.train.config import TrainConfig
-from foveal.train.network import add_blocks, build_network
+from foveal.train.network import add_blocks, build_network, in_chans
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def build(variant: Variant, config: TrainConfig, classes: int, image_size: int) 
         asked = parse_insertion(variant.insert)
         place = {name: asked.pop(name) for name in ("at", "stages") if name in asked}
         like = asked.pop("block")
-        example = torch.zeros(1, 3, image_size, image_size)
+        example = torch.zeros(1, in_chans(config), image_size, image_size)
         insert(net, PlainConvolution, **place, example=example, like=like, like_options=asked)
         if config.channels_last:
             net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

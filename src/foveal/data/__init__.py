@@ -1,14 +1,18 @@
 """Images and their truth: bundled scenes, folders, Parquet, torchvision sets; decoding and transforms.
 
-A data set has ``classes`` and ``skipped`` and gives dictionaries of uint8 tensors. Heavy libraries (torchvision,
+A data set gives dictionaries of uint8 tensors and says what it skipped and left out. Heavy libraries (torchvision,
 pyarrow, scikit-learn, Pillow) are imported by the functions that need them.
 """
 
-from foveal.data.decode import decode_image, decode_mask
-from foveal.data.scenes import Scenes, class_mask
-from foveal.data.sources import as_tensors, open_dataset
+from foveal.data.dataset import StoredDataset, median_size
+from foveal.data.decode import decode_image
+from foveal.data.joint import JointTransform
+from foveal.data.masks import decode_mask
+from foveal.data.opening import ImageKindError, LabelError
+from foveal.data.scenes import SceneMasks, Scenes, class_mask
+from foveal.data.sources import open_dataset
+from foveal.data.stacking import as_tensors
 from foveal.data.transforms import (
-    JointTransform,
     eval_transform,
     segmentation_eval_transform,
     segmentation_train_transform,
@@ -16,13 +20,18 @@ from foveal.data.transforms import (
 )
 
 __all__ = [
+    "ImageKindError",
     "JointTransform",
+    "LabelError",
+    "SceneMasks",
     "Scenes",
+    "StoredDataset",
     "as_tensors",
     "class_mask",
     "decode_image",
     "decode_mask",
     "eval_transform",
+    "median_size",
     "open_dataset",
     "segmentation_eval_transform",
     "segmentation_train_transform",

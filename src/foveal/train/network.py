@@ -10,7 +10,7 @@ from torch import nn
 from foveal.data.loader import seed_for
 from foveal.errors import FovealError
 from foveal.insertion import insert, parse_insertion
-from foveal.model_info import IMAGENET_MEAN, IMAGENET_STD, ModelInfo
+from foveal.model_info import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, ModelInfo
 from foveal.train.config import TrainConfig
 
 
@@ -33,6 +33,8 @@ def describe_network(config: TrainConfig, net: nn.Module, data: dict[str, Any]) 
     """
     task = config.the_task
     published = _published_preprocessing(net) if config.pretrained else {}
+    if in_chans(config) == 1:
+        published |= {"mean": GREY_MEAN, "std": GREY_STD}
     size = config.image_size or _fixed_size(net) or published.pop("image_size", None)
     published.pop("image_size", None)
     return ModelInfo(
@@ -41,10 +43,21 @@ def describe_network(config: TrainConfig, net: nn.Module, data: dict[str, Any]) 
         image_size=size or task.default_image_size(data["train"]),
         **published,
         data=config.data,
-        data_options=config.data_options,
+        data_options=data_options(config),
         model=config.model,
         extra=task.describe(data, config.options),
     )
+
+
+def in_chans(config: TrainConfig) -> int:
+    """Channels of the images the network takes."""
+    return config.model_options.get("in_chans", 3)
+
+
+def data_options(config: TrainConfig) -> dict[str, Any]:
+    """Options to open the data with: a network for grey images gets grey images."""
+    grey = in_chans(config) == 1 and config.data != "scenes"
+    return {**config.data_options, "channels": 1} if grey else config.data_options
 
 
 def _published_preprocessing(net: nn.Module) -> dict[str, Any]:
@@ -74,7 +87,7 @@ def add_blocks(net: nn.Module, config: TrainConfig, image_size: int) -> nn.Modul
     Raises:
         FovealError: the network does not take such images, a block is unknown or cannot go where it was asked for.
     """
-    example = torch.zeros(1, 3, image_size, image_size)
+    example = torch.zeros(1, in_chans(config), image_size, image_size)
     require_forward(net, example, config.model)
     for text in config.insert:
         insert(net, **{"start": config.start, "example": example, **parse_insertion(text)})

@@ -33,8 +33,10 @@ def metric_text(task: Task, value: float) -> str:
     return f"{100 * value:.1f} %" if task.is_share else f"{value:.4g}"
 
 
-def opening_line(config: TrainConfig, data: dict[str, Any], net: nn.Module, device: torch.device) -> str:
-    """What is about to be trained, on what, where."""
+def opening_lines(
+    config: TrainConfig, data: dict[str, Any], net: nn.Module, device: torch.device
+) -> list[str]:
+    """What is about to be trained, on what, where; then what a person should know of the data."""
     from foveal.insertion import inserted
 
     counts = " and ".join(f"{len(part):,} {name}" for name, part in data.items())
@@ -43,10 +45,18 @@ def opening_line(config: TrainConfig, data: dict[str, Any], net: nn.Module, devi
     blocks = len(inserted(net))
     parameters = sum(parameter.numel() for parameter in net.parameters())
     with_blocks = f" with {blocks} inserted block{'s' * (blocks != 1)}" if config.insert else ""
-    return (
+    first = (
         f"{config.data}: {counts} images of {len(data['train'].classes)} classes{broken}; {config.model}{with_blocks}, "
         f"{parameters:,} parameters, on {device}"
     )
+    notes = dict.fromkeys(note for part in data.values() for note in getattr(part, "notes", ()))
+    left_out = dict.fromkeys(name for part in data.values() for name in getattr(part, "left_out", ()))
+    told = (
+        [f"{len(left_out)} files are no images of these data: {', '.join(list(left_out)[:3])}"]
+        if left_out
+        else []
+    )
+    return [first, *notes, *told]
 
 
 class Progress:

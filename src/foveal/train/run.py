@@ -30,9 +30,9 @@ from foveal.tasks import Task
 from foveal.train import loop, run_folder
 from foveal.train.block_report import block_report
 from foveal.train.config import RESUMABLE_OPTIONS, TrainConfig
-from foveal.train.network import add_blocks, build_network, describe_network
+from foveal.train.network import add_blocks, build_network, data_options, describe_network
 from foveal.train.nonfinite import NonFiniteError
-from foveal.train.progress import Progress, opening_line
+from foveal.train.progress import Progress, opening_lines
 from foveal.train.run_folder import CHECKPOINT
 
 CHECKPOINT_FORMAT = 2
@@ -152,7 +152,8 @@ class Run:
         self.progress = Progress(
             config, len(self.batches), self.task, quiet=quiet or not self.fabric.is_global_zero
         )
-        self.progress.say(opening_line(config, self.data, net, self.fabric.device))
+        for line in opening_lines(config, self.data, net, self.fabric.device):
+            self.progress.say(line)
         self._restore()
 
     def _make_loaders(self) -> None:
@@ -438,7 +439,7 @@ def open_parts(config: TrainConfig, val: str = "val") -> dict[str, Any]:
     """
     splits = {"train": "train", "val": val}
     data = {
-        part: open_split(config.the_task, config.data, split, config.data_options)
+        part: open_split(config.the_task, config.data, split, data_options(config))
         for part, split in splits.items()
     }
     classes = list(data["train"].classes)

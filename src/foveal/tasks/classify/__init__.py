@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 LARGEST_NATURAL_SIZE = 96
 USUAL_SIZE = 224
-SIZE_SAMPLE = 32
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,9 @@ class Classify:
 
     def default_image_size(self, data: Any) -> int:
         """The data's own size up to 96 pixels, the median over some of its images; else 224."""
-        from foveal.tasks.sizes import median_side
+        from foveal.data import median_size
 
-        longest = median_side(data, SIZE_SAMPLE, longer=True)
+        longest = max(median_size(data))
         return longest if longest <= LARGEST_NATURAL_SIZE else USUAL_SIZE
 
     def build(self, model: str, num_classes: int, **options: Any) -> nn.Module:
@@ -207,7 +206,4 @@ class Classify:
 
 def _preprocessing(info: ModelInfo) -> dict[str, Any]:
     """How images are resized and normalised, in training and evaluation alike."""
-    how: dict[str, Any] = {"mean": info.mean, "std": info.std}
-    if info.interpolation != "bilinear":
-        how["interpolation"] = info.interpolation
-    return how
+    return {"mean": info.mean, "std": info.std, "interpolation": info.interpolation}

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 SCALE_RANGE = (0.5, 2.0)
 DEFAULT_SCALES = (0.75, 1.0, 1.25, 1.5)
 SCALE_BOUNDS = (0.05, 8.0)
-SIZE_SAMPLE = 32
 
 
 @dataclass(frozen=True)
@@ -177,9 +176,9 @@ class Segment:
 
     def default_image_size(self, data: Any) -> int:
         """The shorter side of the data's images: its median over some of them."""
-        from foveal.tasks.sizes import median_side
+        from foveal.data import median_size
 
-        return median_side(data, SIZE_SAMPLE, longer=False)
+        return min(median_size(data))
 
     def build(self, model: str, num_classes: int, **options: Any) -> nn.Module:
         from foveal.models import create_model

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ import pytest
 from torchvision import datasets
 
 from foveal.data import open_dataset
-from foveal.data.torchvision_sets import _dataset_class, _parameters, _parts
+from foveal.data.sources.torchvision import _dataset_class, _parameters, _parts
 
 FAKE: dict[str, Any] = {"arguments": {"size": 30, "image_size": (3, 8, 8), "num_classes": 3}}
 
@@ -103,3 +104,28 @@ def test_sets_that_are_no_classification_are_refused(monkeypatch: Any) -> None:
     monkeypatch.setattr(datasets.FakeData, "__getitem__", lambda self, i: (object(), {"boxes": []}))
     with pytest.raises(ValueError, match=r"must give \(image, class number\), got object with dict"):
         open_dataset("torchvision:FakeData", "train", **FAKE)
+
+
+def test_files_are_opened_by_our_own_readers(tmp_path: Path, draw: Callable[..., Path]) -> None:
+    """torchvision's own loader would take any format that Pillow knows."""
+    for kind in ("a", "b"):
+        for i in range(4):
+            draw(tmp_path / kind / f"{i}.jpg")
+    (tmp_path / "a" / "0.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    with pytest.raises(ValueError, match=r"not an image file .*0\.jpg"):
+        open_dataset("torchvision:ImageFolder", "train", root=str(tmp_path))[0]
+
+
+def test_the_fingerprint_follows_files_and_labels(tmp_path: Path, draw: Callable[..., Path]) -> None:
+    for kind in ("a", "b"):
+        for i in range(4):
+            draw(tmp_path / "data" / kind / f"{i}.jpg")
+
+    def now() -> str:
+        return open_dataset("torchvision:ImageFolder", "train", root=str(tmp_path / "data")).fingerprint
+
+    before = now()
+    assert now() == before
+    os.utime(tmp_path / "data" / "a" / "0.jpg", ns=(1, 1))
+    os.utime(tmp_path / "data" / "a" / "1.jpg", ns=(1, 1))
+    assert now() != before

@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from foveal.data import as_tensors, open_dataset
 
@@ -163,3 +167,89 @@ def test_as_tensors_holds_parquet_in_memory(tmp_path: Path) -> None:
     batch = as_tensors(open_dataset(str(path), "train"))
     assert batch["image"].shape == (8, 3, 6, 8)
     assert sorted(batch["label"].tolist()) == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_parts_are_known_by_any_word_of_a_name(tmp_path: Path) -> None:
+    """Else the rows of the test file are divided into train and val with the others."""
+    write(tmp_path / "pets_train.parquet", [0, 1] * 10)
+    write(tmp_path / "pets_test.parquet", [0, 1] * 5)
+    write(tmp_path / "pets_extra.parquet", [0, 1])
+    data = {split: open_dataset(str(tmp_path), split) for split in ("train", "val", "test")}
+    assert [len(part) for part in data.values()] == [18, 2, 10]
+    assert list(data["train"].left_out) == ["pets_extra.parquet"]
+    write(tmp_path / "train/test.parquet", [0, 1])
+    with pytest.raises(ValueError, match=r"of one split, got test and train in the name train/test\.parquet"):
+        open_dataset(str(tmp_path), "train")
+
+
+def test_rows_of_files_with_one_name_have_names_of_their_own(tmp_path: Path) -> None:
+    for config in ("a", "b"):
+        write(tmp_path / config / "train" / "0000.parquet", [0, 1] * 3)
+    names = [name for split in ("train", "val") for name in open_dataset(str(tmp_path), split).names]
+    assert len(set(names)) == 12
+    assert "a/train/0000.parquet[0] 0.png" in names
+
+
+def test_parquet_beside_folders_of_images_is_refused(tmp_path: Path, draw: Callable[..., Path]) -> None:
+    for kind in ("cat", "dog"):
+        draw(tmp_path / kind / "1.png")
+    pq.write_table(pa.table({"embedding": [[0.1, 0.2]] * 5}), tmp_path / "features.parquet")
+    with pytest.raises(ValueError, match=r"first is features\.parquet\) and images in cat, dog of"):
+        open_dataset(str(tmp_path))
+
+
+def test_several_labels_an_image_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [[0], [0, 1]] * 5)
+    for options in ({}, {"classes": ["a", "b"]}):
+        with pytest.raises(
+            ValueError, match=r"an image must have one label, got list.*several an image, in label"
+        ):
+            open_dataset(str(path), "train", **options)
+
+
+def test_classes_without_an_image_and_rows_without_a_label_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [1, 2, 3] * 8)
+    assert open_dataset(str(path), "train").notes == ["1 of 4 classes has no image for train: 0"]
+    path = write(tmp_path / "b.parquet", [0, 1, -1] * 8)
+    with pytest.raises(ValueError, match="-1 usually marks images without a label"):
+        open_dataset(str(path), "train")
+
+
+def test_a_copy_in_another_process_holds_no_images_and_reads_them_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [0, 1] * 10)
+    data = open_dataset(str(path), "train")
+    # each image fills 100,000 bytes, so that a table that came along would show
+    table = pq.read_table(path)
+    images = [
+        {"bytes": row["bytes"] + b"\0" * 100_000, "path": row["path"]} for row in table["image"].to_pylist()
+    ]
+    pq.write_table(table.set_column(0, "image", pa.array(images)), path)
+    data = open_dataset(str(path), "train", max_unreadable=0.9)
+    content = pickle.dumps(data)
+    assert len(content) < 20_000
+    copy = pickle.loads(content)
+    assert torch.equal(copy[3]["image"], data[3]["image"])
+    assert copy.names == data.names
+    late = pickle.loads(content)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match="must not change while they are read"):
+        late[0]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_reading_processes_give_the_same_rows(tmp_path: Path, context: str) -> None:
+    path = write(tmp_path / "a.parquet", [0, 1] * 10)
+    data = open_dataset(str(path), "train")
+    loader = DataLoader(data, batch_size=6, num_workers=1, multiprocessing_context=context)
+    images = torch.cat([batch["image"] for batch in loader])
+    assert torch.equal(images, torch.stack([item["image"] for item in data]))
+
+
+def test_the_fingerprint_follows_the_file_and_the_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [0, 1] * 10, coarse=[1, 0] * 10)
+    before = open_dataset(str(path), "train").fingerprint
+    assert open_dataset(str(path), "train", label_column="coarse").fingerprint != before
+    assert open_dataset(str(path), "train").fingerprint == before
+    assert open_dataset(str(path), "val").fingerprint != before
+    os.utime(path, ns=(1, 1))
+    assert open_dataset(str(path), "train").fingerprint != before

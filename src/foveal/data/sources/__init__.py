@@ -7,38 +7,44 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from foveal.data.folder import open_folder
-from foveal.data.parquet import find_parquet, open_parquet
-from foveal.data.scenes import Scenes
-from foveal.data.segmentation import SceneMasks, open_segmentation
-from foveal.data.torchvision_sets import open_torchvision
-from foveal.data.transforms import JointTransform
+from foveal.data.scenes import SceneMasks, Scenes
+from foveal.data.sources.folder import open_folder
+from foveal.data.sources.parquet import find_parquet, open_parquet
+from foveal.data.sources.segmentation import open_segmentation
+from foveal.data.sources.torchvision import TORCHVISION, open_torchvision
 from foveal.errors import FovealError
-
-TORCHVISION = "torchvision:"
 
 
 def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **options: Any) -> Any:
     """Open one split of a data set: items are dictionaries, nothing is resized or augmented.
 
     A classification item holds ``image`` (3, h, w) uint8 and ``label`` int; scenes also ``mask`` (h, w) and
-    ``box_xyxy`` (4,), Parquet ``box_xyxy`` where the file has such a column. The data set has ``classes`` (names
-    in the order of the labels), ``skipped`` (unreadable items found so far, name -> reason), ``mirror`` (whether
-    a mirrored image still shows its class) and a length.
+    ``box_xyxy`` (4,), Parquet ``box_xyxy`` where the file has such a column. A segmentation item holds ``image`` and
+    ``mask`` (h, w) uint8.
+
+    The data set has a length and
+
+    - ``classes``: names in the order of the labels; ``names``: those of the items;
+    - ``mirror``: whether a mirrored image still shows its class; ``augment``, where it is there and False: random crops
+      would spoil the images; ``ignore_index``: the mask value of no class;
+    - ``skipped``: unreadable items found so far, name -> reason; ``left_out``: files that look like images and are no
+      items, name -> reason; ``notes``: sentences a person should read once;
+    - ``fingerprint``: a hash that changes when the items, their files or the classes do.
 
     Args:
         spec: what to open.
 
             - ``"scenes"``: the bundled ones, see ``Scenes`` for the options (length, size, objects, seed, ...).
             - A folder of class folders, or of train, val and test folders with class folders inside. Images lie
-              at any depth below their class folder; hidden files are ignored.
+              at any depth below their class folder, each real file once; hidden files are ignored. A folder is a part
+              if train, val, valid, validation, test, training or testing is a word of its name: ``training_set``,
+              ``seg_train``, ``train2017``. Where a name may be a part or a class, both readings are refused.
             - A Parquet file, or a folder of them, in the layout of Hugging Face ``datasets``.
             - ``"torchvision:NAME"``: any classification set of torchvision, with the options ``root``,
               ``download`` (default False: nothing is fetched unasked) and ``arguments`` (a dictionary for the
               class).
+            - For ``task="segment"``: ``"scenes"``, a folder of images and masks,
+              ``"torchvision:VOCSegmentation"`` or ``"torchvision:Cityscapes"``; options in `open_segmentation`.
         split: "train", "val" or "test". What the data call "valid" or "validation" is val. Data that come in
             parts keep them. Without a val part, a seeded ``val_share`` of every class of the train part is val
             and the rest is train; the test part is never used for it. Data without parts are divided into train
@@ -49,11 +55,13 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
             ``classes``: names that fix the order of the labels, for instance those stored with weights;
             ``max_unreadable`` (default 0.05): share of unreadable images above which the run fails;
             ``max_pixels``: images with more are unreadable;
+            ``channels`` (3, or 1 for grey) and ``grey_bits`` (default 16): see ``decode_image``;
             for Parquet ``image_column`` and ``label_column``, where the file does not say.
 
     Raises:
-        ValueError: the data set, the split or an option is unknown; a class folder is empty; there are fewer
-            than two classes; more than ``max_unreadable`` of the images cannot be read.
+        FovealError: the data set, the split or an option is unknown; a class folder is empty; there are fewer
+            than two classes; the folder can be read in two ways; more than ``max_unreadable`` of the images cannot be
+            read.
 
     Example:
         >>> data = open_dataset("scenes", "val", length=20)
@@ -101,44 +109,3 @@ def check_options(opener: Callable[..., Any], options: dict[str, Any], spec: str
     for name in options:
         if name not in known:
             raise FovealError(f"options of {spec!r} are {', '.join(known)}, got {name!r}")
-
-
-def as_tensors(dataset: Any, size: int | None = None) -> dict[str, Tensor]:
-    """A whole data set in memory: each entry of the items stacked, numbers as int64. For small data.
-
-    Args:
-        dataset: from ``open_dataset``; any items with entries of equal shapes.
-        size: bring images, masks and boxes to (size, size) by the shorter side and the centre crop first; needed
-            where sizes differ.
-
-    Raises:
-        ValueError: the items' shapes differ and no ``size`` is given.
-
-    Example:
-        >>> batch = as_tensors(open_dataset("scenes", "val", length=20), size=16)
-        >>> batch["image"].shape, batch["image"].dtype, batch["label"].dtype
-        (torch.Size([20, 3, 16, 16]), torch.uint8, torch.int64)
-    """
-    if hasattr(dataset, "as_tensors") and size in (None, dataset.size):
-        return dataset.as_tensors()
-    resize = _resizer(size) if size is not None else None
-    stacked: dict[str, Tensor] = {}
-    for i in range(len(dataset)):
-        sample = resize(dataset[i]) if resize else dataset[i]
-        for name, value in sample.items():
-            value = torch.as_tensor(value)
-            if i == 0:  # one allocation instead of a list and its copy
-                stacked[name] = value.new_empty((len(dataset), *value.shape))
-            elif value.shape != stacked[name].shape[1:]:
-                raise FovealError(
-                    f"without size every {name} must have the same shape, "
-                    f"got {tuple(stacked[name].shape[1:])} and {tuple(value.shape)}"
-                )
-            stacked[name][i] = value
-    return stacked
-
-
-def _resizer(size: int) -> JointTransform:
-    from torchvision.transforms import v2
-
-    return JointTransform([v2.Resize(size, antialias=True), v2.CenterCrop(size)], normalise=False)

@@ -1,27 +1,21 @@
-"""What every stored data set shares: the split rules, and what happens to unreadable images."""
+"""What every stored data set shares: unreadable images are named and skipped, and what was left out is told."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import Dataset
 
+from foveal.data.opening import ImageKindError, LabelError
 from foveal.errors import FovealError
+from foveal.files import open_regular
 
-SPLITS = ("train", "val", "test")
-# Names that folders and Parquet files use for a split, in lower case.
-SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-)
+LOOKED_AT = 16  # items whose sizes `median_size` takes
 
 
 @runtime_checkable
@@ -31,7 +25,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What to call it in messages: unique, and the same wherever the data set lies."""
+        """What to call it in messages: unique, and the same wherever the data set lies, on every system."""
         ...
 
     def sample(self, index: int) -> dict[str, Any]:
@@ -42,9 +36,9 @@ class Source(Protocol):
         """A cheap look at both ends of the file; False means: decode it to find out."""
         ...
 
-
-class LabelError(FovealError):
-    """Truth that contradicts its image or the class list. Never skipped: such faults are rarely in one file only."""
+    def fingerprint(self, indices: Sequence[int]) -> str:
+        """A hash that changes when the stored form of one of these items does."""
+        ...
 
 
 class StoredDataset(Dataset):
@@ -58,6 +52,9 @@ class StoredDataset(Dataset):
     Attributes:
         classes: class names, in the order of the labels.
         mirror: whether a mirrored image still shows its class.
+        ignore_index: the mask value of pixels without a class, None where masks have none.
+        left_out: name -> why, for files that look like images and are not among the items at all.
+        notes: what a person should be told once, in whole sentences, such as classes without an image.
     """
 
     def __init__(
@@ -69,20 +66,25 @@ class StoredDataset(Dataset):
         max_unreadable: float = 0.05,
         mirror: bool = True,
         ignore_index: int | None = None,
+        left_out: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         if not 0 <= max_unreadable < 1:
             raise FovealError(f"max_unreadable must be 0 or more and below 1, got {max_unreadable}")
         self.source, self.classes, self.mirror = source, list(classes), mirror
         self.ignore_index, self.max_unreadable = ignore_index, max_unreadable
+        self.left_out, self.notes = dict(left_out or {}), list(notes)
+        if self.left_out:
+            self.notes.append(_told(self.left_out))
         self._asked = len(indices)
         self._indices: list[int] = []
-        self._left_out: dict[str, str] = {}
+        self._unreadable: dict[str, str] = {}
         for index in indices:
             reason = None if source.looks_whole(index) else self._reason(index)
             if reason is None:
                 self._indices.append(index)
             else:
-                self._left_out[source.name(index)] = reason
+                self._unreadable[source.name(index)] = reason
         # Shared with the reading processes of a DataLoader, so that their finds are counted here.
         self._broken = torch.zeros(len(self._indices), dtype=torch.bool).share_memory_()
         self._check_share()
@@ -93,19 +95,19 @@ class StoredDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         length = len(self)
         if not -length <= index < length:
-            raise IndexError(f"data set: index must be below {length}, got {index}")
+            raise IndexError(f"index must be below {length}, got {index}")
         for step in range(length):
             place = (index + step) % length
             if self._broken[place]:
                 continue
             try:
                 return self.source.sample(self._indices[place])
-            except LabelError:
+            except (LabelError, ImageKindError):
                 raise
             except (ValueError, OSError):
                 self._broken[place] = True
                 self._check_share()
-        raise FovealError(f"data set: none of the {length} images can be read")
+        raise FovealError(f"none of the {length} images can be read")
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -114,80 +116,41 @@ class StoredDataset(Dataset):
         for place in self._broken.nonzero().flatten().tolist():
             index = self._indices[place]
             found[self.source.name(index)] = self._reason(index) or "could not be read for a while"
-        return self._left_out | found
+        return self._unreadable | found
 
     @property
     def names(self) -> list[str]:
         """The items' names, in order."""
         return [self.source.name(index) for index in self._indices]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the classes and of the names, sizes and times of the items' files, as when it is first asked for.
+
+        It stays when the folder is moved, and changes when a file, a label or the list of items does.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for text in (*self.classes, "", str(self.ignore_index), self.source.fingerprint(self._indices)):
+            digest.update(text.encode(errors="backslashreplace") + b"\n")
+        return digest.hexdigest()
+
     def _reason(self, index: int) -> str | None:
         try:
             self.source.sample(index)
-        except LabelError:
+        except (LabelError, ImageKindError):
             raise
         except (ValueError, OSError) as error:
             return str(error)
         return None
 
     def _check_share(self) -> None:
-        count = len(self._left_out) + int(self._broken.sum())
+        count = len(self._unreadable) + int(self._broken.sum())
         if count > self.max_unreadable * self._asked:
             first = next(iter(self.skipped.items()))
             raise FovealError(
                 f"at most {self.max_unreadable:.3g} of the images may be unreadable "
                 f"(max_unreadable), got {count} of {self._asked}, the first is {first[0]}: {first[1]}"
             )
-
-
-def choose_part(what: str, available: Collection[str], split: str) -> tuple[str | None, bool]:
-    """Which stored part serves ``split``, and whether it is to be divided: the rule is in ``open_dataset``.
-
-    Returns:
-        (part, False): the whole part. (part, True): train or val by ``hold_out`` of that part, where None
-        stands for data without parts.
-    """
-    if split not in SPLITS:
-        raise FovealError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if not available and split != "test":
-        return None, True
-    if "train" in available and "val" not in available and split != "test":
-        return "train", True
-    if split in available:
-        return split, False
-    parts = ", ".join(sorted(available)) or "only train and val, which are split off at random"
-    raise FovealError(f"{what} has no part for split {split!r}, got {parts}")
-
-
-def hold_out(
-    names: Sequence[str], labels: Sequence[int] | None, split: str, *, val_share: float, split_seed: int
-) -> list[int]:
-    """Places of the items that belong to ``split``, "train" or "val", in order.
-
-    In each class, the items are ranked by a hash of the seed and their name, and the first ``val_share`` of them
-    (rounded; at least one, and never all) are val. New files therefore hardly move old ones across the border.
-
-    Example:
-        >>> names = [f"{i}.png" for i in range(10)]
-        >>> val = hold_out(names, None, "val", val_share=0.2, split_seed=0)
-        >>> train = hold_out(names, None, "train", val_share=0.2, split_seed=0)
-        >>> len(val), sorted(val + train) == list(range(10))
-        (2, True)
-    """
-    if not 0 < val_share < 1:
-        raise FovealError(f"val_share must be above 0 and below 1, got {val_share}")
-    by_class: dict[int, list[int]] = defaultdict(list)
-    for place in range(len(names)):
-        by_class[labels[place] if labels is not None else 0].append(place)
-
-    def rank(place: int) -> bytes:
-        return hashlib.blake2b(f"{split_seed}/{names[place]}".encode(errors="surrogateescape")).digest()
-
-    val: set[int] = set()
-    for places in by_class.values():
-        count = min(max(round(val_share * len(places)), 1), len(places) - 1)
-        val.update(sorted(places, key=rank)[:count])
-    return [place for place in range(len(names)) if (place in val) == (split == "val")]
 
 
 def looks_whole(head: bytes, tail: bytes, length: int) -> bool:
@@ -208,12 +171,12 @@ def looks_whole(head: bytes, tail: bytes, length: int) -> bool:
 def file_looks_whole(path: str) -> bool:
     """``looks_whole`` of a file; False where it cannot be opened."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(32)
             length = file.seek(0, 2)
             file.seek(max(0, length - 32))
             return looks_whole(head, file.read(32), length)
-    except OSError:
+    except (OSError, FovealError):
         return False
 
 
@@ -227,3 +190,46 @@ def refuse_repeated(classes: Sequence[str]) -> None:
 def check_classes(classes: Sequence[str]) -> None:
     if len(classes) < 2:
         raise FovealError(f"a classifier needs at least 2 classes, got {list(classes)}")
+
+
+def empty_classes(labels: Sequence[int], classes: Sequence[str], split: str) -> Iterator[str]:
+    """A note on the classes that have no image."""
+    present = set(labels)
+    empty = [name for label, name in enumerate(classes) if label not in present]
+    if empty:
+        verb = "has" if len(empty) == 1 else "have"
+        yield f"{len(empty)} of {len(classes)} classes {verb} no image for {split}: {few(empty)}"
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of some names and how many more there are.
+
+    Example:
+        >>> few(["a", "b"]), few(list("abcdefgh"))
+        ('a, b', 'a, b, c, d, e and 3 more')
+    """
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _told(left_out: Mapping[str, str]) -> str:
+    name, reason = next(iter(left_out.items()))
+    if len(left_out) == 1:
+        return f"1 file or folder is left out, {name}: {reason}"
+    return f"{len(left_out)} files or folders are left out, the first is {name}: {reason}"
+
+
+def median_size(dataset: Any, looked_at: int = LOOKED_AT) -> tuple[int, int]:
+    """The usual (height, width) of a data set's images in pixels: the medians over some, spread over the whole.
+
+    One thumbnail among photographs changes nothing.
+
+    Example:
+        >>> from foveal.data import Scenes
+        >>> median_size(Scenes("val", length=20, size=48))
+        (48, 48)
+    """
+    step = max(1, len(dataset) // looked_at)
+    shapes = [tuple(dataset[i]["image"].shape[-2:]) for i in range(0, len(dataset), step)]
+    return int(statistics.median_low([h for h, _ in shapes])), int(
+        statistics.median_low([w for _, w in shapes])
+    )

@@ -1,0 +1,253 @@
+"""Geometric changes that move image, mask and boxes together, then normalisation of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from foveal.errors import FovealError
+
+Sample = dict[str, Any]
+Transform = Callable[[Sample], Sample]
+
+# Per channel, of images in 0..1. timm's and torchvision's pretrained networks expect these.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# torchvision's steps that draw no random numbers; a step of one's own may say so by an attribute ``random``
+WITHOUT_CHANCE = frozenset(
+    (
+        "Resize",
+        "CenterCrop",
+        "Pad",
+        "Grayscale",
+        "RGB",
+        "Normalize",
+        "ToDtype",
+        "Identity",
+        "ToImage",
+        "ToPureTensor",
+    )
+)
+# torchvision's "nearest" takes the pixel above and left of the middle; Pillow and timm the one in the middle
+INTERPOLATIONS = {"nearest": "nearest-exact", "bilinear": "bilinear", "bicubic": "bicubic"}
+
+
+class JointTransform:
+    """Run torchvision v2 ``steps`` on image, mask and boxes together, then normalise the image.
+
+    Args:
+        steps: v2 transforms, applied in order to uint8 images.
+        mean, std: of each channel, for images in 0..1; three values, or one for grey images.
+        normalise: False leaves the image as uint8.
+
+    Attributes:
+        random: whether a step draws random numbers, so that one image comes out in many ways. A step of torchvision
+            is known by its class; one of your own says so by its attribute ``random``, or counts as random.
+        mean, std, normalise: as given.
+
+    Example:
+        >>> from torchvision.transforms import v2
+        >>> joint = JointTransform([v2.CenterCrop(8)])
+        >>> joint.random, JointTransform([v2.RandomCrop(8)]).random
+        (False, True)
+        >>> joint.without_normalization()({"image": torch.zeros(3, 9, 9, dtype=torch.uint8)})["image"].dtype
+        torch.uint8
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Callable[..., Any]],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        *,
+        normalise: bool = True,
+    ) -> None:
+        if len(mean) not in (1, 3) or len(std) != len(mean) or min(std) <= 0:
+            raise FovealError(
+                f"mean and std need 3 values each, or 1 for grey images, std above 0, got {mean} and {std}"
+            )
+        self.steps = list(steps)
+        self.mean, self.std, self.normalise = tuple(mean), tuple(std), normalise
+        # One multiplication and one addition for the bytes 0..255.
+        self._gain = 1 / (255 * torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
+        self._shift = -(torch.tensor(mean) / torch.tensor(std)).float().reshape(-1, 1, 1)
+
+    @property
+    def random(self) -> bool:
+        return any(getattr(step, "random", type(step).__name__ not in WITHOUT_CHANCE) for step in self.steps)
+
+    def without_normalization(self) -> JointTransform:
+        """The same steps, giving the image as uint8."""
+        return JointTransform(self.steps, self.mean, self.std, normalise=False)
+
+    def __call__(self, sample: Sample) -> Sample:
+        from torchvision import tv_tensors
+
+        image = sample["image"]
+        channels = len(self.mean)
+        if image.ndim != 3 or (self.normalise and image.shape[0] != channels):
+            hint = (
+                "; mean and std of 1 value are for grey images" if image.ndim == 3 and channels == 3 else ""
+            )
+            raise FovealError(f"image must be ({channels}, h, w), got {tuple(image.shape)}{hint}")
+        joint: Sample = {"image": tv_tensors.Image(image)}
+        for name, value in sample.items():
+            if "mask" in name:
+                joint[name] = tv_tensors.Mask(value)
+            elif name.startswith("box"):
+                boxes = torch.as_tensor(value, dtype=torch.float32).reshape(-1, 4)
+                canvas = (image.shape[1], image.shape[2])
+                joint[name] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=canvas)  # pyright: ignore[reportCallIssue]
+        for step in self.steps:
+            joint = step(joint)
+        out = dict(sample)
+        for name, value in joint.items():
+            plain = value.as_subclass(torch.Tensor)
+            out[name] = plain.reshape(sample[name].shape) if name.startswith("box") else plain
+        if self.normalise:
+            out["image"] = self.normalize(out["image"])
+        return out
+
+    def normalize(self, image: torch.Tensor) -> torch.Tensor:
+        """Images (..., channels, h, w) of the bytes 0..255 as float32, normalised."""
+        return torch.addcmul(self._shift, image.float(), self._gain)
+
+
+class Rescale:
+    """Resize a joint sample, aspect ratio kept: its shorter side to ``shorter``, times a random factor.
+
+    Args:
+        smallest, largest: between which the factor is drawn, log-uniformly.
+        shorter: in pixels; None takes the sample's own.
+        masks: False leaves masks at their size.
+    """
+
+    def __init__(
+        self,
+        smallest: float = 1.0,
+        largest: float = 1.0,
+        *,
+        shorter: int | None = None,
+        masks: bool = True,
+    ) -> None:
+        self.smallest, self.largest, self.shorter, self.masks = smallest, largest, shorter, masks
+        self.random = smallest != largest
+
+    def __call__(self, joint: Sample) -> Sample:
+        from torchvision import tv_tensors
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional
+
+        height, width = joint["image"].shape[-2:]
+        factor = 1.0 if self.shorter is None else self.shorter / min(height, width)
+        if self.smallest != self.largest:
+            factor *= self.smallest * (self.largest / self.smallest) ** torch.rand(()).item()
+        else:
+            factor *= self.smallest
+        size = [max(1, round(height * factor)), max(1, round(width * factor))]
+        if size == [height, width]:
+            return joint
+        out = {}
+        for name, value in joint.items():
+            mask = isinstance(value, tv_tensors.Mask)
+            if mask and not self.masks:
+                out[name] = value
+                continue
+            # For masks v2 would take NEAREST, which is half a pixel off against the image.
+            mode = InterpolationMode.NEAREST_EXACT if mask else InterpolationMode.BILINEAR
+            out[name] = functional.resize(value, size, interpolation=mode, antialias=True)
+        return out
+
+
+class ResizeInto:
+    """Resize a joint sample to a target, as timm and torchvision do before they crop.
+
+    Args:
+        size: height and width of the target in pixels.
+        how: "exact": to the target; "shorter": aspect ratio kept, to just cover it; "longer": to just lie within it.
+        interpolation: of the image, "nearest", "bilinear" or "bicubic"; masks take the nearest pixel. Bicubic images
+            are resized by Pillow, as PyTorch's result differs from it by up to 5 of 255 levels at edges.
+
+    Source: rounding as in ``torchvision.transforms.Resize`` for square targets and timm's ``ResizeKeepRatio`` else.
+    """
+
+    random = False
+
+    def __init__(self, size: Sequence[int], how: str, interpolation: str) -> None:
+        self.size, self.how, self.interpolation = (size[0], size[1]), how, interpolation
+
+    def __call__(self, joint: Sample) -> Sample:
+        from torchvision import tv_tensors
+        from torchvision.transforms.v2 import functional
+
+        height, width = joint["image"].shape[-2:]
+        size = self._size(height, width)
+        if size == [height, width]:
+            return joint
+        mode, out = interpolation_mode(self.interpolation), {}
+        for name, value in joint.items():
+            if isinstance(value, tv_tensors.Image) and self.interpolation == "bicubic":
+                out[name] = tv_tensors.Image(_resized_by_pillow(value, size))
+            else:
+                out[name] = functional.resize(value, size, interpolation=mode, antialias=True)
+        return out
+
+    def _size(self, height: int, width: int) -> list[int]:
+        if self.how == "exact":
+            return list(self.size)
+        if self.how == "shorter" and self.size[0] == self.size[1]:
+            shorter = min(height, width)
+            return [int(self.size[0] * side / shorter) for side in (height, width)]
+        ratios = height / self.size[0], width / self.size[1]
+        ratio = max(ratios) if self.how == "longer" else min(ratios)
+        return [max(1, round(side / ratio)) for side in (height, width)]
+
+
+def _resized_by_pillow(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    import numpy as np
+    from PIL import Image
+
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    resized = np.array(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return torch.from_numpy(resized.reshape(*size, -1)).permute(2, 0, 1).contiguous()
+
+
+class CentreOnCanvas:
+    """Cut the centre of a joint sample to a size; where it is smaller, pad it on both sides.
+
+    Args:
+        size: height and width of the result in pixels.
+        fill: of the image's padding, 0 to 255 for each channel; masks are padded with 0.
+    """
+
+    random = False
+
+    def __init__(self, size: Sequence[int], fill: Sequence[int]) -> None:
+        self.size, self.fill = tuple(size), list(fill)
+
+    def __call__(self, joint: Sample) -> Sample:
+        from torchvision import tv_tensors
+        from torchvision.transforms import v2
+
+        missing = [max(0, t - side) for side, t in zip(joint["image"].shape[-2:], self.size, strict=True)]
+        if any(missing):
+            (down, right) = missing
+            padding = [right // 2, down // 2, (right + 1) // 2, (down + 1) // 2]
+            joint = v2.Pad(padding, fill={tv_tensors.Image: self.fill, "others": 0})(joint)
+        return v2.CenterCrop(list(self.size))(joint)
+
+
+def interpolation_mode(name: str) -> Any:
+    """torchvision's interpolation of this name.
+
+    Raises:
+        FovealError: the name is not one that tensors can be resized by.
+    """
+    from torchvision.transforms import InterpolationMode
+
+    if name not in INTERPOLATIONS:
+        raise FovealError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {name!r}")
+    return InterpolationMode(INTERPOLATIONS[name])

@@ -1,0 +1,273 @@
+"""A folder of class folders, in parts or not."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from foveal.data.dataset import (
+    StoredDataset,
+    empty_classes,
+    few,
+    file_looks_whole,
+    refuse_repeated,
+)
+from foveal.data.decode import check_decoding, decode_image
+from foveal.data.opening import MAX_PIXELS
+from foveal.data.split import SPLIT_NAMES, choose_part, hold_out, split_of
+from foveal.errors import FovealError
+from foveal.files import fingerprint, folders_in, survey_images
+
+
+class FolderImages:
+    """Source of (path below ``root``, label) pairs."""
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        *,
+        max_pixels: int = MAX_PIXELS,
+        channels: int = 3,
+        grey_bits: int = 16,
+    ) -> None:
+        self.root, self.paths, self.labels, self.max_pixels = root, paths, labels, max_pixels
+        self.channels, self.grey_bits = channels, grey_bits
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def sample(self, index: int) -> dict[str, Any]:
+        image = decode_image(
+            self.root / self.paths[index],
+            max_pixels=self.max_pixels,
+            channels=self.channels,
+            grey_bits=self.grey_bits,
+        )
+        return {"image": image, "label": self.labels[index]}
+
+    def looks_whole(self, index: int) -> bool:
+        return file_looks_whole(os.path.join(self.root, self.paths[index]))
+
+    def fingerprint(self, indices: Sequence[int]) -> str:
+        return fingerprint([self.paths[index] for index in indices], self.root)
+
+
+class Layout(NamedTuple):
+    """Where the class folders of a data set lie.
+
+    Attributes:
+        parts: split -> the folder below the root that holds its class folders, with ``/``; empty for data without
+            parts, whose class folders lie in the root.
+        others: folders beside the parts that are none, with images.
+    """
+
+    parts: dict[str, str]
+    others: list[str]
+
+
+def open_folder(
+    root: Path,
+    split: str,
+    *,
+    classes: Sequence[str] | None = None,
+    val_share: float = 0.1,
+    split_seed: int = 0,
+    max_unreadable: float = 0.05,
+    max_pixels: int = MAX_PIXELS,
+    channels: int = 3,
+    grey_bits: int = 16,
+) -> StoredDataset:
+    """Class folders below ``root``, or below its train, val and test folders. See ``open_dataset``.
+
+    Images are found at any depth below their class folder, each real file once. Hidden files and folders do not
+    count; whatever else looks like an image and is none of the items is in ``left_out``.
+    """
+    check_decoding(channels, grey_bits)
+    images, left_out = survey_images(root)
+    layout = find_layout(root, images)
+    part, divide = choose_part(f"folder {root}", layout.parts, split)
+    where = layout.parts[part] if part else ""
+    if classes is None:
+        # Of train, so that the labels of all splits mean the same.
+        classes = [_spelled(name) for name in _class_folders(root, layout.parts.get("train", where))]
+    if not classes:
+        raise FovealError(
+            f"a folder must hold one folder of images per class, got none in {root / where}, "
+            f"and {len(images)} images without one"
+        )
+    names = {name.lower() for name in classes}
+    if "images" in names and names & {"labels", "masks", "annotations"}:
+        raise FovealError(f"{root} holds images and masks, no class folders; open it with task='segment'")
+    refuse_repeated(classes)
+    if len(classes) == 1:
+        raise FovealError(
+            f"a classifier needs at least 2 classes, got {list(classes)}{_hint(root, where, classes[0])}"
+        )
+
+    paths, labels, stray = _items(root, where, images, classes, left_out)
+    if not part:
+        _refuse_parts_inside(root, images)
+    left_out = _of_part(left_out, where, layout) | stray
+    for folder in layout.others:
+        count = sum(image.startswith(f"{folder}/") for image in images)
+        left_out[folder] = f"{count} images in a folder beside the parts that is none of them"
+    indices: Sequence[int] = range(len(paths))
+    if divide:
+        indices = hold_out(paths, labels, split, val_share=val_share, split_seed=split_seed)
+    source = FolderImages(root, paths, labels, max_pixels=max_pixels, channels=channels, grey_bits=grey_bits)
+    return StoredDataset(
+        source, indices, classes, max_unreadable=max_unreadable, left_out=left_out,
+        notes=list(empty_classes([labels[index] for index in indices], classes, split)),
+    )  # fmt: skip
+
+
+def _hint(root: Path, where: str, only: str) -> str:
+    """What a folder with a single folder inside may be instead of a data set with one class."""
+    inner = root / where / only
+    if inner.is_dir() and len(folders_in(inner)) > 1:
+        return f"; perhaps {inner} is the data set"
+    if any(path.suffix.lower() in (".csv", ".json", ".xml") for path in root.iterdir()):
+        return "; labels in a file are not read: there must be one folder of images per class"
+    return ""
+
+
+def _items(
+    root: Path, where: str, images: Sequence[str], classes: Sequence[str], left_out: Mapping[str, str]
+) -> tuple[list[str], list[int], dict[str, str]]:
+    """Paths below ``root`` and labels of the images in the class folders of ``where``, and what lies in none."""
+    label_of = {_spelled(name): label for label, name in enumerate(classes)}
+    found: dict[str, list[str]] = {folder: [] for folder in _class_folders(root, where)}
+    stray: dict[str, str] = {}
+    start = f"{where}/" if where else ""
+    for image in images:
+        if "/" not in image:
+            stray[image] = "an image in no class folder"
+        elif image.startswith(start):
+            folder, slash, _ = image[len(start) :].partition("/")
+            if slash and folder in found:
+                found[folder].append(image)
+            else:
+                stray[image] = "an image in no class folder"
+    paths: list[str] = []
+    labels: list[int] = []
+    for folder, inside in found.items():
+        if _spelled(folder) not in label_of:
+            raise FovealError(f"class folders must be among {few(classes)}, got {root / where / folder}")
+        if not inside:
+            reason = next(
+                (f"; {name}: {why}" for name, why in left_out.items() if _inside(name, start + folder)), ""
+            )
+            raise FovealError(
+                f"every class folder must hold images, got none in {root / where / folder}{reason}"
+            )
+        paths += inside
+        labels += [label_of[_spelled(folder)]] * len(inside)
+    if not paths:
+        raise FovealError(
+            f"a folder must hold one folder of images per class, got none in {root / where}"
+            + (f", but {len(stray)} images without one" if stray else "")
+        )
+    return paths, labels, stray
+
+
+def find_layout(root: Path, images: Sequence[str]) -> Layout:
+    """The folders of splits below ``root``: those whose name speaks of a split and that hold folders of images.
+
+    Args:
+        root: the data set.
+        images: all images below it, with ``/``.
+
+    Raises:
+        FovealError: two folders for one split; a folder that is either a split or a class; folders of splits without
+            class folders.
+    """
+    inside: dict[str, set[str]] = defaultdict(
+        set
+    )  # top folder -> folders of images in it, "" for images themselves
+    for image in images:
+        top, slash, rest = image.partition("/")
+        if slash:
+            inside[top].add(rest.rpartition("/")[0].partition("/")[0])
+    parts: dict[str, str] = {}
+    others, flat = [], []
+    for top in sorted(inside):
+        split = split_of(top)
+        if split is None:
+            others.append(top)
+        elif inside[top] == {""}:
+            flat.append(top)
+        elif split in parts:
+            raise FovealError(f"two folders for split {split}, got {root / parts[split]} and {root / top}")
+        else:
+            parts[split] = _nested(top, images)
+    _refuse_two_readings(root, parts, others, flat)
+    return Layout(parts, [*others, *flat] if parts else [])
+
+
+def _refuse_two_readings(root: Path, parts: Mapping[str, str], others: list[str], flat: list[str]) -> None:
+    """A folder called train may be a part or a class; what lies beside it tells, or nothing does."""
+    if len(parts) == 1 and others:
+        (part,) = parts.values()
+        raise FovealError(
+            f"folders must be parts or classes, got two readings of {root}: {part.partition('/')[0]} is a part and its "
+            f"folders are the classes, or it is a class beside {few(others)}; rename it, or move one of them away"
+        )
+    exact = [name for name in flat if name.lower() in SPLIT_NAMES]
+    if not parts and ((flat and not others and len(flat) > 1) or len(exact) > 1):
+        raise FovealError(
+            f"parts must hold one folder of images per class, got images without one in {few(flat)} of {root}"
+        )
+
+
+def _refuse_parts_inside(root: Path, images: Iterable[str]) -> None:
+    """Class folders that hold parts: cats/train, cats/test, ..."""
+    inner = sorted({"/".join(image.split("/")[:2]) for image in images if image.count("/") > 1})
+    names = [folder.partition("/")[2] for folder in inner]
+    wrong = [
+        folder
+        for folder, name in zip(inner, names, strict=True)
+        if name.lower() in SPLIT_NAMES or (split_of(name) and names.count(name) > 1)
+    ]
+    if wrong:
+        raise FovealError(
+            f"parts must lie around the class folders, got {few(wrong)} inside them in {root}; move them, or rename "
+            "them where they are no parts"
+        )
+
+
+def _nested(top: str, images: Sequence[str]) -> str:
+    """``top``, or the folder of the same split that is all it holds, as some archives unpack: seg_train/seg_train."""
+    inside = {image.split("/")[1] for image in images if image.startswith(f"{top}/") and image.count("/") > 1}
+    if len(inside) == 1 and split_of(*inside) == split_of(top):
+        (only,) = inside
+        if any(image.startswith(f"{top}/{only}/") and image.count("/") > 2 for image in images):
+            return f"{top}/{only}"
+    return top
+
+
+def _class_folders(root: Path, where: str) -> list[str]:
+    return [folder.name for folder in folders_in(root / where)]
+
+
+def _of_part(left_out: Mapping[str, str], where: str, layout: Layout) -> dict[str, str]:
+    """What was left out of the folder that is opened, and of no other part."""
+    others = [folder for folder in layout.parts.values() if folder != where]
+    return {name: why for name, why in left_out.items() if not any(_inside(name, other) for other in others)}
+
+
+def _inside(name: str, folder: str) -> bool:
+    return name == folder or name.startswith(f"{folder}/")
+
+
+def _spelled(name: str) -> str:
+    """A folder's name in the one of Unicode's spellings that is compared: macOS writes the other."""
+    return unicodedata.normalize("NFC", name)
