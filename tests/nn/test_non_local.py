@@ -160,36 +160,36 @@ def test_scale_is_one_over_the_root_of_the_width_compared():
     [
         (
             lambda: NonLocal(1),
-            "NonLocal: channels must be at least 2 .*or inner given.* got channels=1",
+            "channels must be at least 2 .*or inner given.* got channels=1",
         ),
-        (lambda: NonLocal(8, inner=0), "NonLocal: inner must be a whole number of at least 1, got 0"),
+        (lambda: NonLocal(8, inner=0), "inner must be a whole number of at least 1, got 0"),
         (
             lambda: NonLocal(8, pairwise="cosine"),
-            "NonLocal: pairwise must be one of 'gaussian', .* got 'cosine'",
+            "pairwise must be one of 'gaussian', .* got 'cosine'",
         ),
-        (lambda: NonLocal(8, dims=0), "NonLocal: dims must be 1, 2 or 3, got 0"),
-        (lambda: NonLocal(8, over="time"), "NonLocal: over must be one of 'spacetime', got 'time'"),
-        (lambda: NonLocal(8, subsample="yes"), "NonLocal: subsample must be one of .* got 'yes'"),
-        (lambda: NonLocal(8, norm="layer"), "NonLocal: norm must be one of 'batch', 'none', got 'layer'"),
+        (lambda: NonLocal(8, dims=0), "dims must be 1, 2 or 3, got 0"),
+        (lambda: NonLocal(8, over="time"), "over must be one of 'spacetime', got 'time'"),
+        (lambda: NonLocal(8, subsample="yes"), "subsample must be one of .* got 'yes'"),
+        (lambda: NonLocal(8, norm="layer"), "norm must be one of 'batch', 'none', got 'layer'"),
         (
             lambda: NonLocal(8, pairwise="concatenation", scaled=True),
-            "NonLocal: scaled must be False for .* got True",
+            "scaled must be False for .* got True",
         ),
         (
             lambda: NonLocal(8)(torch.randn(1, 4, 3, 3)),
-            r"NonLocal: input must be \(batch, 8 channels, 2 spatial sizes\)",
+            r"input must be \(batch, 8 channels, 2 spatial sizes\)",
         ),
         (
             lambda: NonLocal(8).attention(torch.randn(1, 8, 3, 3), [(3, 0)]),
-            r"NonLocal: positions must lie .* \(3, 0\)",
+            r"positions must lie .* \(3, 0\)",
         ),
         (
             lambda: NonLocal(8).attention(torch.randn(1, 8, 3, 3), [(0,)]),
-            r"NonLocal: positions .* got \(0,\)",
+            r"positions .* got \(0,\)",
         ),
         (
             lambda: NonLocal(8).attention(torch.randn(1, 8, 3, 3), []),
-            "NonLocal: positions must hold at least one",
+            "positions must hold at least one",
         ),
     ],
 )

@@ -58,7 +58,7 @@ class ChannelGate(SqueezeExcite):
         variant: str = "paper",
         start: str = "paper",
     ) -> None:
-        check.one_of("ChannelGate", "variant", variant, VARIANTS)
+        check.choice("variant", variant, VARIANTS)
         bias = VARIANTS[variant].mlp_bias
         super().__init__(channels, reduction=reduction, hidden=hidden, bias=bias, squeeze="both", start=start)
 
@@ -106,12 +106,12 @@ class SpatialGate(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        check.positive("SpatialGate", channels=channels, kernel_size=kernel_size)
+        check.positive(channels=channels, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
             raise FovealError(f"kernel_size must be odd, got {kernel_size}")
-        check.one_of("SpatialGate", "variant", variant, VARIANTS)
-        check.spatial_dims("SpatialGate", dims)
-        check.one_of("SpatialGate", "start", start, ["paper", "identity"])
+        check.choice("variant", variant, VARIANTS)
+        check.spatial_dims(dims)
+        check.choice("start", start, ["paper", "identity"])
         self.channels, self.dims, self.max_first = channels, dims, VARIANTS[variant].max_first
         self.gate_gain = 2.0 if start == "identity" else 1.0
         convolution = _Convolution2d if dims == 2 else CONV[dims]
@@ -145,7 +145,7 @@ class SpatialGate(nn.Module):
         return weights if weights.dtype == statistics.dtype else weights.to(statistics.dtype)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map("SpatialGate", x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         x, statistics, _ = gate.gated_statistics(x)
         return gate.dual_scale(x, None, self.attend(statistics))
 
@@ -153,7 +153,7 @@ class SpatialGate(nn.Module):
         self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
     ) -> dict[str, Tensor]:
         """``{"spatial_mask": (b, 1, *spatial)}``, what ``forward`` multiplies by; changes no statistics."""
-        check.feature_map("SpatialGate", x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         return {"spatial_mask": self.spatial_gate(x, update_statistics=False)}
 
     def extra_repr(self) -> str:
@@ -207,9 +207,9 @@ class CBAM(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        check.one_of("CBAM", "arrangement", arrangement, ARRANGEMENTS)
-        check.one_of("CBAM", "variant", variant, VARIANTS)
-        check.spatial_dims("CBAM", dims)
+        check.choice("arrangement", arrangement, ARRANGEMENTS)
+        check.choice("variant", variant, VARIANTS)
+        check.spatial_dims(dims)
         self.channels, self.dims, self.arrangement = channels, dims, arrangement
         self.channel = self.spatial = None
         if arrangement != "spatial":
@@ -237,7 +237,7 @@ class CBAM(nn.Module):
         return self.channel.channel_gate(x if self.arrangement == "parallel" else x * spatial), spatial
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map("CBAM", x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         if self.spatial is None or self.channel is None:
             half = self.channel or self.spatial
             assert half is not None
@@ -256,7 +256,7 @@ class CBAM(nn.Module):
 
         An arrangement with one gate gives that one; ``positions`` has no meaning here; changes no statistics.
         """
-        check.feature_map("CBAM", x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         gates = zip(["channel_gate", "spatial_mask"], self.gates(x, update_statistics=False), strict=True)
         return {name: weights for name, weights in gates if weights is not None}
 

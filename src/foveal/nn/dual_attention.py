@@ -42,7 +42,7 @@ class PositionAttention(SelfAttention):
         dims: int = 2,
         start: str = "paper",
     ) -> None:
-        check.one_of("PositionAttention", "form", form, FORMS)
+        check.choice("form", form, FORMS)
         if key_width is None and form == "paper":
             key_width = channels
         super().__init__(channels, key_width=key_width, dims=dims, start=start)
@@ -74,9 +74,9 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, channels: int, *, form: str = "code", start: str = "paper") -> None:
         super().__init__()
-        check.positive("ChannelAttention", channels=channels)
-        check.one_of("ChannelAttention", "form", form, FORMS)
-        check.one_of("ChannelAttention", "start", start, ["paper", "identity"])
+        check.positive(channels=channels)
+        check.choice("form", form, FORMS)
+        check.choice("start", start, ["paper", "identity"])
         self.channels, self.form = channels, form
         self.gamma = nn.Parameter(torch.zeros(1))
 
@@ -86,14 +86,14 @@ class ChannelAttention(nn.Module):
         return (self.gamma * y).to(x.dtype)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map("ChannelAttention", x, self.channels)
+        check.feature_map(x, self.channels)
         return x + self.context(x)
 
     def attention(
         self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
     ) -> dict[str, Tensor]:
         """``{"channel_matrix": (b, c, c)}`` in float32, rows sum to 1; ``positions`` has no meaning."""
-        check.feature_map("ChannelAttention", x, self.channels)
+        check.feature_map(x, self.channels)
         with torch.autocast(x.device.type, enabled=False):
             exact = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
             return {"channel_matrix": reference.channel_attention_weights(exact, self.form)}
@@ -140,13 +140,13 @@ class DualAttention(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        check.one_of("DualAttention", "start", start, ["paper", "identity"])
+        check.choice("start", start, ["paper", "identity"])
         self.channels, self.dims, self.start = channels, dims, start
         self.position = PositionAttention(channels, form=form, key_width=key_width, dims=dims)
         self.channel = ChannelAttention(channels, form=form)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map("DualAttention", x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         if self.start == "identity":
             return x + self.position.context(x) + self.channel.context(x)
         return self.position(x) + self.channel(x)
@@ -158,7 +158,7 @@ class DualAttention(nn.Module):
 
         ``positions`` are r index tuples in ``x``; the centre by default.
         """
-        check.feature_map("DualAttention", x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         return self.position.attention(x, positions) | self.channel.attention(x)
 
     def extra_repr(self) -> str:

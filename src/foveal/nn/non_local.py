@@ -68,13 +68,13 @@ class NonLocal(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        inner = check.part_of("NonLocal", channels, 2, inner=inner)
-        check.one_of("NonLocal", "pairwise", pairwise, PAIRWISE)
-        check.spatial_dims("NonLocal", dims)
-        check.one_of("NonLocal", "over", over, ["spacetime", "space", "time"] if dims == 3 else ["spacetime"])
-        check.one_of("NonLocal", "subsample", subsample, ["none", "after", "before"])
-        check.one_of("NonLocal", "norm", norm, ["batch", "none"])
-        check.one_of("NonLocal", "start", start, ["paper", "identity"])
+        inner = check.default_width(channels, 2, inner=inner)
+        check.choice("pairwise", pairwise, PAIRWISE)
+        check.spatial_dims(dims)
+        check.choice("over", over, ["spacetime", "space", "time"] if dims == 3 else ["spacetime"])
+        check.choice("subsample", subsample, ["none", "after", "before"])
+        check.choice("norm", norm, ["batch", "none"])
+        check.choice("start", start, ["paper", "identity"])
         if scaled and pairwise == "concatenation":
             raise FovealError("scaled must be False for pairwise='concatenation', got True")
         self.channels, self.dims, self.pairwise = channels, dims, pairwise
@@ -126,7 +126,7 @@ class NonLocal(nn.Module):
         return theta @ for_theta, phi @ for_phi
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map("NonLocal", x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         theta, phi, g = map(self._group, self._maps(x))
         if self.pairwise == "dot_product":
             y = pairwise.dot_product(theta, phi, g, scale=self.scale)
@@ -144,8 +144,8 @@ class NonLocal(nn.Module):
         In float32. ``positions`` are r index tuples in ``x``; the centre by default. Sub-sampled keys keep
         their smaller grid; keys a position cannot see (``over="space"``, ``"time"``) have weight 0.
         """
-        check.feature_map("NonLocal", x, self.channels, self.dims)
-        points = check_points("NonLocal", positions, x.shape[2:])
+        check.feature_map(x, self.channels, self.dims)
+        points = check_points(positions, x.shape[2:])
         theta, phi, _ = self._maps(x)
         exact = torch.promote_types(x.dtype, torch.float32)
         rows = phi.new_zeros(len(x), len(points), *phi.shape[2:], dtype=exact)

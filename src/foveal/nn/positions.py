@@ -48,7 +48,7 @@ def max_pool(x: Float[Tensor, "b c *spatial"], window: Sequence[int]) -> Float[T
     return x
 
 
-def check_points(owner: str, positions: Points | None, spatial: Sequence[int]) -> list[tuple[int, ...]]:
+def check_points(positions: Points | None, spatial: Sequence[int]) -> list[tuple[int, ...]]:
     """The asked query points as index tuples, the centre of the map where none are asked."""
     if positions is None:
         return [tuple(size // 2 for size in spatial)]

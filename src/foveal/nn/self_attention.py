@@ -85,19 +85,18 @@ class SelfAttention(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        owner = type(self).__name__
-        check.one_of(owner, "similarity", similarity, SIMILARITIES)
-        check.one_of(owner, "form", form, FORMS)
-        check.spatial_dims(owner, dims)
-        check.one_of(owner, "start", start, ["paper", "identity"])
+        check.choice("similarity", similarity, SIMILARITIES)
+        check.choice("form", form, FORMS)
+        check.spatial_dims(dims)
+        check.choice("start", start, ["paper", "identity"])
         default = FORMS[form]
-        key_width = check.part_of(owner, channels, 8, key_width=key_width)
-        value_width = check.part_of(owner, channels, default.value_reduction, value_width=value_width)
+        key_width = check.default_width(channels, 8, key_width=key_width)
+        value_width = check.default_width(channels, default.value_reduction, value_width=value_width)
         out_conv = default.out_conv if out_conv is None else out_conv
         spectral_norm = default.spectral_norm if spectral_norm is None else spectral_norm
         bias = default.bias if bias is None else bias
         self.pool = default.pool if pool is None else pool
-        check.positive(owner, pool=self.pool)
+        check.positive(pool=self.pool)
         if not out_conv and value_width != channels:
             raise FovealError(
                 f"value_width must equal channels={channels} without an output convolution, got {value_width}"
@@ -141,7 +140,7 @@ class SelfAttention(nn.Module):
         return query @ for_query, key @ for_key
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map(type(self).__name__, x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         return x + self.context(x)
 
     def attention(
@@ -152,9 +151,8 @@ class SelfAttention(nn.Module):
         In float32. ``positions`` are r index tuples in ``x``; the centre by default. Pooled keys keep their
         smaller grid. Changes no statistics of the spectral norm.
         """
-        owner = type(self).__name__
-        check.feature_map(owner, x, self.channels, self.dims)
-        points = check_points(owner, positions, x.shape[2:])
+        check.feature_map(x, self.channels, self.dims)
+        points = check_points(positions, x.shape[2:])
         query, key = (
             layer.without_update(x) if isinstance(layer, SpectralPointwise) else layer(x)
             for layer in (self.query, self.key)

@@ -57,11 +57,10 @@ class SqueezeExcite(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        owner = type(self).__name__
-        hidden = check.reduced_width(owner, channels, reduction, hidden)
-        check.one_of(owner, "squeeze", squeeze, STATISTICS)
-        check.one_of(owner, "activation", activation, ACTIVATIONS)
-        check.one_of(owner, "start", start, ["paper", "identity"])
+        hidden = check.reduced_width(channels, reduction, hidden)
+        check.choice("squeeze", squeeze, STATISTICS)
+        check.choice("activation", activation, ACTIVATIONS)
+        check.choice("start", start, ["paper", "identity"])
         self.channels, self.squeeze, self.activation = channels, squeeze, activation
         self.gate_gain = 2.0 if start == "identity" else 1.0
         self.fc1 = nn.Linear(channels, hidden, bias=bias)
@@ -88,7 +87,7 @@ class SqueezeExcite(nn.Module):
         return weights if self.gate_gain == 1 else self.gate_gain * weights
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map(type(self).__name__, x, self.channels)
+        check.feature_map(x, self.channels)
         x, squeezed = gate.squeeze_through(x, STATISTICS[self.squeeze])
         return gate.channel_scale(x, self.excite(squeezed))
 
@@ -96,7 +95,7 @@ class SqueezeExcite(nn.Module):
         self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
     ) -> dict[str, Tensor]:
         """``{"channel_gate": (b, c)}``, what ``forward`` multiplies by; ``positions`` has no meaning here."""
-        check.feature_map(type(self).__name__, x, self.channels)
+        check.feature_map(x, self.channels)
         return {"channel_gate": self.channel_gate(x)}
 
     def extra_repr(self) -> str:

@@ -61,7 +61,7 @@ def explain(
         not sdpa: slower here at unequal widths, 8 and 32
         not triton: Triton needs a CUDA tensor, got one on cpu
     """
-    _check("explain", query, key, value, mask)
+    _check(query, key, value, mask)
     backend, why = _choose(query, key, value, mask)
     others = {
         "reference": "stores all n x m weights: the oracle of tests, what is exported, and for few scores",
@@ -111,7 +111,7 @@ def _refusal(backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tens
     return None
 
 
-def _check(name: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     if query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2] or key.shape[:2] != value.shape[:2]:
         raise FovealError(
             f"query (b, n, d), key (b, m, d) and value (b, m, e) must share b, d and m, "
@@ -157,20 +157,18 @@ def softmax_attention(
     Source: SAGAN eq. 1-2; DANet eq. 1-2; Non-local eq. 1 with the f of eq. 2 and 3. The order of the sum is that of
     Milakov and Gimelshein, Online normalizer calculation for softmax; no approximation.
     """
-    _check("softmax_attention", query, key, value, mask)
-    return _run(
-        _resolve("softmax_attention", backend, query, key, value, mask), query, key, value, scale, mask
-    )
+    _check(query, key, value, mask)
+    return _run(_resolve(backend, query, key, value, mask), query, key, value, scale, mask)
 
 
-def _resolve(name: str, backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> str:
+def _resolve(backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> str:
     if backend == "auto":
         return _choose(query, key, value, mask)[0]
     if backend not in BACKENDS:
         raise FovealError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
     reason = _refusal(backend, query, key, value, mask)
     if reason is not None:
-        raise FovealError(f'{name}: backend "{backend}" cannot run, {reason}; "streamed" can')
+        raise FovealError(f'backend "{backend}" cannot run, {reason}; "streamed" can')
     return backend
 
 
@@ -226,8 +224,8 @@ def cosine_attention(
 
     Source: SAGAN's attention with cosine similarity in place of its dot product; the dot product of normalised vectors.
     """
-    _check("cosine_attention", query, key, value, None)
-    backend = _resolve("cosine_attention", backend, query, key, value, None)
+    _check(query, key, value, None)
+    backend = _resolve(backend, query, key, value, None)
     with full_precision(value.device):
         dtype = sum_dtype(value)
         query, key = F.normalize(query.to(dtype), dim=-1), F.normalize(key.to(dtype), dim=-1)
@@ -263,7 +261,7 @@ def perceptron_attention(
 
     Source: Bahdanau et al., Neural machine translation by jointly learning to align and translate, section A.1.2.
     """
-    _check("perceptron_attention", query, key, value, None)
+    _check(query, key, value, None)
     if weight.shape != query.shape[-1:]:
         raise FovealError(f"weight must be as wide as the keys, {query.shape[-1]}, got {tuple(weight.shape)}")
     if not exporting():
@@ -297,7 +295,7 @@ def channel_attention(x: Float[Tensor, "b c n"], form: str = "code") -> Float[Te
     Source: Fu et al., Dual Attention Network for Scene Segmentation, eq. 3-4, and its released code.
     """
     if form not in ("code", "paper"):
-        raise FovealError(f'channel_attention: form must be "code" or "paper", got {form!r}')
+        raise FovealError(f'form must be "code" or "paper", got {form!r}')
     with full_precision(x.device):
         wide = x.to(sum_dtype(x))
         energy = wide @ wide.mT
