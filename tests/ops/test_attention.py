@@ -91,7 +91,7 @@ class TestSoftmaxAttention:
 
     @pytest.mark.parametrize("backend", FAST)
     @pytest.mark.parametrize("transposed", [False, True])
-    @pytest.mark.parametrize("widths", [(4, 4), (3, 8), (8, 3)])
+    @pytest.mark.parametrize("widths", [(4, 4), (3, 8), (8, 3), (1, 1), (1, 5), (5, 1), (2, 2), (3, 3)])
     def test_every_backend_equals_the_equation(self, backend, transposed, widths):
         d, e = widths
         assert_equal(FAST[backend], literal_softmax, qkv(d=d, e=e, transposed=transposed), 1e-12)
@@ -148,6 +148,26 @@ class TestSoftmaxAttention:
         q, k, v = qkv(batch=1)
         k[0, 3, 0] = float("nan")
         assert attention.softmax_attention(q, k, v).isnan().all()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "streamed", "sdpa"])
+@pytest.mark.parametrize(("batch", "n"), [(0, 5), (2, 0)])
+@pytest.mark.parametrize("e", [4, 6])
+def test_no_query_gives_an_empty_result_and_gradients_of_zero(backend, batch, n, e):
+    inputs = [x.requires_grad_() for x in qkv(batch, n, 7, 4, e)]
+    y = attention.softmax_attention(*inputs, backend=backend)
+    assert y.shape == (batch, n, e)
+    y.sum().backward()
+    assert all(x.grad.shape == x.shape and not x.grad.any() for x in inputs)
+
+
+@pytest.mark.parametrize(("batch", "n"), [(0, 5), (2, 0)])
+def test_no_query_suits_the_other_similarities_too(batch, n):
+    q, k, v = (x.requires_grad_() for x in qkv(batch, n, 7))
+    weight = torch.ones(4, dtype=torch.float64)
+    for y in (attention.cosine_attention(q, k, v), attention.perceptron_attention(q, k, weight, v)):
+        assert y.shape == (batch, n, 6)
+        y.sum().backward()
 
 
 def test_energies_stay_in_float32_for_half_inputs_and_under_autocast():

@@ -10,7 +10,7 @@ from foveal.ops.convolution import narrow_convolution
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
-@pytest.mark.parametrize("shape", [(1, 2, 1, 1), (2, 2, 9, 5), (3, 1, 2, 17)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 2, 1, 1), (2, 2, 9, 5), (3, 1, 2, 17), (0, 2, 5, 4)], ids=str)
 def test_equals_pytorchs_convolution(shape, k):
     x = torch.randn(shape, requires_grad=True)
     weight = torch.randn(2, shape[1], k, k, requires_grad=True)

@@ -48,6 +48,16 @@ def assert_equal(fast, literal, inputs, tolerance):
 
 
 @BOTH
+@pytest.mark.parametrize(("batch", "n"), [(0, 5), (2, 0)])
+def test_no_query_gives_an_empty_result_and_gradients_of_zero(fast, literal, batch, n):
+    inputs = [x.requires_grad_() for x in scores(batch, n, 7)]
+    y = fast(*inputs)
+    assert y.shape == literal(*inputs).shape
+    y.sum().backward()
+    assert all(x.grad.shape == x.shape and not x.grad.any() for x in inputs)
+
+
+@BOTH
 @settings(max_examples=15, deadline=None)
 @given(
     batch=st.integers(1, 3),

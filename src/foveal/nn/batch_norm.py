@@ -10,14 +10,14 @@ class BatchNorm(_BatchNorm):
     """``nn.BatchNorm1d/2d/3d`` in one, for (b, c, *spatial).
 
     A single value per channel (one image, a 1x1 map) has no variance: PyTorch raises in train mode, this
-    normalises it with the running statistics instead and leaves them as they are.
+    normalises it with the running statistics instead and leaves them as they are. An empty batch does the same.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of spatial sizes will do; the block has checked them."""
 
     def forward(self, input: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        if not self.training or input.numel() == self.num_features:
+        if not self.training or input.numel() <= self.num_features:
             return self._normalise(input, self.running_mean, self.running_var)
         return super().forward(input)
 

@@ -29,15 +29,15 @@ def _slices(size: int, tile: int) -> Iterator[slice]:
 def _tiles(batch: int, n: int, m: int, width: int = 1) -> tuple[int, int, int]:
     """Tile of (batch, queries, keys) with about TILE_ELEMENTS / width scores, at most that many."""
     budget = max(TILE_ELEMENTS // width, 1)
-    keys = _even(m, max(1024 if width == 1 else 128, budget // n))
+    keys = _even(m, max(1024 if width == 1 else 128, budget // max(n, 1)))
     queries = _even(n, max(budget // keys, 1))
     return _even(batch, max(budget // (queries * keys), 1)), queries, keys
 
 
 def _even(size: int, most: int) -> int:
     """The tile, at most ``most``, that cuts ``size`` into the fewest and then most equal parts."""
-    parts = -(-size // most)
-    return -(-size // max(parts, 1))
+    parts = max(-(-size // most), 1)
+    return max(-(-size // parts), 1)
 
 
 class _Buffer:

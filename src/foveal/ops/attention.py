@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foveal.errors import FovealError
 from foveal.ops import _streamed, reference
-from foveal.ops.pairwise import exporting, full_precision, is_transposed, sum_dtype
+from foveal.ops.pairwise import exporting, full_precision, is_transposed, known_empty, sum_dtype
 
 BACKENDS = ("reference", "streamed", "sdpa", "triton")
 FEW_SCORES = 2**17
@@ -78,6 +78,8 @@ def explain(
 def _choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[str, str]:
     if exporting():
         return "reference", "a graph is being recorded for another runtime"
+    if known_empty(query):
+        return "reference", "there is no query"
     if query.is_cuda:
         # measured on an H100 (benchmarks/README.md): in float32 a training step is quicker with PyTorch's kernel
         for name in ("sdpa", "triton") if query.dtype == torch.float32 else ("triton", "sdpa"):
@@ -196,10 +198,20 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     if d != e and not value.is_cuda:
         width = max(d, e)
         query, key, value = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
-    # the kernels want unit stride along the width; MATH, which stores n x m, is left out
-    query, key, value = (x.contiguous().unsqueeze(1) for x in (query, key, value))
+    query, key, value = (_with_unit_stride(x).unsqueeze(1) for x in (query, key, value))
+    # MATH, which stores n x m, is left out
     with sdpa_kernel(_FUSED):
         return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)[..., :e]
+
+
+def _with_unit_stride(x: Tensor) -> Tensor:
+    """``x`` with neighbours along the width adjacent in memory, as PyTorch's kernels demand.
+
+    ``contiguous()`` does not promise it: the stride of a dimension of size one means nothing to it, but the kernels
+    look at the stride of a width of one too.
+    """
+    x = x.contiguous()
+    return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 @torch.fx.wrap

@@ -76,10 +76,10 @@ class _NarrowConvolution(torch.autograd.Function):
                 dx = narrow_convolution(dy, weight.flip(2, 3).transpose(0, 1))
             if ctx.needs_input_grad[1]:
                 x = source[0] if len(source) == 1 else _statistics(*source)
-                b, i, h, _ = x.shape
+                b, i, h, w = x.shape
                 o, _, k, _ = weight.shape
                 shifted = F.pad(dy, (0, 0, k - 1, k - 1)).unfold(2, h + k - 1, 1).transpose(3, 4)
-                product = torch.bmm(shifted.reshape(b, o * k, -1), _columns(x, k).mT).sum(0)
+                product = torch.bmm(shifted.reshape(b, o * k, (h + k - 1) * w), _columns(x, k).mT).sum(0)
                 dweight = product.view(o, k, i, k).flip(1).transpose(1, 2)
         return dx, dweight, *[None] * (len(ctx.needs_input_grad) - 2)
 

@@ -29,6 +29,11 @@ def _tracing() -> bool:
     return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
+def known_empty(query: Tensor) -> bool:
+    """True where an empty batch or no query leaves nothing to compute; False while sizes may be symbolic."""
+    return not torch.compiler.is_compiling() and query.numel() == 0
+
+
 def sum_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which sums over ``x`` run."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -139,7 +144,7 @@ def concatenation(
     Source: Wang et al., Non-local Neural Networks, eq. 1 with the f of eq. 5 and C(x) = m. The paper's
     ``w . [theta_i, phi_j]`` is ``a_i + b_j``.
     """
-    if exporting():
+    if exporting() or known_empty(a):
         return reference.concatenation(a, b, g)
     return _concatenation(a, b, g)
 
@@ -217,7 +222,7 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     batch, m, width = x.shape
     if batch > 1:
         index = index + torch.arange(0, batch * m, m, device=index.device).unsqueeze(1)
-    return x.reshape(batch * m, width).index_select(0, index.flatten()).view(batch, -1, width)
+    return x.reshape(batch * m, width).index_select(0, index.flatten()).view(batch, index.shape[1], width)
 
 
 def _take_after_zero(x: Tensor, order: Tensor) -> Tensor:
@@ -309,7 +314,7 @@ def concatenation_attention(
     """
     if not 0 <= negative_slope <= 1:
         raise FovealError(f"negative_slope must be in [0, 1], got {negative_slope}")
-    if exporting():
+    if exporting() or known_empty(a):
         return reference.concatenation_attention(a, b, value, negative_slope=negative_slope)
     if negative_slope < 1:
         return _concatenation_attention(a, b, value, float(negative_slope))
