@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.measure import peak_bytes
-from foveal.ops import _streamed, attention, reference
+from foveal.ops import attention, reference
+from foveal.ops.kernels import streamed
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 0.008, torch.float16: 0.001}
 DTYPES = st.sampled_from(list(TOLERANCE))
@@ -28,7 +29,7 @@ UNTYPED = pytest.mark.skipif(
 def small_tiles(monkeypatch):
     """Tiles small enough that a test's few positions need several of every kind, uneven ones too."""
     monkeypatch.setattr(
-        _streamed, "_tiles", lambda batch, n, m, width=1: (min(batch, 2), min(n, 7), min(m, 10))
+        streamed, "_tiles", lambda batch, n, m, width=1: (min(batch, 2), min(n, 7), min(m, 10))
     )
 
 
@@ -196,7 +197,7 @@ def test_peak_memory_is_independent_of_n_times_m(backend):
     n, width = 4096, 8
     inputs = [x.requires_grad_() for x in qkv(1, n, n, width, width, torch.float32)]
     peak = peak_bytes(lambda: attention.softmax_attention(*inputs, backend=backend).sum().backward())
-    assert peak < 3 * 4 * _streamed.TILE_ELEMENTS + 20 * n * width * 4 < n * n * 4 / 4
+    assert peak < 3 * 4 * streamed.TILE_ELEMENTS + 20 * n * width * 4 < n * n * 4 / 4
 
 
 # -------------------------------------------------------------------------------------------- choosing a backend
@@ -282,7 +283,7 @@ def test_perceptron_attention_stores_nothing_of_size_n_times_m():
     q, k, v = qkv(1, n, n, 4, 8, torch.float32)
     inputs = [x.requires_grad_() for x in (q, k, torch.randn(4), v)]
     peak = peak_bytes(lambda: attention.perceptron_attention(*inputs).sum().backward())
-    assert peak < 3 * 4 * _streamed.TILE_ELEMENTS + 20 * n * 8 * 4 < n * n * 4
+    assert peak < 3 * 4 * streamed.TILE_ELEMENTS + 20 * n * 8 * 4 < n * n * 4
 
 
 @UNTYPED

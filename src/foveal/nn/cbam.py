@@ -13,6 +13,7 @@ from foveal.nn.positions import CONV, Points
 from foveal.nn.squeeze_excite import SqueezeExcite
 from foveal.ops import gate
 from foveal.ops.convolution import narrow_convolution
+from foveal.ops.gate_ops import StatisticsSource
 
 
 class _Variant(NamedTuple):
@@ -66,8 +67,10 @@ class ChannelGate(SqueezeExcite):
 class _Convolution2d(nn.Conv2d):
     """An ``nn.Conv2d`` that keeps the size and knows how narrow it is."""
 
-    def forward(self, input: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 1 h w"]:
-        return narrow_convolution(input, self.weight)
+    def forward(
+        self, input: Float[Tensor, "b 2 h w"], source: StatisticsSource | None = None
+    ) -> Float[Tensor, "b 1 h w"]:
+        return narrow_convolution(input, self.weight, source)
 
 
 class SpatialGate(nn.Module):
@@ -130,13 +133,22 @@ class SpatialGate(nn.Module):
         update_statistics: bool = True,
     ) -> Float[Tensor, "b 1 *spatial"]:
         """The gate for ``x`` multiplied by ``channel_gate``, without that product."""
-        return self.attend(gate.spatial_statistics(x, channel_gate), update_statistics)
+        statistics = gate.spatial_statistics(x, channel_gate)
+        return self.attend(statistics, update_statistics=update_statistics)
 
     def attend(
-        self, statistics: Float[Tensor, "b 2 *spatial"], update_statistics: bool = True
+        self,
+        statistics: Float[Tensor, "b 2 *spatial"],
+        source: StatisticsSource | None = None,
+        update_statistics: bool = True,
     ) -> Float[Tensor, "b 1 *spatial"]:
-        """The gate from mean and maximum over channels, as ``gate.gated_statistics`` returns them."""
-        logits = self.conv(statistics.flip(1) if self.max_first else statistics)
+        """Compute the gate from what ``gate.GateInput.spatial_statistics`` returns."""
+        if self.max_first:
+            logits = self.conv(statistics.flip(1))
+        elif self.dims == 2:
+            logits = self.conv(statistics, source)
+        else:
+            logits = self.conv(statistics)
         if self.norm is not None:
             logits = self.norm(logits) if update_statistics else self.norm.without_update(logits)
         weights = torch.sigmoid(logits)
@@ -146,8 +158,8 @@ class SpatialGate(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map(x, self.channels, self.dims)
-        x, statistics, _ = gate.gated_statistics(x)
-        return gate.dual_scale(x, None, self.attend(statistics))
+        shared = gate.GateInput(x)
+        return shared.scale(spatial_gate=self.attend(*shared.spatial_statistics()))
 
     def attention(
         self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
@@ -244,10 +256,10 @@ class CBAM(nn.Module):
             return half(x)
         if self.arrangement == "spatial-channel":
             return self.channel(self.spatial(x))
-        x, squeezed = gate.squeeze_through(x, ["mean", "max"])
-        channel = self.channel.excite(squeezed)
-        x, statistics, gated = gate.gated_statistics(x, None if self.arrangement == "parallel" else channel)
-        return gate.dual_scale(x, channel, self.spatial.attend(statistics), gated)
+        shared = gate.GateInput(x)
+        channel = self.channel.excite(shared.squeeze(["mean", "max"]))
+        statistics = shared.spatial_statistics(None if self.arrangement == "parallel" else channel)
+        return shared.scale(channel, self.spatial.attend(*statistics))
 
     def attention(
         self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None

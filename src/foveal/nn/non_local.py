@@ -8,7 +8,7 @@ from foveal.errors import FovealError
 from foveal.nn import check
 from foveal.nn.batch_norm import BatchNorm, zero_scale
 from foveal.nn.positions import Points, check_points, max_pool, pick, pointwise, to_map, to_positions
-from foveal.ops import attention, pairwise, reference
+from foveal.ops import attention, concatenation, dot_product, reference
 
 PAIRWISE = ["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
 
@@ -129,9 +129,9 @@ class NonLocal(nn.Module):
         check.feature_map(x, self.channels, self.dims)
         theta, phi, g = map(self._group, self._maps(x))
         if self.pairwise == "dot_product":
-            y = pairwise.dot_product(theta, phi, g, scale=self.scale)
+            y = dot_product.dot_product(theta, phi, g, scale=self.scale)
         elif self.pairwise == "concatenation":
-            y = pairwise.concatenation(*self._concatenated(theta, phi), g)
+            y = concatenation.concatenation(*self._concatenated(theta, phi), g)
         else:
             y = attention.softmax_attention(theta, phi, g, scale=self.scale)
         return x + self.norm(self.out(self._ungroup(y, x.shape[2:])))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveal.errors import FovealError
-from foveal.ops.pairwise import exporting
+from foveal.ops.numerics import exporting
 
 Points = Sequence[Sequence[int]]
 

@@ -10,7 +10,7 @@ from foveal.errors import FovealError
 from foveal.nn import check
 from foveal.nn.positions import Points, check_points, max_pool, pick, pointwise, to_map, to_positions
 from foveal.nn.spectral_norm import SpectralPointwise
-from foveal.ops import attention, pairwise, reference
+from foveal.ops import attention, concatenation, reference
 
 SIMILARITIES = ["dot", "scaled_dot", "cosine", "concatenation", "perceptron"]
 
@@ -129,7 +129,7 @@ class SelfAttention(nn.Module):
             y = attention.perceptron_attention(query, key, self.pair_weight.to(query.dtype), value)
         elif self.similarity == "concatenation":
             a, b = self._concatenated(query, key)
-            y = pairwise.concatenation_attention(a, b, value, negative_slope=self.negative_slope)
+            y = concatenation.concatenation_attention(a, b, value, negative_slope=self.negative_slope)
         else:
             y = attention.softmax_attention(query, key, value, scale=self.scale)
         return (self.gamma * self.out(to_map(y, x.shape[2:]))).to(x.dtype)

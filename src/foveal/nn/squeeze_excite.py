@@ -72,10 +72,10 @@ class SqueezeExcite(nn.Module):
                 nn.init.zeros_(self.fc2.bias)
 
     def channel_gate(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c"]:
-        return self.excite(gate.squeeze_through(x, STATISTICS[self.squeeze])[1])
+        return self.excite(gate.GateInput(x).squeeze(STATISTICS[self.squeeze]))
 
     def excite(self, squeezed: Float[Tensor, "sb c"]) -> Float[Tensor, "b c"]:
-        """The gate from the squeezes of ``x``, as ``gate.squeeze_through`` returns them."""
+        """Compute the gate from the squeezed ``x``, as ``gate.GateInput.squeeze`` returns it."""
         logits = self.fc2(self.fc1(squeezed).relu())
         if self.squeeze == "both":
             logits = logits.unflatten(0, (2, -1)).sum(0)
@@ -88,8 +88,8 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map(x, self.channels)
-        x, squeezed = gate.squeeze_through(x, STATISTICS[self.squeeze])
-        return gate.channel_scale(x, self.excite(squeezed))
+        shared = gate.GateInput(x)
+        return shared.scale(self.excite(shared.squeeze(STATISTICS[self.squeeze])))
 
     def attention(
         self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None

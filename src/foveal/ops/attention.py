@@ -10,8 +10,6 @@ While exporting (``torch.export``, ONNX, ``torch.jit.trace``) the literal equati
 every runtime knows.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -19,8 +17,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foveal.errors import FovealError
-from foveal.ops import _streamed, reference
-from foveal.ops.pairwise import exporting, full_precision, is_transposed, known_empty, sum_dtype
+from foveal.ops import reference
+from foveal.ops.choice import Choice
+from foveal.ops.kernels import streamed
+from foveal.ops.numerics import autocast_disabled, exporting, is_empty, is_transposed, sum_dtype
 
 BACKENDS = ("reference", "streamed", "sdpa", "triton")
 FEW_SCORES = 2**17
@@ -29,20 +29,6 @@ _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFF
 
 
 # ------------------------------------------------------------------------------------------- choosing a backend
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The backend that runs, why, and for every other one why it was not chosen. ``str()`` is readable."""
-
-    backend: str
-    why: str
-    others: dict[str, str]
-
-    def __str__(self) -> str:
-        return f"{self.backend}: {self.why}" + "".join(
-            f"\nnot {name}: {why}" for name, why in self.others.items()
-        )
 
 
 def explain(
@@ -78,7 +64,7 @@ def explain(
 def _choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[str, str]:
     if exporting():
         return "reference", "a graph is being recorded for another runtime"
-    if known_empty(query):
+    if is_empty(query):
         return "reference", "there is no query"
     if query.is_cuda:
         # measured on an H100 (benchmarks/README.md): in float32 a training step is quicker with PyTorch's kernel
@@ -96,10 +82,10 @@ def _refusal(backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tens
     """Why ``backend`` cannot run on these tensors; None if it can."""
     if backend == "triton":
         try:
-            from foveal.ops import _triton
+            from foveal.ops.kernels import triton_attention
         except ImportError as error:
             return f"Triton does not import: {error}"
-        return _triton.can_run(query, key, value, mask)
+        return triton_attention.can_run(query, key, value, mask)
     if backend == "sdpa":
         if mask is not None:
             return "a query whose keys are all masked has to give 0, which PyTorch's kernels do not promise"
@@ -178,12 +164,12 @@ def _run(
     backend: str, query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None
 ) -> Tensor:
     if backend == "streamed":
-        return _streamed.softmax_attention(query, key, value, mask, float(scale))[0]
+        return streamed.softmax_attention(query, key, value, mask, float(scale))[0]
     if backend == "triton":
-        from foveal.ops import _triton
+        from foveal.ops.kernels import triton_attention
 
-        return _triton.attention(query, key, value, scale)
-    with full_precision(value.device):
+        return triton_attention.attention(query, key, value, scale)
+    with autocast_disabled(value.device):
         if backend == "sdpa":
             return _sdpa(query, key, value, scale)
         dtype = sum_dtype(value)
@@ -238,7 +224,7 @@ def cosine_attention(
     """
     _check(query, key, value, None)
     backend = _resolve(backend, query, key, value, None)
-    with full_precision(value.device):
+    with autocast_disabled(value.device):
         dtype = sum_dtype(value)
         query, key = F.normalize(query.to(dtype), dim=-1), F.normalize(key.to(dtype), dim=-1)
         if backend in ("sdpa", "triton"):
@@ -277,7 +263,7 @@ def perceptron_attention(
     if weight.shape != query.shape[-1:]:
         raise FovealError(f"weight must be as wide as the keys, {query.shape[-1]}, got {tuple(weight.shape)}")
     if not exporting():
-        return _streamed.perceptron_attention(query, key, weight, value)[0]
+        return streamed.perceptron_attention(query, key, weight, value)[0]
     dtype = sum_dtype(value)
     tensors = (x.to(dtype) for x in (query, key, weight, value))
     return reference.perceptron_attention(*tensors).to(value.dtype)
@@ -308,7 +294,7 @@ def channel_attention(x: Float[Tensor, "b c n"], form: str = "code") -> Float[Te
     """
     if form not in ("code", "paper"):
         raise FovealError(f'form must be "code" or "paper", got {form!r}')
-    with full_precision(x.device):
+    with autocast_disabled(x.device):
         wide = x.to(sum_dtype(x))
         energy = wide @ wide.mT
         # softmax does not change under a shift: max_j - energy and -energy give the same weights
