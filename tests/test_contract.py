@@ -41,6 +41,7 @@ VARIANTS_OF_BLOCKS = {
     **{f"cbam {a}": (CBAM, {"reduction": 4, "arrangement": a, "variant": "timm"}) for a in ARRANGEMENTS},
     **{f"nonlocal {p}": (NonLocal, {"pairwise": p}) for p in PAIRWISE},
     "nonlocal scaled before": (NonLocal, {"scaled": True, "subsample": "before", "norm": "none"}),
+    "nonlocal mmdet scale": (NonLocal, {"scaled": "mmdet"}),
     "nonlocal gaussian after": (NonLocal, {"pairwise": "gaussian", "subsample": "after", "norm": "none"}),
     "nonlocal space": (NonLocal, {"over": "space", "subsample": "after", "pairwise": "concatenation"}),
     "nonlocal time": (NonLocal, {"over": "time", "subsample": "before", "pairwise": "dot_product"}),

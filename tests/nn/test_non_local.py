@@ -152,6 +152,18 @@ def test_pooling_before_and_after_differ(randomise):
 def test_scale_is_one_over_the_root_of_the_width_compared():
     assert NonLocal(32, inner=4, scaled=True).scale == 0.5
     assert NonLocal(16, pairwise="gaussian", scaled=True).scale == 0.25
+
+
+def test_old_mmdetections_scale_is_there_by_name(randomise, assert_same):
+    """It divided by ``width ** -0.5``, which multiplies by the root of the width."""
+    block = randomise(NonLocal(6, inner=4, scaled="mmdet", norm="none").double())
+
+    def literal(x):
+        theta, phi, g = (layer(x).flatten(2).mT for layer in (block.theta, block.phi, block.g))
+        weights = torch.softmax(theta @ phi.mT / theta.shape[-1] ** -0.5, -1)
+        return x + block.out((weights @ g).mT.unflatten(2, x.shape[2:]))
+
+    assert_same(block, literal, torch.randn(2, 6, 4, 3), [(w, w) for w in block.parameters()])
     assert NonLocal(32).scale == 1
 
 
@@ -174,6 +186,14 @@ def test_scale_is_one_over_the_root_of_the_width_compared():
         (
             lambda: NonLocal(8, pairwise="concatenation", scaled=True),
             "scaled must be False for .* got True",
+        ),
+        (
+            lambda: NonLocal(8, pairwise="dot_product", scaled="mmdet"),
+            "scaled='mmdet' must come with pairwise='embedded_gaussian', got 'dot_product'",
+        ),
+        (
+            lambda: NonLocal(8, scaled="sqrt"),
+            "scaled must be True, False or 'mmdet', got 'sqrt'",
         ),
         (
             lambda: NonLocal(8)(torch.randn(1, 4, 3, 3)),

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from foveal.errors import FovealError
 from foveal.nn import check
-from foveal.nn.batch_norm import BatchNorm, zero_scale
-from foveal.nn.positions import CONV, Points
+from foveal.nn.batch_norm import BatchNorm, zero_init
+from foveal.nn.positions import CONVOLUTIONS, Positions
 from foveal.nn.squeeze_excite import SqueezeExcite
 from foveal.ops import gate
 from foveal.ops.convolution import narrow_convolution
@@ -17,11 +17,12 @@ from foveal.ops.gate_ops import StatisticsSource
 
 
 class _Variant(NamedTuple):
-    mlp_bias: bool  # the two layers of the channel gate
-    norm: (
-        str  # after the spatial convolution: "none", "batch", or "zero", a BatchNorm whose scale starts at 0
-    )
-    max_first: bool  # the spatial convolution's first input channel is the maximum, not the mean
+    # whether the two layers of the channel gate have biases
+    mlp_bias: bool
+    # what follows the spatial convolution: "none", "batch", or "zero", a BatchNorm whose scale starts at 0
+    norm: str
+    # whether the spatial convolution's first input channel is the maximum instead of the mean
+    max_first: bool
 
 
 VARIANTS = {
@@ -35,7 +36,7 @@ ARRANGEMENTS = ["channel-spatial", "spatial-channel", "parallel", "channel", "sp
 
 
 class ChannelGate(SqueezeExcite):
-    """CBAM's channel half: ``sigmoid(MLP(mean(x)) + MLP(max(x))) x``, one shared MLP.
+    """The channel half of CBAM, ``sigmoid(MLP(mean(x)) + MLP(max(x))) x`` with one shared MLP.
 
     ``SqueezeExcite`` with ``squeeze="both"``; arguments, shapes and errors as there.
 
@@ -64,8 +65,8 @@ class ChannelGate(SqueezeExcite):
         super().__init__(channels, reduction=reduction, hidden=hidden, bias=bias, squeeze="both", start=start)
 
 
-class _Convolution2d(nn.Conv2d):
-    """An ``nn.Conv2d`` that keeps the size and knows how narrow it is."""
+class _NarrowConv2d(nn.Conv2d):
+    """An ``nn.Conv2d`` from two channels to one, computed by ``ops.convolution.narrow_convolution``."""
 
     def forward(
         self, input: Float[Tensor, "b 2 h w"], source: StatisticsSource | None = None
@@ -74,7 +75,7 @@ class _Convolution2d(nn.Conv2d):
 
 
 class SpatialGate(nn.Module):
-    """CBAM's spatial half: ``sigmoid(conv([mean_c(x), max_c(x)])) x``, one number per position.
+    """The spatial half of CBAM, ``sigmoid(conv([mean_c(x), max_c(x)])) x``: one number multiplies each position.
 
     Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -117,12 +118,12 @@ class SpatialGate(nn.Module):
         check.choice("start", start, ["paper", "identity"])
         self.channels, self.dims, self.max_first = channels, dims, VARIANTS[variant].max_first
         self.gate_gain = 2.0 if start == "identity" else 1.0
-        convolution = _Convolution2d if dims == 2 else CONV[dims]
+        convolution = _NarrowConv2d if dims == 2 else CONVOLUTIONS[dims]
         self.conv = convolution(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = None if VARIANTS[variant].norm == "none" else BatchNorm(1)
         # one layer at zero, never two in a row: convolution and scale would starve each other of gradients
         if self.norm is not None and (start == "identity" or VARIANTS[variant].norm == "zero"):
-            zero_scale(self.norm)
+            zero_init(self.norm)
         elif start == "identity":
             nn.init.zeros_(self.conv.weight)
 
@@ -132,7 +133,7 @@ class SpatialGate(nn.Module):
         channel_gate: Float[Tensor, "b c"] | None = None,
         update_statistics: bool = True,
     ) -> Float[Tensor, "b 1 *spatial"]:
-        """The gate for ``x`` multiplied by ``channel_gate``, without that product."""
+        """Compute the spatial gate of ``x`` times ``channel_gate``."""
         statistics = gate.spatial_statistics(x, channel_gate)
         return self.attend(statistics, update_statistics=update_statistics)
 
@@ -162,9 +163,9 @@ class SpatialGate(nn.Module):
         return shared.scale(spatial_gate=self.attend(*shared.spatial_statistics()))
 
     def attention(
-        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+        self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None
     ) -> dict[str, Tensor]:
-        """``{"spatial_mask": (b, 1, *spatial)}``, what ``forward`` multiplies by; changes no statistics."""
+        """Return ``{"spatial_mask": (b, 1, *spatial)}``, what ``forward`` multiplies by; no statistics change."""
         check.feature_map(x, self.channels, self.dims)
         return {"spatial_mask": self.spatial_gate(x, update_statistics=False)}
 
@@ -173,7 +174,7 @@ class SpatialGate(nn.Module):
 
 
 class CBAM(nn.Module):
-    """Channel gate, then spatial gate: ``x' = M_c(x) x``, ``y = M_s(x') x'``.
+    """A channel gate, then a spatial gate: ``x' = M_c(x) x``, ``y = M_s(x') x'``.
 
     Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -203,7 +204,7 @@ class CBAM(nn.Module):
         {'channel_gate': (2, 64), 'spatial_mask': (2, 1, 7, 5)}
 
     Source: Woo et al., "CBAM", equations 1 to 3 and tables 2 and 3. The paper does not say how parallel gates
-    are combined: here both multiply ``x``.
+    are combined: here both multiply ``x``. Equal maxima: the gradient goes to the first, as in PyTorch's ``max``.
     """
 
     def __init__(
@@ -236,7 +237,7 @@ class CBAM(nn.Module):
     def gates(
         self, x: Float[Tensor, "b c *spatial"], update_statistics: bool = True
     ) -> tuple[Float[Tensor, "b c"] | None, Float[Tensor, "b 1 *spatial"] | None]:
-        """Channel and spatial gate; None for the one the arrangement lacks."""
+        """Compute the channel gate and the spatial gate; None for the one that the arrangement lacks."""
         if self.spatial is None:
             assert self.channel is not None
             return self.channel.channel_gate(x), None
@@ -262,11 +263,11 @@ class CBAM(nn.Module):
         return shared.scale(channel, self.spatial.attend(*statistics))
 
     def attention(
-        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+        self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None
     ) -> dict[str, Tensor]:
-        """``{"channel_gate": (b, c), "spatial_mask": (b, 1, *spatial)}``, what ``forward`` multiplies by.
+        """Return ``{"channel_gate": (b, c), "spatial_mask": (b, 1, *spatial)}``, what ``forward`` multiplies by.
 
-        An arrangement with one gate gives that one; ``positions`` has no meaning here; changes no statistics.
+        An arrangement with one gate returns that one. ``positions`` has no meaning here, and no statistics change.
         """
         check.feature_map(x, self.channels, self.dims)
         gates = zip(["channel_gate", "spatial_mask"], self.gates(x, update_statistics=False), strict=True)

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveal.nn import check
-from foveal.nn.positions import Points
+from foveal.nn.positions import Positions
 from foveal.nn.self_attention import SelfAttention
 from foveal.ops import attention, reference
 
@@ -13,7 +13,7 @@ FORMS = ["code", "paper"]
 
 
 class PositionAttention(SelfAttention):
-    """DANet's position module: ``y = x + gamma sum_j softmax_j(q_i . k_j) v_j``, ``gamma`` starting at 0.
+    """The position module of DANet, ``y = x + gamma sum_j softmax_j(q_i . k_j) v_j``; ``gamma`` starts at 0.
 
     ``SelfAttention`` with dot products and biased convolutions; shapes and errors as there.
 
@@ -49,7 +49,7 @@ class PositionAttention(SelfAttention):
 
 
 class ChannelAttention(nn.Module):
-    """DANet's channel module: ``y = x + gamma M x``, M a softmax over channels; ``gamma`` starts at 0.
+    """The channel module of DANet, ``y = x + gamma M x`` with M a softmax over channels; ``gamma`` starts at 0.
 
     Shapes: ``x`` (b, channels, *spatial) with 1 to 3 spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -81,7 +81,7 @@ class ChannelAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def context(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        """What ``forward`` adds to ``x``."""
+        """Compute what ``forward`` adds to ``x``."""
         y = attention.channel_attention(x.flatten(2), self.form).unflatten(2, x.shape[2:])
         return (self.gamma * y).to(x.dtype)
 
@@ -90,9 +90,9 @@ class ChannelAttention(nn.Module):
         return x + self.context(x)
 
     def attention(
-        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+        self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None
     ) -> dict[str, Tensor]:
-        """``{"channel_matrix": (b, c, c)}`` in float32, rows sum to 1; ``positions`` has no meaning."""
+        """Return ``{"channel_matrix": (b, c, c)}`` in float32; its rows sum to 1. ``positions`` has no meaning here."""
         check.feature_map(x, self.channels)
         with torch.autocast(x.device.type, enabled=False):
             exact = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
@@ -103,7 +103,7 @@ class ChannelAttention(nn.Module):
 
 
 class DualAttention(nn.Module):
-    """``position(x) + channel(x)``: DANet's two modules and their sum.
+    """The two modules of DANet and their sum, ``position(x) + channel(x)``.
 
     Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -152,11 +152,11 @@ class DualAttention(nn.Module):
         return self.position(x) + self.channel(x)
 
     def attention(
-        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+        self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None
     ) -> dict[str, Tensor]:
-        """``{"rows": (b, r, *spatial), "channel_matrix": (b, c, c)}``, both in float32.
+        """Return ``{"rows": (b, r, *spatial), "channel_matrix": (b, c, c)}``, both in float32.
 
-        ``positions`` are r index tuples in ``x``; the centre by default.
+        ``positions`` are r index tuples in ``x``; the default is the centre.
         """
         check.feature_map(x, self.channels, self.dims)
         return self.position.attention(x, positions) | self.channel.attention(x)

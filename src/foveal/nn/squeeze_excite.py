@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveal.nn import check
-from foveal.nn.positions import Points
+from foveal.nn.positions import Positions
 from foveal.ops import gate
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
@@ -14,7 +14,7 @@ STATISTICS = {"mean": ["mean"], "max": ["max"], "both": ["mean", "max"]}
 
 
 class SqueezeExcite(nn.Module):
-    """``y = gate(x) x`` with ``gate = sigmoid(W2 relu(W1 squeeze(x)))``, one number per channel.
+    """Squeeze-and-excitation, ``y = gate(x) x`` with ``gate = sigmoid(W2 relu(W1 squeeze(x)))``.
 
     Shapes: ``x`` (b, channels, *spatial) with 1 to 3 spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -92,9 +92,9 @@ class SqueezeExcite(nn.Module):
         return shared.scale(self.excite(shared.squeeze(STATISTICS[self.squeeze])))
 
     def attention(
-        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+        self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None
     ) -> dict[str, Tensor]:
-        """``{"channel_gate": (b, c)}``, what ``forward`` multiplies by; ``positions`` has no meaning here."""
+        """Return ``{"channel_gate": (b, c)}``, what ``forward`` multiplies by; ``positions`` has no meaning here."""
         check.feature_map(x, self.channels)
         return {"channel_gate": self.channel_gate(x)}
 

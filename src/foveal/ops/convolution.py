@@ -10,7 +10,7 @@ from torch import Tensor
 from foveal.ops.gate_ops import StatisticsSource, recomputed_statistics
 from foveal.ops.numerics import autocast_disabled, exporting
 
-_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+_CONVOLUTION_FUNCTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
 def narrow_convolution(
@@ -40,7 +40,7 @@ def narrow_convolution(
     """
     ours = x.device.type == "cpu" and x.ndim == 4 and x.dtype in (torch.float32, torch.float64)
     if not ours or torch.compiler.is_compiling() or exporting() or torch.is_autocast_enabled("cpu"):
-        return _CONVOLUTIONS[x.ndim](x, weight, padding=weight.shape[-1] // 2)
+        return _CONVOLUTION_FUNCTIONS[x.ndim](x, weight, padding=weight.shape[-1] // 2)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         kept = (source.x, source.gate, source.argmax) if source is not None and source.describes(x) else (x,)
         return _NarrowConvolution.apply(x, weight, *kept)
