@@ -40,7 +40,7 @@ FORMS = {
 
 
 class SelfAttention(nn.Module):
-    """SAGAN's self-attention, ``y_i = x_i + gamma * out(sum_j softmax_j(s(q_i, k_j)) v_j)`` over all positions j; gamma starts at 0.
+    """SAGAN's self-attention, ``y_i = x_i + gamma * out(sum_j softmax_j(s(q_i, k_j)) v_j)``; gamma starts at 0.
 
     Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -75,8 +75,9 @@ class SelfAttention(nn.Module):
     Source: Zhang et al., "Self-Attention Generative Adversarial Networks", equations 1 to 3, and the
     released TensorFlow code. With ``form="official"`` outputs are those of the released code and two gradients are not:
     the code differentiates through the power iteration of the spectral norm too, where here, as in Miyato et al. and
-    PyTorch, both singular vectors are constants; and equal maxima of a pooling window share their gradient here. Similarities other than ``"dot"`` are the article's. The paper trains all its
-    layers under spectral norm; ``form="paper"`` leaves that to ``spectral_norm=True``.
+    PyTorch, both singular vectors are constants; and equal maxima of a pooling window share their gradient here.
+    Similarities other than ``"dot"`` are the article's. The paper trains all its layers under spectral norm;
+    ``form="paper"`` leaves that to ``spectral_norm=True``.
     """
 
     def __init__(

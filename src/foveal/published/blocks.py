@@ -86,7 +86,8 @@ def _mmcv(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
     if embedded and options.get("scaled") not in (True, False, "mmdet"):
         raise FovealError(
             "scaled must be stated for embedded_gaussian, for the file does not show it: use_scale is True by default "
-            f"in mmcv and False in mmaction2's configurations, and old mmdetection's is 'mmdet', got {options.get('scaled')!r}"
+            "in mmcv and False in mmaction2's configurations, and old mmdetection's scale is 'mmdet', "
+            f"got {options.get('scaled')!r}"
         )
     if not embedded:
         options.pop("scaled", None)
