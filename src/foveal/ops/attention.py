@@ -1,10 +1,14 @@
 """Softmax attention with unequal key and value widths, and the attentions built on it.
 
-Shapes as in ``reference``: positions before width, queries ``n``, keys ``m``. Nothing of size n x m is stored,
-forward or backward, but for at most `FEW_SCORES` scores, or where ``backend="reference"`` is asked for. Scores,
+Shapes are as in ``reference``: positions come before the width, queries are ``n``, keys ``m``. Nothing of size n x m is
+stored, forward or backward, but for at most `FEW_SCORES` scores, or where ``backend="reference"`` is asked for. Scores,
 softmax and sums are float32 (float64 for float64), also for half inputs and under autocast; the result has the dtype
-of ``value`` and, where that is the transposed view of a feature map (b, e, m), the same memory order. First
-derivatives only for what runs in tiles and in Triton: a second one raises.
+of ``value`` and, where that is the transposed view of a feature map (b, e, m), the same memory order. What runs in
+tiles and in Triton has first derivatives only: a second one raises.
+
+On a CPU two runs give the same bits, and so do the tiles and the Triton kernels on CUDA. PyTorch's memory-efficient
+attention, which ``"sdpa"`` may take there, promises that for its backward only under
+``torch.use_deterministic_algorithms(True)``.
 
 While exporting (``torch.export``, ONNX, ``torch.jit.trace``) the literal equation is emitted, from operators that
 every runtime knows.
@@ -38,7 +42,7 @@ def explain(
     *,
     mask: Bool[Tensor, "#b #n m"] | None = None,
 ) -> Choice:
-    """Which backend ``softmax_attention(..., backend="auto")`` takes for these tensors, and why not the others.
+    """Say which backend ``softmax_attention(..., backend="auto")`` takes for these tensors, and why not the others.
 
     Example:
         >>> print(explain(torch.randn(1, 900, 8), torch.randn(1, 900, 8), torch.randn(1, 900, 32)))
@@ -79,7 +83,7 @@ def _choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> t
 
 
 def _refusal(backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> str | None:
-    """Why ``backend`` cannot run on these tensors; None if it can."""
+    """Return why ``backend`` cannot run on these tensors; None if it can."""
     if backend == "triton":
         try:
             from foveal.ops.kernels import triton_attention
@@ -122,7 +126,7 @@ def softmax_attention(
     mask: Bool[Tensor, "#b #n m"] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "b n e"]:
-    """``y_i = sum_j softmax_j(scale * q_i . k_j) v_j``, streamed.
+    """Compute ``y_i = sum_j softmax_j(scale * q_i . k_j) v_j`` without the n x m matrix.
 
     Args:
         query, key, value: the keys may be fewer than the queries (sub-sampled) and of another width than the values.
@@ -179,7 +183,7 @@ def _run(
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """PyTorch's fused kernels. Zeros appended to queries and keys, or to values, change no score and no output."""
+    """Run PyTorch's fused kernels. Zeros appended to queries and keys, or to values, change no score and no output."""
     d, e = query.shape[-1], value.shape[-1]
     if d != e and not value.is_cuda:
         width = max(d, e)
@@ -191,7 +195,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
-    """``x`` with neighbours along the width adjacent in memory, as PyTorch's kernels demand.
+    """Return ``x`` with neighbours along the width adjacent in memory, as PyTorch's kernels demand.
 
     ``contiguous()`` does not promise it: the stride of a dimension of size one means nothing to it, but the kernels
     look at the stride of a width of one too.
@@ -209,7 +213,7 @@ def cosine_attention(
     scale: float = 1.0,
     backend: str = "auto",
 ) -> Float[Tensor, "b n e"]:
-    """``y_i = sum_j softmax_j(scale * q_i . k_j / (|q_i| |k_j|)) v_j``; a zero vector scores 0 with every other.
+    """Compute ``y_i = sum_j softmax_j(scale * q_i . k_j / (|q_i| |k_j|)) v_j``; a zero vector scores 0 with all.
 
     Args and errors as for ``softmax_attention``. With ``scale=1`` the scores lie in [-1, 1], and the largest weight
     is at most ``e^2 = 7.4`` times the smallest.
@@ -239,7 +243,7 @@ def perceptron_attention(
     weight: Float[Tensor, " d"],
     value: Float[Tensor, "b m e"],
 ) -> Float[Tensor, "b n e"]:
-    """``y_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j``, in tiles: O(n m d) time, nothing n x m stored.
+    """Compute ``y_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j`` in tiles: O(n m d) time, nothing n x m stored.
 
     There is no shortcut: ``tanh`` of a sum does not factorise, and every pair needs d of them.
 
@@ -270,7 +274,7 @@ def perceptron_attention(
 
 
 def channel_attention(x: Float[Tensor, "b c n"], form: str = "code") -> Float[Tensor, "b c n"]:
-    """``y_i = sum_j softmax_j(+-x_i . x_j) x_j`` over channels: DANet's channel attention without the learned scale.
+    """Compute DANet's channel attention without its learned scale, ``y_i = sum_j softmax_j(+-x_i . x_j) x_j``.
 
     Energies are float32 whatever ``x`` is: in float16 they overflow once ``n * mean(x^2)`` passes 65504, which a
     97 x 97 map does at a mean square of 7.

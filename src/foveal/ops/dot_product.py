@@ -15,14 +15,16 @@ def dot_product(
     *,
     scale: float = 1.0,
 ) -> Float[Tensor, "b n e"]:
-    """``y_i = 1/m sum_j scale (theta_i . phi_j) g_j``, multiplied in the cheaper order.
+    """Compute ``y_i = 1/m sum_j scale (theta_i . phi_j) g_j``, multiplied in the cheaper order.
 
     ``theta (phi^T g)`` costs ``(n + m) d e`` multiplications, ``(theta phi^T) g`` costs ``n m (d + e)``: the first
     is taken unless the second is known to be cheaper (few positions, wide vectors). Sizes that are symbolic under
     ``torch.compile`` or ``torch.export`` take the first and stay symbolic.
 
     Args:
-        theta: queries. phi: keys. g: values.
+        theta: queries.
+        phi: keys.
+        g: values.
         scale: factor of every similarity.
 
     Returns:
@@ -52,8 +54,9 @@ def dot_product(
 
 
 def _known(condition: bool | torch.SymBool) -> bool:
-    """``condition`` if it follows from the sizes alone; False, without a guard, if a symbolic size decides."""
-    if tracing():  # sizes are tensors
+    """Return ``condition`` if it follows from the sizes alone; False, without a guard, if a symbolic size decides."""
+    # under torch.jit.trace sizes are tensors
+    if tracing():
         return False
     if not torch.compiler.is_compiling():
         return bool(condition)
