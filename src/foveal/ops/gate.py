@@ -30,6 +30,7 @@ from foveal.errors import FovealError
 from foveal.ops import gate_ops, reference
 from foveal.ops.choice import Choice
 from foveal.ops.gate_ops import StatisticsSource
+from foveal.ops.gradient_buffer import GradientBuffer, ShareInput
 from foveal.ops.numerics import exporting
 
 BACKENDS = ("plain", "eager", "triton")
@@ -147,8 +148,8 @@ class GateInput:
     def __init__(self, x: Float[Tensor, "b c *spatial"]) -> None:
         self._buffer = None
         if _needs_grad(x) and _why_plain(x) is None:
-            self._buffer = gate_ops.GradientBuffer(x)
-            x = gate_ops.ShareInput.apply(x, self._buffer)
+            self._buffer = GradientBuffer(x)
+            x = ShareInput.apply(x, self._buffer)
         self._x = x
         # the gate, the map multiplied by it, and the backend that computed it
         self._gated: tuple[Tensor, Tensor, str] | None = None
