@@ -6,7 +6,6 @@ import torch
 from foveal.errors import FovealError
 from foveal.nn import check
 
-
 UNTYPED = pytest.mark.skipif(
     hasattr(check.positive, "__wrapped__"),
     reason="under --jaxtyping-packages the annotations refuse first",
