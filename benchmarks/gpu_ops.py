@@ -13,7 +13,8 @@ import statistics
 import torch
 import triton
 
-from foveal.ops import _triton_gate, attention, reference
+from foveal.ops import attention, reference
+from foveal.ops.kernels import triton_gate
 
 SIZES = [  # name, batch, positions, key width, value width
     ("self-attention 32 -> 256, 96 x 96", 1, 96 * 96, 32, 256),
@@ -110,23 +111,20 @@ def gate_rows() -> list[dict]:
                 x = torch.randn(shape, device="cuda", dtype=dtype)
                 if layout == "channels_last":
                     x = x.to(memory_format=torch.channels_last)
-                residual = torch.randn_like(x)
                 gate = torch.rand(shape[:2], device="cuda", dtype=dtype)
                 mask = torch.rand(shape[0], 1, *shape[2:], device="cuda", dtype=dtype)
                 pairs = {
                     "squeeze mean and max": (
                         lambda x=x: (x.mean((2, 3)), x.amax((2, 3))),
-                        lambda x=x: _triton_gate.squeeze(x)[:2],
+                        lambda x=x: triton_gate.squeeze(x)[:2],
                     ),
                     "spatial statistics of the gated map": (
                         lambda x=x, g=gate: (reference.spatial_statistics(x, g),),
-                        lambda x=x, g=gate: _triton_gate.spatial_statistics(x, g)[:1],
+                        lambda x=x, g=gate: triton_gate.spatial_statistics(x, g)[:1],
                     ),
-                    "gate x mask + residual, ReLU": (
-                        lambda x=x, g=gate, m=mask, r=residual: ((reference.dual_scale(x, g, m) + r).relu(),),
-                        lambda x=x, g=gate, m=mask, r=residual: (
-                            _triton_gate.scale_add_relu(x, g, m, r, True),
-                        ),
+                    "both gates times the map": (
+                        lambda x=x, g=gate, m=mask: (reference.dual_scale(x, g, m),),
+                        lambda x=x, g=gate, m=mask: (triton_gate.dual_scale(x, g, m),),
                     ),
                 }
                 for name, (eager, fused) in pairs.items():

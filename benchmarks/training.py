@@ -23,7 +23,7 @@ from foveal.compare import BLOCKS
 from foveal.files import write_json
 from foveal.measure import measure_time
 from foveal.nn import cbam
-from foveal.ops import _gate, attention, pairwise, reference
+from foveal.ops import attention, concatenation, dot_product, gate, reference
 
 CASES = [
     ("foveal compare: cifar_resnet8, 64 x 24 x 24", "cifar_resnet8", 64, 24, BLOCKS),
@@ -49,12 +49,14 @@ CASES = [
 def literal() -> Iterator[None]:
     """Every op computes its literal equation."""
     with (
-        mock.patch.object(_gate, "can_run", return_value=False),
+        mock.patch.object(gate, "_why_plain", return_value="the literal equations were asked for"),
         mock.patch.object(attention, "_choose", return_value=("reference", "")),
-        mock.patch.object(pairwise, "dot_product", reference.dot_product),
-        mock.patch.object(pairwise, "concatenation", reference.concatenation),
-        mock.patch.object(pairwise, "concatenation_attention", reference.concatenation_attention),
-        mock.patch.object(cbam, "narrow_convolution", lambda x, w: F.conv2d(x, w, padding=w.shape[-1] // 2)),
+        mock.patch.object(dot_product, "dot_product", reference.dot_product),
+        mock.patch.object(concatenation, "concatenation", reference.concatenation),
+        mock.patch.object(concatenation, "concatenation_attention", reference.concatenation_attention),
+        mock.patch.object(
+            cbam, "narrow_convolution", lambda x, w, source=None: F.conv2d(x, w, padding=w.shape[-1] // 2)
+        ),
     ):
         yield
 

@@ -3,12 +3,14 @@
 import copy
 import inspect
 import pickle
+import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveal.nn import (
     BLOCKS,
@@ -41,6 +43,7 @@ VARIANTS_OF_BLOCKS = {
     **{f"cbam {a}": (CBAM, {"reduction": 4, "arrangement": a, "variant": "timm"}) for a in ARRANGEMENTS},
     **{f"nonlocal {p}": (NonLocal, {"pairwise": p}) for p in PAIRWISE},
     "nonlocal scaled before": (NonLocal, {"scaled": True, "subsample": "before", "norm": "none"}),
+    "nonlocal mmdet scale": (NonLocal, {"scaled": "mmdet"}),
     "nonlocal gaussian after": (NonLocal, {"pairwise": "gaussian", "subsample": "after", "norm": "none"}),
     "nonlocal space": (NonLocal, {"over": "space", "subsample": "after", "pairwise": "concatenation"}),
     "nonlocal time": (NonLocal, {"over": "time", "subsample": "before", "pairwise": "dot_product"}),
@@ -62,6 +65,23 @@ def build(variant, dims=2, start="identity", seed=0):
     if "dims" in inspect.signature(block).parameters:
         options = options | {"dims": dims}
     return block(CHANNELS, start=start, **options)
+
+
+def build_narrow(variant, channels, dims):
+    """The variant with so few channels, and every inner width as small as its own may be."""
+    block, options = VARIANTS_OF_BLOCKS[variant]
+    taken = inspect.signature(block).parameters
+    options = {name: option for name, option in options.items() if name not in ("reduction", "hidden")}
+    without_convolution = block is SelfAttention and not FORMS[options.get("form", "article")].out_conv
+    widths = {
+        "hidden": 1,
+        "inner": max(channels // 2, 1),
+        "key_width": 1,
+        "value_width": channels if without_convolution else 1,
+        "dims": dims,
+    }
+    torch.manual_seed(0)
+    return block(channels, **options, **{name: width for name, width in widths.items() if name in taken})
 
 
 def dims_of(variant):
@@ -114,6 +134,45 @@ def test_output_is_like_the_input_for_any_size_dtype_and_layout(variant, data):
     assert y.device == x.device
     assert y.is_contiguous(memory_format=memory_format)
     assert y.isfinite().all()
+
+
+@every_variant
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("train", [True, False])
+def test_one_two_and_three_channels_are_enough(variant, channels, train):
+    """Output and gradient are those in double precision, where other kernels run."""
+    dims = dims_of(variant)[-1]
+    block = wake(build_narrow(variant, channels, dims)).train(train)
+    x = torch.randn(2, channels, *[4] * dims, requires_grad=True)
+    exact = x.detach().double().requires_grad_()
+    double = copy.deepcopy(block).double()
+    y, y_exact = block(x), double(exact)
+    (gradient,), (gradient_exact,) = (
+        torch.autograd.grad(z.square().sum(), leaf) for z, leaf in ((y, x), (y_exact, exact))
+    )
+    scale = y_exact.abs().max(), gradient_exact.abs().max()
+    for found, wanted, largest in zip((y, gradient), (y_exact, gradient_exact), scale, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-4 * largest.item())
+
+
+@every_variant
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_empty_batch_passes_and_trains_nothing(variant, train, dtype):
+    dims = dims_of(variant)[-1]
+    block = wake(build(variant, dims)).to(dtype).train(train)
+    before = copy.deepcopy(block.state_dict())
+    x = torch.randn(0, CHANNELS, *[5] * dims, dtype=dtype, requires_grad=True)
+    y = block(x)
+    y.sum().backward()
+    assert y.shape == x.shape
+    assert x.grad.shape == x.shape
+    assert all(p.grad is None or not p.grad.any() for p in block.parameters())
+    running = {
+        name: tensor for name, tensor in block.state_dict().items() if "running" in name or "tracked" in name
+    }
+    assert all(torch.equal(tensor, before[name]) for name, tensor in running.items())
+    assert all(len(weights) == 0 for weights in block.attention(x).values())
 
 
 @every_variant
@@ -259,16 +318,26 @@ def test_deep_copy_pickle_and_state_dict_give_the_same_block(variant):
         assert torch.equal(other(x), block(x))
 
 
+# operators for which PyTorch has no deterministic form on CUDA, by the list of torch.use_deterministic_algorithms
+NON_DETERMINISTIC = re.compile(
+    r"(avg_pool3d|adaptive_(avg|max)_pool\dd|max_pool3d_with_indices|fractional_max_pool\dd|max_unpool\dd"
+    r"|(reflection|replication)_pad\dd|upsample_\w+|_?grid_sampler\w*|_ctc_loss|_embedding_bag\w*)_backward"
+    r"|histc|_?bincount|kthvalue|median|put_|put|cumprod"
+)
+
+
 @every_variant
-def test_runs_where_deterministic_algorithms_are_demanded(variant):
+def test_takes_no_operator_that_has_no_deterministic_form_on_cuda(variant):
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert not NON_DETERMINISTIC.fullmatch(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
     dims = dims_of(variant)[-1]
     block = wake(build(variant, dims))
     x = torch.randn(2, CHANNELS, *[4] * dims, requires_grad=True)
-    torch.use_deterministic_algorithms(True)
-    try:
+    with Watch():
         block(x).sum().backward()
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

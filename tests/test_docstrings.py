@@ -10,7 +10,7 @@ import foveal
 
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 # these import Triton, which not every installation has, and have no examples
-WITHOUT = {"foveal.ops._triton", "foveal.ops._triton_gate"}
+WITHOUT = {"foveal.ops.kernels.triton_attention", "foveal.ops.kernels.triton_gate"}
 MODULES = sorted({m.name for m in pkgutil.walk_packages(foveal.__path__, "foveal.")} - WITHOUT)
 
 

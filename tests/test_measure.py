@@ -1,39 +1,65 @@
-import time
+"""What a network costs is counted as by hand; times are taken from a clock that the tests move."""
 
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import DeformConv2d
 
-from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
+from foveal import measure
+from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes, uncounted_operators
+from foveal.nn import BLOCKS, CBAM
 
 
-def test_times_follow_the_work_and_keep_the_given_order():
-    calls = {"long": lambda: time.sleep(0.006), "short": lambda: time.sleep(0.002)}
-    times = measure_time(calls, repeats=7, warmup=1)
+class Clock:
+    """A clock that only its calls move, in place of the machine's."""
+
+    def __init__(self, monkeypatch):
+        self.seconds = 0.0
+        self.calls: list[str] = []
+        monkeypatch.setattr(measure, "perf_counter", lambda: self.seconds)
+
+    def lasting(self, name: str, *milliseconds: float):
+        """A call that lasts so long, one value after the other and then the last again."""
+        durations = list(milliseconds)
+
+        def call() -> None:
+            self.calls.append(name)
+            self.seconds += (durations.pop(0) if len(durations) > 1 else durations[0]) / 1000
+
+        return call
+
+
+def test_times_are_the_medians_and_quartiles_in_the_given_order(monkeypatch):
+    clock = Clock(monkeypatch)
+    # warm-up, then the sample that decides how often to repeat a call, then one each round
+    calls = {"long": clock.lasting("long", 50, 6, 6, 8, 7, 5, 9), "short": clock.lasting("short", 2)}
+    times = measure_time(calls, repeats=5, warmup=1)
     assert list(times) == ["long", "short"]
-    assert 5.5 < times["long"].time_ms < 40
-    assert times["short"].time_ms < times["long"].time_ms
-    assert times["long"].low_ms <= times["long"].time_ms <= times["long"].high_ms
+    assert times["long"].samples_ms == pytest.approx((6, 8, 7, 5, 9))
+    assert times["long"].time_ms == pytest.approx(7)
+    assert (times["long"].low_ms, times["long"].high_ms) == pytest.approx((5.5, 8.5))
+    assert times["short"].time_ms == pytest.approx(2)
+    assert times["long"].minus(times["short"]) == pytest.approx(5)
+    assert times["long"].over(times["short"]) == pytest.approx(3.5)
 
 
-def test_rounds_are_interleaved():
-    calls: list[str] = []
+def test_rounds_are_interleaved_in_changing_order(monkeypatch):
+    clock = Clock(monkeypatch)
     names = ["a", "b", "c"]
-    functions = {name: (lambda name=name: calls.append(name) or time.sleep(0.003)) for name in names}
-    measure_time(functions, repeats=4, warmup=1)
-    rounds = calls[-12:]
-    assert all(sorted(rounds[i : i + 3]) == names for i in range(0, 12, 3))
+    measure_time({name: clock.lasting(name, 3) for name in names}, repeats=8, warmup=1)
+    rounds = [clock.calls[-24:][i : i + 3] for i in range(0, 24, 3)]
+    assert all(sorted(order) == names for order in rounds)
+    assert len(set(map(tuple, rounds))) > 1
 
 
-def test_short_calls_are_repeated_until_the_clock_can_see_them():
-    count = 0
-
-    def function():
-        nonlocal count
-        count += 1
-
-    measure_time({"f": function}, repeats=2, minimum_ms=1.0, warmup=1)
-    assert count > 200
+def test_short_calls_are_repeated_until_a_sample_is_long_enough(monkeypatch):
+    clock = Clock(monkeypatch)
+    times = measure_time({"f": clock.lasting("f", 0.01)}, repeats=2, minimum_ms=1.0, warmup=1)
+    # one to warm up; 1, 2, 4, ... 128 to find that 128 last 1.28 ms; two rounds of these
+    assert len(clock.calls) == 1 + (2**8 - 1) + 2 * 128
+    assert times["f"].time_ms == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("options", [{"repeats": 0}, {"warmup": 0}])
@@ -107,6 +133,114 @@ def test_macs_of_a_gate_count_its_products():
             return x * x.mean((2, 3), keepdim=True).sigmoid()
 
     assert count_macs(Gate(), torch.zeros(1, 4, 6, 6)) == 4 * 6 * 6
+
+
+def test_macs_of_a_product_in_place_count_too():
+    class Gate(nn.Module):
+        def forward(self, x):
+            y = torch.addcmul(x, x, x.mean((2, 3), keepdim=True))
+            return y.mul_(x[:, :1])
+
+    assert count_macs(Gate(), torch.zeros(1, 4, 6, 6)) == 2 * 4 * 6 * 6
+    # both products of CBAM, one of them in place, beside its layers (mean and maximum go through both) and its
+    # convolution, which on a CPU is a product with as many rows more as the kernel reaches over the border
+    products, layers, convolution = 2 * 4 * 6 * 6, 2 * 2 * 4 * 2, 2 * 7 * 7 * (6 + 6) * 6
+    assert count_macs(CBAM(4, hidden=2), torch.zeros(1, 4, 6, 6)) == products + layers + convolution
+
+
+class Apply(nn.Module):
+    def __init__(self, function, *modules):
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(modules)
+
+    def forward(self, x):
+        return self.function(x, *self.layers)
+
+
+STEPS, WIDTH, HIDDEN = 9, 4, 6
+RECURRENT = {
+    "lstm": (nn.LSTM(WIDTH, HIDDEN, batch_first=True), 4 * HIDDEN * (WIDTH + HIDDEN)),
+    "lstm both ways": (
+        nn.LSTM(WIDTH, HIDDEN, batch_first=True, bidirectional=True),
+        8 * HIDDEN * (WIDTH + HIDDEN),
+    ),
+    "two lstm layers": (nn.LSTM(WIDTH, HIDDEN, 2, batch_first=True), 4 * HIDDEN * (WIDTH + 3 * HIDDEN)),
+    "rnn": (nn.RNN(WIDTH, HIDDEN, batch_first=True), HIDDEN * (WIDTH + HIDDEN)),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_macs_of_recurrent_layers(name):
+    layer, a_step = RECURRENT[name]
+    net = Apply(lambda x, layer: layer(x)[0], layer)
+    assert count_macs(net, torch.zeros(2, STEPS, WIDTH)) == 2 * STEPS * a_step
+    assert uncounted_operators(net, torch.zeros(2, STEPS, WIDTH)) == {}
+
+
+def test_macs_of_a_gated_recurrent_unit():
+    net = Apply(lambda x, layer: layer(x)[0], nn.GRU(WIDTH, HIDDEN, batch_first=True))
+    matrices = 2 * STEPS * 3 * HIDDEN * (WIDTH + HIDDEN)
+    assert matrices <= count_macs(net, torch.zeros(2, STEPS, WIDTH)) <= matrices + 2 * STEPS * 3 * HIDDEN
+
+
+def test_macs_of_a_deformable_convolution():
+    offset = torch.zeros(2, 18, 5, 7)
+    for groups in (1, 2):
+        layer = DeformConv2d(4, 6, 3, padding=1, groups=groups)
+        net = Apply(lambda x, layer: layer(x, offset), layer)
+        assert count_macs(net, torch.zeros(2, 4, 5, 7)) == 2 * 4 * 6 * 9 * 5 * 7 // groups
+        assert uncounted_operators(net, torch.zeros(2, 4, 5, 7)) == {}
+
+
+PRODUCTS = {
+    "dot": (lambda x: torch.dot(x[0], x[1]), 6),
+    "vdot": (lambda x: torch.vdot(x[0], x[1]), 6),
+    "matrix times vector": (lambda x: torch.mv(x, x[0]), 30),
+    "vector of a matrix product": (lambda x: x @ x[0], 30),
+    "added matrix times vector": (lambda x: torch.addmv(x[:, 0], x, x[0]), 30),
+    "outer": (lambda x: torch.outer(x[:, 0], x[0]), 30),
+    "added outer": (lambda x: torch.addr(x, x[:, 0], x[0]), 30),
+    "einsum": (lambda x: torch.einsum("ij,kj->ik", x, x), 5 * 5 * 6),
+    "bilinear": (lambda x: F.bilinear(x, x, torch.zeros(3, 6, 6)), 5 * (3 * 6 * 6 + 3 * 6)),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_macs_of_vectors_and_matrices(name):
+    function, macs = PRODUCTS[name]
+    assert count_macs(Apply(function), torch.zeros(5, 6)) == macs
+    assert uncounted_operators(Apply(function), torch.zeros(5, 6)) == {}
+
+
+@torch.library.custom_op("foveal_tests::square", mutates_args=())
+def square(x: torch.Tensor) -> torch.Tensor:
+    return x * x
+
+
+def test_what_is_not_counted_is_named_with_its_calls():
+    net = Apply(lambda x: square(square(x)) + torch.fft.rfft(x).abs().sum() + torch.cdist(x, x).sum())
+    names = uncounted_operators(net, torch.zeros(5, 6))
+    assert names == {"aten::_cdist_forward": 1, "aten::_fft_r2c": 1, "foveal_tests::square": 2}
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"]
+)
+def test_nothing_of_ordinary_networks_is_left_uncounted(name):
+    net = timm.create_model(name)
+    assert uncounted_operators(net, torch.zeros(1, 3, 224, 224)) == {}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_nothing_of_our_blocks_is_left_uncounted(block):
+    assert uncounted_operators(BLOCKS[block](16), torch.zeros(1, 16, 9, 7)) == {}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_a_frozen_script_counts_as_its_network_does():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3)).eval()
+    x = torch.zeros(1, 3, 8, 8)
+    assert count_macs(torch.jit.freeze(torch.jit.script(net)), x) == count_macs(net, x)
 
 
 def test_macs_see_the_products_of_attention():

@@ -23,7 +23,7 @@ from foveal.insertion import inserted
 from foveal.insertion.attach import _hook_key
 from foveal.insertion.trace import RECORD
 from foveal.nn import CBAM, SqueezeExcite
-from foveal.ops import gate, reference
+from foveal.ops import gate
 
 CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 # of timm, by name, so that timm need not be imported; each is a BatchNorm followed by `drop` and `act`
@@ -226,12 +226,10 @@ class GatedResidual(nn.Module):
     def _spatially_gated(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The map after CBAM's channel gate, and the spatial gate."""
         block: Any = self.block
-        x, squeezed = gate.squeeze_through(x, ["mean", "max"])
-        channel = block.channel.excite(squeezed)
-        x, statistics, gated = gate.gated_statistics(x, channel)
-        return reference.channel_scale(x, channel) if gated is None else gated, block.spatial.attend(
-            statistics
-        )
+        shared = gate.GateInput(x)
+        channel = block.channel.excite(shared.squeeze(["mean", "max"]))
+        statistics, _ = shared.spatial_statistics(channel)
+        return shared.channel_scaled(channel), block.spatial.attend(statistics)
 
     def _channel_gate(self, seen: Tensor) -> Tensor:
         """SE's gate, shaped to multiply a map."""

@@ -107,8 +107,8 @@ def test_cbam_adds_to_the_cifar_networks_what_its_equations_say(name):
     assert len(foveal.inserted(net)) == 3 * blocks
     added = {c: 2 * c * (c // 4) + 2 * 49 for c in (16, 32, 64)}
     assert count_parameters(net) - count_parameters(plain) == blocks * sum(added.values())
-    # MLP for the mean and for the maximum, convolution, and one product with both gates
-    work = {c: 4 * c * (c // 4) + 2 * 49 * n + n * c for c, n in ((16, 32**2), (32, 16**2), (64, 8**2))}
+    # MLP for the mean and for the maximum, convolution, and a product with each gate
+    work = {c: 4 * c * (c // 4) + 2 * 49 * n + 2 * n * c for c, n in ((16, 32**2), (32, 16**2), (64, 8**2))}
     difference = macs(net, 3, 32, 32) - macs(plain, 3, 32, 32)
     assert difference == pytest.approx(blocks * sum(work.values()), rel=0.1)
 

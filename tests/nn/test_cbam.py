@@ -136,28 +136,28 @@ def test_attention_is_what_is_applied(arrangement, variant, randomise):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CBAM(8), "ChannelGate: reduction must leave at least 1 hidden channel"),
+        (lambda: CBAM(8), "reduction must leave at least 1 hidden channel"),
         (
             lambda: CBAM(32, arrangement="both"),
-            "CBAM: arrangement must be one of 'channel-spatial', .* got 'both'",
+            "arrangement must be one of 'channel-spatial', .* got 'both'",
         ),
-        (lambda: CBAM(32, variant="keras"), "CBAM: variant must be one of .* got 'keras'"),
-        (lambda: CBAM(32, kernel_size=4), "SpatialGate: kernel_size must be odd, got 4"),
+        (lambda: CBAM(32, variant="keras"), "variant must be one of .* got 'keras'"),
+        (lambda: CBAM(32, kernel_size=4), "kernel_size must be odd, got 4"),
         (
             lambda: CBAM(32, kernel_size=-3),
-            "SpatialGate: kernel_size must be a whole number of at least 1, got -3",
+            "kernel_size must be a whole number of at least 1, got -3",
         ),
-        (lambda: CBAM(32, dims=4), "CBAM: dims must be 1, 2 or 3, got 4"),
-        (lambda: SpatialGate(0), "SpatialGate: channels must be .* got 0"),
-        (lambda: CBAM(32, start="one"), "ChannelGate: start must be one of .* got 'one'"),
+        (lambda: CBAM(32, dims=4), "dims must be 1, 2 or 3, got 4"),
+        (lambda: SpatialGate(0), "channels must be .* got 0"),
+        (lambda: CBAM(32, start="one"), "start must be one of .* got 'one'"),
         (
             lambda: CBAM(32)(torch.randn(1, 16, 4, 4)),
-            r"CBAM: input must be \(batch, 32 channels, 2 spatial sizes\), got",
+            r"input must be \(batch, 32 channels, 2 spatial sizes\), got",
         ),
-        (lambda: CBAM(32)(torch.randn(1, 32, 4)), r"CBAM: input must be .* got shape \(1, 32, 4\)"),
+        (lambda: CBAM(32)(torch.randn(1, 32, 4)), r"input must be .* got shape \(1, 32, 4\)"),
         (
             lambda: SpatialGate(32, dims=1)(torch.randn(1, 32, 4, 4)),
-            "SpatialGate: input must be .* 1 spatial size",
+            "input must be .* 1 spatial size",
         ),
     ],
 )

@@ -117,25 +117,25 @@ def test_attention_is_of_float32_scores_under_autocast(randomise):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DualAttention(4), "PositionAttention: channels must be at least 8 .*or key_width given"),
+        (lambda: DualAttention(4), "channels must be at least 8 .*or key_width given"),
         (
             lambda: DualAttention(16, form="official"),
-            "PositionAttention: form must be one of 'code', 'paper', got",
+            "form must be one of 'code', 'paper', got",
         ),
-        (lambda: DualAttention(16, start="half"), "DualAttention: start must be one of .* got 'half'"),
-        (lambda: DualAttention(16, key_width=0), "PositionAttention: key_width must be .* got 0"),
-        (lambda: ChannelAttention(-1), "ChannelAttention: channels must be .* got -1"),
+        (lambda: DualAttention(16, start="half"), "start must be one of .* got 'half'"),
+        (lambda: DualAttention(16, key_width=0), "key_width must be .* got 0"),
+        (lambda: ChannelAttention(-1), "channels must be .* got -1"),
         (
             lambda: ChannelAttention(16, form="softmax"),
-            "ChannelAttention: form must be one of .* got 'softmax'",
+            "form must be one of .* got 'softmax'",
         ),
         (
             lambda: DualAttention(16)(torch.randn(1, 8, 3, 3)),
-            r"DualAttention: input must be \(batch, 16 channels",
+            r"input must be \(batch, 16 channels",
         ),
         (
             lambda: ChannelAttention(16)(torch.randn(1, 8, 3)),
-            r"ChannelAttention: input must be \(batch, 16 channels",
+            r"input must be \(batch, 16 channels",
         ),
     ],
 )

@@ -152,6 +152,18 @@ def test_pooling_before_and_after_differ(randomise):
 def test_scale_is_one_over_the_root_of_the_width_compared():
     assert NonLocal(32, inner=4, scaled=True).scale == 0.5
     assert NonLocal(16, pairwise="gaussian", scaled=True).scale == 0.25
+
+
+def test_old_mmdetections_scale_is_there_by_name(randomise, assert_same):
+    """It divided by ``width ** -0.5``, which multiplies by the root of the width."""
+    block = randomise(NonLocal(6, inner=4, scaled="mmdet", norm="none").double())
+
+    def literal(x):
+        theta, phi, g = (layer(x).flatten(2).mT for layer in (block.theta, block.phi, block.g))
+        weights = torch.softmax(theta @ phi.mT / theta.shape[-1] ** -0.5, -1)
+        return x + block.out((weights @ g).mT.unflatten(2, x.shape[2:]))
+
+    assert_same(block, literal, torch.randn(2, 6, 4, 3), [(w, w) for w in block.parameters()])
     assert NonLocal(32).scale == 1
 
 
@@ -160,36 +172,44 @@ def test_scale_is_one_over_the_root_of_the_width_compared():
     [
         (
             lambda: NonLocal(1),
-            "NonLocal: channels must be at least 2 .*or inner given.* got channels=1",
+            "channels must be at least 2 .*or inner given.* got channels=1",
         ),
-        (lambda: NonLocal(8, inner=0), "NonLocal: inner must be a whole number of at least 1, got 0"),
+        (lambda: NonLocal(8, inner=0), "inner must be a whole number of at least 1, got 0"),
         (
             lambda: NonLocal(8, pairwise="cosine"),
-            "NonLocal: pairwise must be one of 'gaussian', .* got 'cosine'",
+            "pairwise must be one of 'gaussian', .* got 'cosine'",
         ),
-        (lambda: NonLocal(8, dims=0), "NonLocal: dims must be 1, 2 or 3, got 0"),
-        (lambda: NonLocal(8, over="time"), "NonLocal: over must be one of 'spacetime', got 'time'"),
-        (lambda: NonLocal(8, subsample="yes"), "NonLocal: subsample must be one of .* got 'yes'"),
-        (lambda: NonLocal(8, norm="layer"), "NonLocal: norm must be one of 'batch', 'none', got 'layer'"),
+        (lambda: NonLocal(8, dims=0), "dims must be 1, 2 or 3, got 0"),
+        (lambda: NonLocal(8, over="time"), "over must be one of 'spacetime', got 'time'"),
+        (lambda: NonLocal(8, subsample="yes"), "subsample must be one of .* got 'yes'"),
+        (lambda: NonLocal(8, norm="layer"), "norm must be one of 'batch', 'none', got 'layer'"),
         (
             lambda: NonLocal(8, pairwise="concatenation", scaled=True),
-            "NonLocal: scaled must be False for .* got True",
+            "scaled must be False for .* got True",
+        ),
+        (
+            lambda: NonLocal(8, pairwise="dot_product", scaled="mmdet"),
+            "scaled='mmdet' must come with pairwise='embedded_gaussian', got 'dot_product'",
+        ),
+        (
+            lambda: NonLocal(8, scaled="sqrt"),
+            "scaled must be True, False or 'mmdet', got 'sqrt'",
         ),
         (
             lambda: NonLocal(8)(torch.randn(1, 4, 3, 3)),
-            r"NonLocal: input must be \(batch, 8 channels, 2 spatial sizes\)",
+            r"input must be \(batch, 8 channels, 2 spatial sizes\)",
         ),
         (
             lambda: NonLocal(8).attention(torch.randn(1, 8, 3, 3), [(3, 0)]),
-            r"NonLocal: positions must lie .* \(3, 0\)",
+            r"positions must lie .* \(3, 0\)",
         ),
         (
             lambda: NonLocal(8).attention(torch.randn(1, 8, 3, 3), [(0,)]),
-            r"NonLocal: positions .* got \(0,\)",
+            r"positions .* got \(0,\)",
         ),
         (
             lambda: NonLocal(8).attention(torch.randn(1, 8, 3, 3), []),
-            "NonLocal: positions must hold at least one",
+            "positions must hold at least one",
         ),
     ],
 )

@@ -143,31 +143,31 @@ def test_a_linear_concatenation_score_gives_every_position_the_same_row(randomis
     [
         (
             lambda: SelfAttention(4),
-            "SelfAttention: channels must be at least 8 .*or key_width given.* got channels=4",
+            "channels must be at least 8 .*or key_width given.* got channels=4",
         ),
         (
             lambda: SelfAttention(4, form="paper", key_width=1),
-            "SelfAttention: channels must be at least 8 .*or value_width given",
+            "channels must be at least 8 .*or value_width given",
         ),
-        (lambda: SelfAttention(16, key_width=-1), "SelfAttention: key_width must be .* got -1"),
+        (lambda: SelfAttention(16, key_width=-1), "key_width must be .* got -1"),
         (
             lambda: SelfAttention(16, similarity="euclid"),
-            "SelfAttention: similarity must be one of .* got 'euclid'",
+            "similarity must be one of .* got 'euclid'",
         ),
-        (lambda: SelfAttention(16, form="code"), "SelfAttention: form must be one of .* got 'code'"),
-        (lambda: SelfAttention(16, pool=0), "SelfAttention: pool must be .* got 0"),
-        (lambda: SelfAttention(16, dims=5), "SelfAttention: dims must be 1, 2 or 3, got 5"),
+        (lambda: SelfAttention(16, form="code"), "form must be one of .* got 'code'"),
+        (lambda: SelfAttention(16, pool=0), "pool must be .* got 0"),
+        (lambda: SelfAttention(16, dims=5), "dims must be 1, 2 or 3, got 5"),
         (
             lambda: SelfAttention(16, value_width=8),
-            "SelfAttention: value_width must equal channels=16 without .* got 8",
+            "value_width must equal channels=16 without .* got 8",
         ),
         (
             lambda: SelfAttention(16)(torch.randn(1, 8, 3, 3)),
-            r"SelfAttention: input must be \(batch, 16 channels",
+            r"input must be \(batch, 16 channels",
         ),
         (
             lambda: SelfAttention(16).attention(torch.randn(1, 16, 3, 3), [(0, -1)]),
-            "SelfAttention: positions must lie",
+            "positions must lie",
         ),
     ],
 )

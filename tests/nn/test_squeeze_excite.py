@@ -86,23 +86,23 @@ def test_attention_is_the_gate_that_is_applied(randomise):
     [
         (
             {"channels": 8},
-            r"SqueezeExcite: reduction must leave at least 1 hidden channel, got channels=8, reduction=16",
+            r"reduction must leave at least 1 hidden channel, got channels=8, reduction=16",
         ),
         (
             {"channels": 8, "reduction": 0},
-            "SqueezeExcite: reduction must be a whole number of at least 1, got 0",
+            "reduction must be a whole number of at least 1, got 0",
         ),
-        ({"channels": 8, "reduction": -4}, "SqueezeExcite: reduction must be .* got -4"),
-        ({"channels": 0}, "SqueezeExcite: channels must be .* got 0"),
-        ({"channels": 8, "hidden": 0}, "SqueezeExcite: hidden must be .* got 0"),
+        ({"channels": 8, "reduction": -4}, "reduction must be .* got -4"),
+        ({"channels": 0}, "channels must be .* got 0"),
+        ({"channels": 8, "hidden": 0}, "hidden must be .* got 0"),
         (
             {"channels": 32, "squeeze": "median"},
-            "SqueezeExcite: squeeze must be one of 'mean', .* got 'median'",
+            "squeeze must be one of 'mean', .* got 'median'",
         ),
-        ({"channels": 32, "activation": "tanh"}, "SqueezeExcite: activation must be one of .* got 'tanh'"),
+        ({"channels": 32, "activation": "tanh"}, "activation must be one of .* got 'tanh'"),
         (
             {"channels": 32, "start": "zero"},
-            "SqueezeExcite: start must be one of 'paper', 'identity', got 'zero'",
+            "start must be one of 'paper', 'identity', got 'zero'",
         ),
     ],
 )

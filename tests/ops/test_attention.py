@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.measure import peak_bytes
-from foveal.ops import _streamed, attention, reference
+from foveal.ops import attention, reference
+from foveal.ops.kernels import streamed
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 0.008, torch.float16: 0.001}
 DTYPES = st.sampled_from(list(TOLERANCE))
@@ -28,7 +29,7 @@ UNTYPED = pytest.mark.skipif(
 def small_tiles(monkeypatch):
     """Tiles small enough that a test's few positions need several of every kind, uneven ones too."""
     monkeypatch.setattr(
-        _streamed, "_tiles", lambda batch, n, m, width=1: (min(batch, 2), min(n, 7), min(m, 10))
+        streamed, "_tiles", lambda batch, n, m, width=1: (min(batch, 2), min(n, 7), min(m, 10))
     )
 
 
@@ -91,7 +92,7 @@ class TestSoftmaxAttention:
 
     @pytest.mark.parametrize("backend", FAST)
     @pytest.mark.parametrize("transposed", [False, True])
-    @pytest.mark.parametrize("widths", [(4, 4), (3, 8), (8, 3)])
+    @pytest.mark.parametrize("widths", [(4, 4), (3, 8), (8, 3), (1, 1), (1, 5), (5, 1), (2, 2), (3, 3)])
     def test_every_backend_equals_the_equation(self, backend, transposed, widths):
         d, e = widths
         assert_equal(FAST[backend], literal_softmax, qkv(d=d, e=e, transposed=transposed), 1e-12)
@@ -150,6 +151,26 @@ class TestSoftmaxAttention:
         assert attention.softmax_attention(q, k, v).isnan().all()
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference", "streamed", "sdpa"])
+@pytest.mark.parametrize(("batch", "n"), [(0, 5), (2, 0)])
+@pytest.mark.parametrize("e", [4, 6])
+def test_no_query_gives_an_empty_result_and_gradients_of_zero(backend, batch, n, e):
+    inputs = [x.requires_grad_() for x in qkv(batch, n, 7, 4, e)]
+    y = attention.softmax_attention(*inputs, backend=backend)
+    assert y.shape == (batch, n, e)
+    y.sum().backward()
+    assert all(x.grad.shape == x.shape and not x.grad.any() for x in inputs)
+
+
+@pytest.mark.parametrize(("batch", "n"), [(0, 5), (2, 0)])
+def test_no_query_suits_the_other_similarities_too(batch, n):
+    q, k, v = (x.requires_grad_() for x in qkv(batch, n, 7))
+    weight = torch.ones(4, dtype=torch.float64)
+    for y in (attention.cosine_attention(q, k, v), attention.perceptron_attention(q, k, weight, v)):
+        assert y.shape == (batch, n, 6)
+        y.sum().backward()
+
+
 def test_energies_stay_in_float32_for_half_inputs_and_under_autocast():
     # two scores 0.1 apart near 100: one in bfloat16, where their weights would be equal
     q = torch.full((1, 1, 2), 1.0)
@@ -176,7 +197,7 @@ def test_peak_memory_is_independent_of_n_times_m(backend):
     n, width = 4096, 8
     inputs = [x.requires_grad_() for x in qkv(1, n, n, width, width, torch.float32)]
     peak = peak_bytes(lambda: attention.softmax_attention(*inputs, backend=backend).sum().backward())
-    assert peak < 3 * 4 * _streamed.TILE_ELEMENTS + 20 * n * width * 4 < n * n * 4 / 4
+    assert peak < 3 * 4 * streamed.TILE_ELEMENTS + 20 * n * width * 4 < n * n * 4 / 4
 
 
 # -------------------------------------------------------------------------------------------- choosing a backend
@@ -262,7 +283,7 @@ def test_perceptron_attention_stores_nothing_of_size_n_times_m():
     q, k, v = qkv(1, n, n, 4, 8, torch.float32)
     inputs = [x.requires_grad_() for x in (q, k, torch.randn(4), v)]
     peak = peak_bytes(lambda: attention.perceptron_attention(*inputs).sum().backward())
-    assert peak < 3 * 4 * _streamed.TILE_ELEMENTS + 20 * n * 8 * 4 < n * n * 4
+    assert peak < 3 * 4 * streamed.TILE_ELEMENTS + 20 * n * 8 * 4 < n * n * 4
 
 
 @UNTYPED

@@ -10,7 +10,7 @@ from foveal.ops.convolution import narrow_convolution
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
-@pytest.mark.parametrize("shape", [(1, 2, 1, 1), (2, 2, 9, 5), (3, 1, 2, 17)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 2, 1, 1), (2, 2, 9, 5), (3, 1, 2, 17), (0, 2, 5, 4)], ids=str)
 def test_equals_pytorchs_convolution(shape, k):
     x = torch.randn(shape, requires_grad=True)
     weight = torch.randn(2, shape[1], k, k, requires_grad=True)
@@ -59,7 +59,8 @@ def test_statistics_of_a_gate_are_recomputed_not_kept(gated):
     inputs = (x, weight, channel) if gated else (x, weight)
 
     def ours(x, weight, *channel):
-        return narrow_convolution(gate.gated_statistics(x, *channel)[1], weight)
+        statistics, source = gate.GateInput(x).spatial_statistics(*channel)
+        return narrow_convolution(statistics, weight, source)
 
     def literal(x, weight, *channel):
         return F.conv2d(reference.spatial_statistics(x, *channel), weight, padding=1)

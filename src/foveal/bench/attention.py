@@ -12,7 +12,9 @@ from torch import Tensor
 
 from foveal.bench import matmul_rate
 from foveal.bench.case import OURS, Bar, Case, Growth, Row
-from foveal.ops import attention, pairwise
+from foveal.ops import attention
+from foveal.ops.concatenation import concatenation, concatenation_attention
+from foveal.ops.dot_product import dot_product
 
 POSITIONS = 96 * 96
 
@@ -67,7 +69,7 @@ def _case(
 CASES = [
     *_case(
         "dot product 96 x 96, 128 wide",
-        pairwise.dot_product,
+        dot_product,
         _dot_product,
         [(1, POSITIONS, 128)] * 3,
         Bar(faster=40, memory=0.03),
@@ -75,7 +77,7 @@ CASES = [
     ),
     *_case(
         "concatenation 96 x 96, 128 wide",
-        pairwise.concatenation,
+        concatenation,
         _concatenation,
         [(1, POSITIONS), (1, POSITIONS), (1, POSITIONS, 128)],
         Bar(faster=10, memory=0.05),
@@ -98,17 +100,17 @@ def _grows(name: str, function: Callable, shapes: Callable[[int], list], **bars:
 
 
 GROWTHS = [
-    _grows("dot product, growth", pairwise.dot_product, lambda n: [(1, n, 128)] * 3, time=1.15, memory=1.05),
+    _grows("dot product, growth", dot_product, lambda n: [(1, n, 128)] * 3, time=1.15, memory=1.05),
     _grows(
         "concatenation, growth",
-        pairwise.concatenation,
+        concatenation,
         lambda n: [(1, n), (1, n), (1, n, 128)],
         time=1.15,
         memory=1.05,
     ),
     _grows(
         "concatenation attention, growth",
-        lambda a, b, value: pairwise.concatenation_attention(a, b, value, negative_slope=0.2),
+        lambda a, b, value: concatenation_attention(a, b, value, negative_slope=0.2),
         lambda n: [(1, n), (1, n), (1, n, 128)],
         time=1.15,
         memory=1.05,

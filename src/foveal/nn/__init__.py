@@ -6,7 +6,7 @@ from foveal.nn.non_local import NonLocal
 from foveal.nn.self_attention import SelfAttention
 from foveal.nn.squeeze_excite import SqueezeExcite
 
-# from the names a user types to the classes
+# the classes by the names a user types
 BLOCKS = {
     "se": SqueezeExcite,
     "cbam": CBAM,

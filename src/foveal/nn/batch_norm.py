@@ -7,22 +7,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class BatchNorm(_BatchNorm):
-    """``nn.BatchNorm1d/2d/3d`` in one, for (b, c, *spatial).
+    """``nn.BatchNorm1d``, ``2d`` and ``3d`` in one, for maps (b, c, *spatial).
 
     A single value per channel (one image, a 1x1 map) has no variance: PyTorch raises in train mode, this
-    normalises it with the running statistics instead and leaves them as they are.
+    normalises it with the running statistics instead and leaves them as they are. An empty batch does the same.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of spatial sizes will do; the block has checked them."""
+        """Accept any number of spatial sizes: the block has checked them."""
 
     def forward(self, input: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        if not self.training or input.numel() == self.num_features:
+        if not self.training or input.numel() <= self.num_features:
             return self._normalise(input, self.running_mean, self.running_var)
         return super().forward(input)
 
     def without_update(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        """The same result as ``forward``, with the running statistics left alone."""
+        """Return the same as ``forward`` does, and leave the running statistics as they are."""
         if self.training and x.numel() > self.num_features:
             return self._normalise(x, None, None)
         return self._normalise(x, self.running_mean, self.running_var)
@@ -31,7 +31,7 @@ class BatchNorm(_BatchNorm):
         return F.batch_norm(x, mean, var, self.weight, self.bias, training=mean is None, eps=self.eps)
 
 
-def zero_scale(norm: nn.Module) -> None:
-    """Start ``norm`` at exactly zero output; its scale and shift still receive gradients."""
+def zero_init(norm: nn.Module) -> None:
+    """Make ``norm`` start with an output of exactly zero; its scale and shift still receive gradients."""
     nn.init.zeros_(norm.weight)  # pyright: ignore[reportArgumentType]
     nn.init.zeros_(norm.bias)  # pyright: ignore[reportArgumentType]

@@ -8,19 +8,21 @@ from torch import Tensor, nn
 
 from foveal.errors import FovealError
 from foveal.nn import check
-from foveal.nn.batch_norm import BatchNorm, zero_scale
-from foveal.nn.positions import CONV, Points
+from foveal.nn.batch_norm import BatchNorm, zero_init
+from foveal.nn.positions import CONVOLUTIONS, Positions
 from foveal.nn.squeeze_excite import SqueezeExcite
 from foveal.ops import gate
 from foveal.ops.convolution import narrow_convolution
+from foveal.ops.gate_ops import StatisticsSource
 
 
 class _Variant(NamedTuple):
-    mlp_bias: bool  # the two layers of the channel gate
-    norm: (
-        str  # after the spatial convolution: "none", "batch", or "zero", a BatchNorm whose scale starts at 0
-    )
-    max_first: bool  # the spatial convolution's first input channel is the maximum, not the mean
+    # whether the two layers of the channel gate have biases
+    mlp_bias: bool
+    # what follows the spatial convolution: "none", "batch", or "zero", a BatchNorm whose scale starts at 0
+    norm: str
+    # whether the spatial convolution's first input channel is the maximum instead of the mean
+    max_first: bool
 
 
 VARIANTS = {
@@ -34,7 +36,7 @@ ARRANGEMENTS = ["channel-spatial", "spatial-channel", "parallel", "channel", "sp
 
 
 class ChannelGate(SqueezeExcite):
-    """CBAM's channel half: ``sigmoid(MLP(mean(x)) + MLP(max(x))) x``, one shared MLP.
+    """The channel half of CBAM, ``sigmoid(MLP(mean(x)) + MLP(max(x))) x`` with one shared MLP.
 
     ``SqueezeExcite`` with ``squeeze="both"``; arguments, shapes and errors as there.
 
@@ -58,20 +60,22 @@ class ChannelGate(SqueezeExcite):
         variant: str = "paper",
         start: str = "paper",
     ) -> None:
-        check.one_of("ChannelGate", "variant", variant, VARIANTS)
+        check.choice("variant", variant, VARIANTS)
         bias = VARIANTS[variant].mlp_bias
         super().__init__(channels, reduction=reduction, hidden=hidden, bias=bias, squeeze="both", start=start)
 
 
-class _Convolution2d(nn.Conv2d):
-    """An ``nn.Conv2d`` that keeps the size and knows how narrow it is."""
+class _NarrowConv2d(nn.Conv2d):
+    """An ``nn.Conv2d`` from two channels to one, computed by ``ops.convolution.narrow_convolution``."""
 
-    def forward(self, input: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 1 h w"]:
-        return narrow_convolution(input, self.weight)
+    def forward(
+        self, input: Float[Tensor, "b 2 h w"], source: StatisticsSource | None = None
+    ) -> Float[Tensor, "b 1 h w"]:
+        return narrow_convolution(input, self.weight, source)
 
 
 class SpatialGate(nn.Module):
-    """CBAM's spatial half: ``sigmoid(conv([mean_c(x), max_c(x)])) x``, one number per position.
+    """The spatial half of CBAM, ``sigmoid(conv([mean_c(x), max_c(x)])) x``: one number multiplies each position.
 
     Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -106,20 +110,20 @@ class SpatialGate(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        check.positive("SpatialGate", channels=channels, kernel_size=kernel_size)
+        check.positive(channels=channels, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
             raise FovealError(f"kernel_size must be odd, got {kernel_size}")
-        check.one_of("SpatialGate", "variant", variant, VARIANTS)
-        check.spatial_dims("SpatialGate", dims)
-        check.one_of("SpatialGate", "start", start, ["paper", "identity"])
+        check.choice("variant", variant, VARIANTS)
+        check.spatial_dims(dims)
+        check.choice("start", start, ["paper", "identity"])
         self.channels, self.dims, self.max_first = channels, dims, VARIANTS[variant].max_first
         self.gate_gain = 2.0 if start == "identity" else 1.0
-        convolution = _Convolution2d if dims == 2 else CONV[dims]
+        convolution = _NarrowConv2d if dims == 2 else CONVOLUTIONS[dims]
         self.conv = convolution(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = None if VARIANTS[variant].norm == "none" else BatchNorm(1)
         # one layer at zero, never two in a row: convolution and scale would starve each other of gradients
         if self.norm is not None and (start == "identity" or VARIANTS[variant].norm == "zero"):
-            zero_scale(self.norm)
+            zero_init(self.norm)
         elif start == "identity":
             nn.init.zeros_(self.conv.weight)
 
@@ -129,14 +133,23 @@ class SpatialGate(nn.Module):
         channel_gate: Float[Tensor, "b c"] | None = None,
         update_statistics: bool = True,
     ) -> Float[Tensor, "b 1 *spatial"]:
-        """The gate for ``x`` multiplied by ``channel_gate``, without that product."""
-        return self.attend(gate.spatial_statistics(x, channel_gate), update_statistics)
+        """Compute the spatial gate of ``x`` times ``channel_gate``."""
+        statistics = gate.spatial_statistics(x, channel_gate)
+        return self.attend(statistics, update_statistics=update_statistics)
 
     def attend(
-        self, statistics: Float[Tensor, "b 2 *spatial"], update_statistics: bool = True
+        self,
+        statistics: Float[Tensor, "b 2 *spatial"],
+        source: StatisticsSource | None = None,
+        update_statistics: bool = True,
     ) -> Float[Tensor, "b 1 *spatial"]:
-        """The gate from mean and maximum over channels, as ``gate.gated_statistics`` returns them."""
-        logits = self.conv(statistics.flip(1) if self.max_first else statistics)
+        """Compute the gate from what ``gate.GateInput.spatial_statistics`` returns."""
+        if self.max_first:
+            logits = self.conv(statistics.flip(1))
+        elif self.dims == 2:
+            logits = self.conv(statistics, source)
+        else:
+            logits = self.conv(statistics)
         if self.norm is not None:
             logits = self.norm(logits) if update_statistics else self.norm.without_update(logits)
         weights = torch.sigmoid(logits)
@@ -145,15 +158,15 @@ class SpatialGate(nn.Module):
         return weights if weights.dtype == statistics.dtype else weights.to(statistics.dtype)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map("SpatialGate", x, self.channels, self.dims)
-        x, statistics, _ = gate.gated_statistics(x)
-        return gate.dual_scale(x, None, self.attend(statistics))
+        check.feature_map(x, self.channels, self.dims)
+        shared = gate.GateInput(x)
+        return shared.scale(spatial_gate=self.attend(*shared.spatial_statistics()))
 
     def attention(
-        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+        self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None
     ) -> dict[str, Tensor]:
-        """``{"spatial_mask": (b, 1, *spatial)}``, what ``forward`` multiplies by; changes no statistics."""
-        check.feature_map("SpatialGate", x, self.channels, self.dims)
+        """Return ``{"spatial_mask": (b, 1, *spatial)}``, what ``forward`` multiplies by; no statistics change."""
+        check.feature_map(x, self.channels, self.dims)
         return {"spatial_mask": self.spatial_gate(x, update_statistics=False)}
 
     def extra_repr(self) -> str:
@@ -161,7 +174,7 @@ class SpatialGate(nn.Module):
 
 
 class CBAM(nn.Module):
-    """Channel gate, then spatial gate: ``x' = M_c(x) x``, ``y = M_s(x') x'``.
+    """A channel gate, then a spatial gate: ``x' = M_c(x) x``, ``y = M_s(x') x'``.
 
     Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -191,7 +204,7 @@ class CBAM(nn.Module):
         {'channel_gate': (2, 64), 'spatial_mask': (2, 1, 7, 5)}
 
     Source: Woo et al., "CBAM", equations 1 to 3 and tables 2 and 3. The paper does not say how parallel gates
-    are combined: here both multiply ``x``.
+    are combined: here both multiply ``x``. Equal maxima: the gradient goes to the first, as in PyTorch's ``max``.
     """
 
     def __init__(
@@ -207,9 +220,9 @@ class CBAM(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        check.one_of("CBAM", "arrangement", arrangement, ARRANGEMENTS)
-        check.one_of("CBAM", "variant", variant, VARIANTS)
-        check.spatial_dims("CBAM", dims)
+        check.choice("arrangement", arrangement, ARRANGEMENTS)
+        check.choice("variant", variant, VARIANTS)
+        check.spatial_dims(dims)
         self.channels, self.dims, self.arrangement = channels, dims, arrangement
         self.channel = self.spatial = None
         if arrangement != "spatial":
@@ -224,7 +237,7 @@ class CBAM(nn.Module):
     def gates(
         self, x: Float[Tensor, "b c *spatial"], update_statistics: bool = True
     ) -> tuple[Float[Tensor, "b c"] | None, Float[Tensor, "b 1 *spatial"] | None]:
-        """Channel and spatial gate; None for the one the arrangement lacks."""
+        """Compute the channel gate and the spatial gate; None for the one that the arrangement lacks."""
         if self.spatial is None:
             assert self.channel is not None
             return self.channel.channel_gate(x), None
@@ -237,26 +250,26 @@ class CBAM(nn.Module):
         return self.channel.channel_gate(x if self.arrangement == "parallel" else x * spatial), spatial
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map("CBAM", x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         if self.spatial is None or self.channel is None:
             half = self.channel or self.spatial
             assert half is not None
             return half(x)
         if self.arrangement == "spatial-channel":
             return self.channel(self.spatial(x))
-        x, squeezed = gate.squeeze_through(x, ["mean", "max"])
-        channel = self.channel.excite(squeezed)
-        x, statistics, gated = gate.gated_statistics(x, None if self.arrangement == "parallel" else channel)
-        return gate.dual_scale(x, channel, self.spatial.attend(statistics), gated)
+        shared = gate.GateInput(x)
+        channel = self.channel.excite(shared.squeeze(["mean", "max"]))
+        statistics = shared.spatial_statistics(None if self.arrangement == "parallel" else channel)
+        return shared.scale(channel, self.spatial.attend(*statistics))
 
     def attention(
-        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+        self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None
     ) -> dict[str, Tensor]:
-        """``{"channel_gate": (b, c), "spatial_mask": (b, 1, *spatial)}``, what ``forward`` multiplies by.
+        """Return ``{"channel_gate": (b, c), "spatial_mask": (b, 1, *spatial)}``, what ``forward`` multiplies by.
 
-        An arrangement with one gate gives that one; ``positions`` has no meaning here; changes no statistics.
+        An arrangement with one gate returns that one. ``positions`` has no meaning here, and no statistics change.
         """
-        check.feature_map("CBAM", x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         gates = zip(["channel_gate", "spatial_mask"], self.gates(x, update_statistics=False), strict=True)
         return {name: weights for name, weights in gates if weights is not None}
 

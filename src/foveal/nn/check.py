@@ -1,4 +1,4 @@
-"""Refuse what a block cannot take, in one clear line."""
+"""Checks of options and inputs: what a block cannot take is refused in one clear line."""
 
 from collections.abc import Iterable
 
@@ -7,29 +7,32 @@ from torch import Tensor
 from foveal.errors import FovealError
 
 
-def one_of(owner: str, name: str, value: str, allowed: Iterable[str]) -> None:
+def choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Refuse a ``value`` that is not one of ``allowed``."""
     allowed = list(allowed)
     if value not in allowed:
         raise FovealError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def spatial_dims(owner: str, dims: int) -> None:
+def spatial_dims(dims: int) -> None:
+    """Refuse a number of spatial sizes other than 1, 2 and 3."""
     if dims not in (1, 2, 3):
         raise FovealError(f"dims must be 1, 2 or 3, got {dims!r}")
 
 
-def positive(owner: str, **values: int) -> None:
+def positive(**values: int) -> None:
+    """Refuse a value that is not a whole number of at least 1."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise FovealError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-def reduced_width(owner: str, channels: int, reduction: int, hidden: int | None) -> int:
-    """``hidden`` where given, else ``channels // reduction``, which must leave something."""
+def reduced_width(channels: int, reduction: int, hidden: int | None) -> int:
+    """Return ``hidden`` if it is given, else ``channels // reduction``, which must be at least 1."""
     if hidden is not None:
-        positive(owner, channels=channels, hidden=hidden)
+        positive(channels=channels, hidden=hidden)
         return hidden
-    positive(owner, channels=channels, reduction=reduction)
+    positive(channels=channels, reduction=reduction)
     if channels < reduction:
         raise FovealError(
             f"reduction must leave at least 1 hidden channel, got channels={channels}, reduction={reduction}"
@@ -37,13 +40,13 @@ def reduced_width(owner: str, channels: int, reduction: int, hidden: int | None)
     return channels // reduction
 
 
-def part_of(owner: str, channels: int, divisor: int, **width: int | None) -> int:
-    """The one ``width`` where given, else ``channels // divisor``, which must leave something."""
+def default_width(channels: int, divisor: int, **width: int | None) -> int:
+    """Return the one ``width`` if it is given, else ``channels // divisor``, which must be at least 1."""
     ((name, given),) = width.items()
     if given is not None:
-        positive(owner, channels=channels, **{name: given})
+        positive(channels=channels, **{name: given})
         return given
-    positive(owner, channels=channels)
+    positive(channels=channels)
     if channels < divisor:
         raise FovealError(
             f"channels must be at least {divisor} (or {name} given, which is channels // {divisor} "
@@ -52,8 +55,8 @@ def part_of(owner: str, channels: int, divisor: int, **width: int | None) -> int
     return channels // divisor
 
 
-def feature_map(owner: str, x: Tensor, channels: int, dims: int | None = None) -> None:
-    """``x`` must be (batch, channels, *spatial): ``dims`` spatial sizes, or 1 to 3 where that is None."""
+def feature_map(x: Tensor, channels: int, dims: int | None = None) -> None:
+    """Refuse an ``x`` that is not (batch, channels, *spatial), with ``dims`` spatial sizes, or 1 to 3 for None."""
     fits = x.ndim - 2 == dims if dims else 3 <= x.ndim <= 5
     if not fits or x.shape[1] != channels:
         sizes = f"{dims or '1 to 3'} spatial size{'' if dims == 1 else 's'}"

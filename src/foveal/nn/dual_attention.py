@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveal.nn import check
-from foveal.nn.positions import Points
+from foveal.nn.positions import Positions
 from foveal.nn.self_attention import SelfAttention
 from foveal.ops import attention, reference
 
@@ -13,7 +13,7 @@ FORMS = ["code", "paper"]
 
 
 class PositionAttention(SelfAttention):
-    """DANet's position module: ``y = x + gamma sum_j softmax_j(q_i . k_j) v_j``, ``gamma`` starting at 0.
+    """The position module of DANet, ``y = x + gamma sum_j softmax_j(q_i . k_j) v_j``; ``gamma`` starts at 0.
 
     ``SelfAttention`` with dot products and biased convolutions; shapes and errors as there.
 
@@ -42,14 +42,14 @@ class PositionAttention(SelfAttention):
         dims: int = 2,
         start: str = "paper",
     ) -> None:
-        check.one_of("PositionAttention", "form", form, FORMS)
+        check.choice("form", form, FORMS)
         if key_width is None and form == "paper":
             key_width = channels
         super().__init__(channels, key_width=key_width, dims=dims, start=start)
 
 
 class ChannelAttention(nn.Module):
-    """DANet's channel module: ``y = x + gamma M x``, M a softmax over channels; ``gamma`` starts at 0.
+    """The channel module of DANet, ``y = x + gamma M x`` with M a softmax over channels; ``gamma`` starts at 0.
 
     Shapes: ``x`` (b, channels, *spatial) with 1 to 3 spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -74,26 +74,26 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, channels: int, *, form: str = "code", start: str = "paper") -> None:
         super().__init__()
-        check.positive("ChannelAttention", channels=channels)
-        check.one_of("ChannelAttention", "form", form, FORMS)
-        check.one_of("ChannelAttention", "start", start, ["paper", "identity"])
+        check.positive(channels=channels)
+        check.choice("form", form, FORMS)
+        check.choice("start", start, ["paper", "identity"])
         self.channels, self.form = channels, form
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def context(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        """What ``forward`` adds to ``x``."""
+        """Compute what ``forward`` adds to ``x``."""
         y = attention.channel_attention(x.flatten(2), self.form).unflatten(2, x.shape[2:])
         return (self.gamma * y).to(x.dtype)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map("ChannelAttention", x, self.channels)
+        check.feature_map(x, self.channels)
         return x + self.context(x)
 
     def attention(
-        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+        self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None
     ) -> dict[str, Tensor]:
-        """``{"channel_matrix": (b, c, c)}`` in float32, rows sum to 1; ``positions`` has no meaning."""
-        check.feature_map("ChannelAttention", x, self.channels)
+        """Return ``{"channel_matrix": (b, c, c)}`` in float32; its rows sum to 1. ``positions`` has no meaning here."""
+        check.feature_map(x, self.channels)
         with torch.autocast(x.device.type, enabled=False):
             exact = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
             return {"channel_matrix": reference.channel_attention_weights(exact, self.form)}
@@ -103,7 +103,7 @@ class ChannelAttention(nn.Module):
 
 
 class DualAttention(nn.Module):
-    """``position(x) + channel(x)``: DANet's two modules and their sum.
+    """The two modules of DANet and their sum, ``position(x) + channel(x)``.
 
     Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -140,25 +140,25 @@ class DualAttention(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        check.one_of("DualAttention", "start", start, ["paper", "identity"])
+        check.choice("start", start, ["paper", "identity"])
         self.channels, self.dims, self.start = channels, dims, start
         self.position = PositionAttention(channels, form=form, key_width=key_width, dims=dims)
         self.channel = ChannelAttention(channels, form=form)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map("DualAttention", x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         if self.start == "identity":
             return x + self.position.context(x) + self.channel.context(x)
         return self.position(x) + self.channel(x)
 
     def attention(
-        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+        self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None
     ) -> dict[str, Tensor]:
-        """``{"rows": (b, r, *spatial), "channel_matrix": (b, c, c)}``, both in float32.
+        """Return ``{"rows": (b, r, *spatial), "channel_matrix": (b, c, c)}``, both in float32.
 
-        ``positions`` are r index tuples in ``x``; the centre by default.
+        ``positions`` are r index tuples in ``x``; the default is the centre.
         """
-        check.feature_map("DualAttention", x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         return self.position.attention(x, positions) | self.channel.attention(x)
 
     def extra_repr(self) -> str:

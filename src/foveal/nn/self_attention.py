@@ -8,15 +8,24 @@ from torch import Tensor, nn
 
 from foveal.errors import FovealError
 from foveal.nn import check
-from foveal.nn.positions import Points, check_points, max_pool, pick, pointwise, to_map, to_positions
+from foveal.nn.positions import (
+    Positions,
+    flatten_spatial,
+    gather_queries,
+    max_pool,
+    pointwise,
+    unflatten_spatial,
+    validate_positions,
+)
 from foveal.nn.spectral_norm import SpectralPointwise
-from foveal.ops import attention, pairwise, reference
+from foveal.ops import attention, concatenation, reference
 
 SIMILARITIES = ["dot", "scaled_dot", "cosine", "concatenation", "perceptron"]
 
 
 class _Form(NamedTuple):
-    value_reduction: int  # the value width is channels // this
+    # the value width is channels // value_reduction
+    value_reduction: int
     out_conv: bool
     pool: int
     spectral_norm: bool
@@ -31,7 +40,7 @@ FORMS = {
 
 
 class SelfAttention(nn.Module):
-    """``y = x + gamma * out(sum_j softmax_j(s(q_i, k_j)) v_j)`` over all positions j; ``gamma`` starts at 0.
+    """SAGAN's self-attention, ``y_i = x_i + gamma * out(sum_j softmax_j(s(q_i, k_j)) v_j)``; gamma starts at 0.
 
     Shapes: ``x`` (b, channels, *spatial) with ``dims`` spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -64,8 +73,11 @@ class SelfAttention(nn.Module):
         [[1.0, 1.0], [1.0, 1.0]]
 
     Source: Zhang et al., "Self-Attention Generative Adversarial Networks", equations 1 to 3, and the
-    released TensorFlow code. Similarities other than ``"dot"`` are the article's. The paper trains all its
-    layers under spectral norm; ``form="paper"`` leaves that to ``spectral_norm=True``.
+    released TensorFlow code. With ``form="official"`` outputs are those of the released code and two gradients are not:
+    the code differentiates through the power iteration of the spectral norm too, where here, as in Miyato et al. and
+    PyTorch, both singular vectors are constants; and equal maxima of a pooling window share their gradient here.
+    Similarities other than ``"dot"`` are the article's. The paper trains all its layers under spectral norm;
+    ``form="paper"`` leaves that to ``spectral_norm=True``.
     """
 
     def __init__(
@@ -85,19 +97,18 @@ class SelfAttention(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        owner = type(self).__name__
-        check.one_of(owner, "similarity", similarity, SIMILARITIES)
-        check.one_of(owner, "form", form, FORMS)
-        check.spatial_dims(owner, dims)
-        check.one_of(owner, "start", start, ["paper", "identity"])
+        check.choice("similarity", similarity, SIMILARITIES)
+        check.choice("form", form, FORMS)
+        check.spatial_dims(dims)
+        check.choice("start", start, ["paper", "identity"])
         default = FORMS[form]
-        key_width = check.part_of(owner, channels, 8, key_width=key_width)
-        value_width = check.part_of(owner, channels, default.value_reduction, value_width=value_width)
+        key_width = check.default_width(channels, 8, key_width=key_width)
+        value_width = check.default_width(channels, default.value_reduction, value_width=value_width)
         out_conv = default.out_conv if out_conv is None else out_conv
         spectral_norm = default.spectral_norm if spectral_norm is None else spectral_norm
         bias = default.bias if bias is None else bias
         self.pool = default.pool if pool is None else pool
-        check.positive(owner, pool=self.pool)
+        check.positive(pool=self.pool)
         if not out_conv and value_width != channels:
             raise FovealError(
                 f"value_width must equal channels={channels} without an output convolution, got {value_width}"
@@ -117,50 +128,52 @@ class SelfAttention(nn.Module):
             self.pair_weight = nn.Parameter(torch.empty(key_width).uniform_(-1, 1) * key_width**-0.5)
         self.gamma = nn.Parameter(torch.zeros(1))
 
-    def _pooled(self, x: Tensor) -> Tensor:
+    def _pool_keys(self, x: Tensor) -> Tensor:
         return max_pool(x, [self.pool] * self.dims)
 
     def context(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        """What ``forward`` adds to ``x``."""
-        query = to_positions(self.query(x))
-        key, value = to_positions(self._pooled(self.key(x))), to_positions(self._pooled(self.value(x)))
+        """Compute what ``forward`` adds to ``x``."""
+        query = flatten_spatial(self.query(x))
+        key, value = (
+            flatten_spatial(self._pool_keys(self.key(x))),
+            flatten_spatial(self._pool_keys(self.value(x))),
+        )
         if self.similarity == "cosine":
             y = attention.cosine_attention(query, key, value)
         elif self.similarity == "perceptron":
             y = attention.perceptron_attention(query, key, self.pair_weight.to(query.dtype), value)
         elif self.similarity == "concatenation":
-            a, b = self._concatenated(query, key)
-            y = pairwise.concatenation_attention(a, b, value, negative_slope=self.negative_slope)
+            a, b = self._concatenation_terms(query, key)
+            y = concatenation.concatenation_attention(a, b, value, negative_slope=self.negative_slope)
         else:
             y = attention.softmax_attention(query, key, value, scale=self.scale)
-        return (self.gamma * self.out(to_map(y, x.shape[2:]))).to(x.dtype)
+        return (self.gamma * self.out(unflatten_spatial(y, x.shape[2:]))).to(x.dtype)
 
-    def _concatenated(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """``w . [q_i, k_j] = a_i + b_j``: a and b."""
+    def _concatenation_terms(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a and b of ``w . [q_i, k_j] = a_i + b_j``."""
         for_query, for_key = self.pair_weight.to(query.dtype)
         return query @ for_query, key @ for_key
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map(type(self).__name__, x, self.channels, self.dims)
+        check.feature_map(x, self.channels, self.dims)
         return x + self.context(x)
 
     def attention(
-        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+        self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None
     ) -> dict[str, Tensor]:
-        """``{"rows": (b, r, *key_spatial)}``: the softmax weights of r query positions over all keys.
+        """Return ``{"rows": (b, r, *key_spatial)}``, the softmax weights of r query positions over all keys.
 
-        In float32. ``positions`` are r index tuples in ``x``; the centre by default. Pooled keys keep their
+        They are float32. ``positions`` are r index tuples in ``x``; the default is the centre. Pooled keys keep their
         smaller grid. Changes no statistics of the spectral norm.
         """
-        owner = type(self).__name__
-        check.feature_map(owner, x, self.channels, self.dims)
-        points = check_points(owner, positions, x.shape[2:])
+        check.feature_map(x, self.channels, self.dims)
+        points = validate_positions(positions, x.shape[2:])
         query, key = (
             layer.without_update(x) if isinstance(layer, SpectralPointwise) else layer(x)
             for layer in (self.query, self.key)
         )
-        key = self._pooled(key)
-        scores = self._scores(pick(query, points), to_positions(key))
+        key = self._pool_keys(key)
+        scores = self._scores(gather_queries(query, points), flatten_spatial(key))
         return {"rows": reference.softmax_weights(scores).unflatten(2, key.shape[2:])}
 
     def _scores(self, query: Float[Tensor, "b r d"], key: Float[Tensor, "b m d"]) -> Float[Tensor, "b r m"]:
@@ -172,7 +185,7 @@ class SelfAttention(nn.Module):
             if self.similarity == "perceptron":
                 return reference.perceptron_scores(query, key, self.pair_weight.to(exact))
             if self.similarity == "concatenation":
-                a, b = self._concatenated(query, key)
+                a, b = self._concatenation_terms(query, key)
                 return reference.concatenation_scores(a, b, self.negative_slope)
             return reference.dot_scores(query, key, self.scale)
 

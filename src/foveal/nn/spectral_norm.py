@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 from foveal.nn.positions import pointwise
 
-CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONVOLUTION_FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class SpectralPointwise(nn.Module):
-    """``conv(x, W / sigma(W)) + bias``; one power iteration a training step estimates sigma.
+    """A 1x1 convolution under spectral norm, ``conv(x, W / sigma(W)) + bias``.
 
-    PyTorch's own parametrisation cannot be pickled. Source: Miyato et al., "Spectral Normalization for GANs",
-    algorithm 1.
+    One power iteration in each training step estimates sigma. PyTorch's own parametrisation cannot be pickled.
+
+    Source: Miyato et al., "Spectral Normalization for GANs", algorithm 1.
     """
 
     def __init__(self, dims: int, in_channels: int, out_channels: int, bias: bool = True) -> None:
@@ -28,7 +29,7 @@ class SpectralPointwise(nn.Module):
         return self._convolve(x, update=self.training)
 
     def without_update(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b e *spatial"]:
-        """The same result as ``forward``, with the stored singular vector left alone."""
+        """Return the same as ``forward`` does, and leave the stored singular vector as it is."""
         return self._convolve(x, update=False)
 
     def _convolve(self, x: Tensor, update: bool) -> Tensor:
@@ -42,4 +43,4 @@ class SpectralPointwise(nn.Module):
                     self.u.copy_(u)
             sigma = u @ matrix @ v
             weight = self.weight / sigma.to(self.weight.dtype)
-        return CONVOLVE[self.dims](x, weight, self.bias)
+        return CONVOLUTION_FUNCTIONS[self.dims](x, weight, self.bias)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveal.nn import check
-from foveal.nn.positions import Points
+from foveal.nn.positions import Positions
 from foveal.ops import gate
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
@@ -14,7 +14,7 @@ STATISTICS = {"mean": ["mean"], "max": ["max"], "both": ["mean", "max"]}
 
 
 class SqueezeExcite(nn.Module):
-    """``y = gate(x) x`` with ``gate = sigmoid(W2 relu(W1 squeeze(x)))``, one number per channel.
+    """Squeeze-and-excitation, ``y = gate(x) x`` with ``gate = sigmoid(W2 relu(W1 squeeze(x)))``.
 
     Shapes: ``x`` (b, channels, *spatial) with 1 to 3 spatial sizes, any of them from 1; ``y`` as ``x``.
 
@@ -57,11 +57,10 @@ class SqueezeExcite(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
-        owner = type(self).__name__
-        hidden = check.reduced_width(owner, channels, reduction, hidden)
-        check.one_of(owner, "squeeze", squeeze, STATISTICS)
-        check.one_of(owner, "activation", activation, ACTIVATIONS)
-        check.one_of(owner, "start", start, ["paper", "identity"])
+        hidden = check.reduced_width(channels, reduction, hidden)
+        check.choice("squeeze", squeeze, STATISTICS)
+        check.choice("activation", activation, ACTIVATIONS)
+        check.choice("start", start, ["paper", "identity"])
         self.channels, self.squeeze, self.activation = channels, squeeze, activation
         self.gate_gain = 2.0 if start == "identity" else 1.0
         self.fc1 = nn.Linear(channels, hidden, bias=bias)
@@ -73,10 +72,10 @@ class SqueezeExcite(nn.Module):
                 nn.init.zeros_(self.fc2.bias)
 
     def channel_gate(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c"]:
-        return self.excite(gate.squeeze_through(x, STATISTICS[self.squeeze])[1])
+        return self.excite(gate.GateInput(x).squeeze(STATISTICS[self.squeeze]))
 
     def excite(self, squeezed: Float[Tensor, "sb c"]) -> Float[Tensor, "b c"]:
-        """The gate from the squeezes of ``x``, as ``gate.squeeze_through`` returns them."""
+        """Compute the gate from the squeezed ``x``, as ``gate.GateInput.squeeze`` returns it."""
         logits = self.fc2(self.fc1(squeezed).relu())
         if self.squeeze == "both":
             logits = logits.unflatten(0, (2, -1)).sum(0)
@@ -88,15 +87,15 @@ class SqueezeExcite(nn.Module):
         return weights if self.gate_gain == 1 else self.gate_gain * weights
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        check.feature_map(type(self).__name__, x, self.channels)
-        x, squeezed = gate.squeeze_through(x, STATISTICS[self.squeeze])
-        return gate.channel_scale(x, self.excite(squeezed))
+        check.feature_map(x, self.channels)
+        shared = gate.GateInput(x)
+        return shared.scale(self.excite(shared.squeeze(STATISTICS[self.squeeze])))
 
     def attention(
-        self, x: Float[Tensor, "b c *spatial"], positions: Points | None = None
+        self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None
     ) -> dict[str, Tensor]:
-        """``{"channel_gate": (b, c)}``, what ``forward`` multiplies by; ``positions`` has no meaning here."""
-        check.feature_map(type(self).__name__, x, self.channels)
+        """Return ``{"channel_gate": (b, c)}``, what ``forward`` multiplies by; ``positions`` has no meaning here."""
+        check.feature_map(x, self.channels)
         return {"channel_gate": self.channel_gate(x)}
 
     def extra_repr(self) -> str:

@@ -1,16 +1,18 @@
 """Softmax attention with unequal key and value widths, and the attentions built on it.
 
-Shapes as in ``reference``: positions before width, queries ``n``, keys ``m``. Nothing of size n x m is stored,
-forward or backward, but for at most `FEW_SCORES` scores, or where ``backend="reference"`` is asked for. Scores,
+Shapes are as in ``reference``: positions come before the width, queries are ``n``, keys ``m``. Nothing of size n x m is
+stored, forward or backward, but for at most `FEW_SCORES` scores, or where ``backend="reference"`` is asked for. Scores,
 softmax and sums are float32 (float64 for float64), also for half inputs and under autocast; the result has the dtype
-of ``value`` and, where that is the transposed view of a feature map (b, e, m), the same memory order. First
-derivatives only for what runs in tiles and in Triton: a second one raises.
+of ``value`` and, where that is the transposed view of a feature map (b, e, m), the same memory order. What runs in
+tiles and in Triton has first derivatives only: a second one raises.
+
+On a CPU two runs give the same bits, and so do the tiles and the Triton kernels on CUDA. PyTorch's memory-efficient
+attention, which ``"sdpa"`` may take there, promises that for its backward only under
+``torch.use_deterministic_algorithms(True)``.
 
 While exporting (``torch.export``, ONNX, ``torch.jit.trace``) the literal equation is emitted, from operators that
 every runtime knows.
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foveal.errors import FovealError
-from foveal.ops import _streamed, reference
-from foveal.ops.pairwise import exporting, full_precision, is_transposed, sum_dtype
+from foveal.ops import reference
+from foveal.ops.choice import Choice
+from foveal.ops.kernels import streamed
+from foveal.ops.numerics import autocast_disabled, exporting, is_empty, is_transposed, sum_dtype
 
 BACKENDS = ("reference", "streamed", "sdpa", "triton")
 FEW_SCORES = 2**17
@@ -31,20 +35,6 @@ _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFF
 # ------------------------------------------------------------------------------------------- choosing a backend
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The backend that runs, why, and for every other one why it was not chosen. ``str()`` is readable."""
-
-    backend: str
-    why: str
-    others: dict[str, str]
-
-    def __str__(self) -> str:
-        return f"{self.backend}: {self.why}" + "".join(
-            f"\nnot {name}: {why}" for name, why in self.others.items()
-        )
-
-
 def explain(
     query: Float[Tensor, "b n d"],
     key: Float[Tensor, "b m d"],
@@ -52,7 +42,7 @@ def explain(
     *,
     mask: Bool[Tensor, "#b #n m"] | None = None,
 ) -> Choice:
-    """Which backend ``softmax_attention(..., backend="auto")`` takes for these tensors, and why not the others.
+    """Say which backend ``softmax_attention(..., backend="auto")`` takes for these tensors, and why not the others.
 
     Example:
         >>> print(explain(torch.randn(1, 900, 8), torch.randn(1, 900, 8), torch.randn(1, 900, 32)))
@@ -61,7 +51,7 @@ def explain(
         not sdpa: slower here at unequal widths, 8 and 32
         not triton: Triton needs a CUDA tensor, got one on cpu
     """
-    _check("explain", query, key, value, mask)
+    _check(query, key, value, mask)
     backend, why = _choose(query, key, value, mask)
     others = {
         "reference": "stores all n x m weights: the oracle of tests, what is exported, and for few scores",
@@ -78,6 +68,8 @@ def explain(
 def _choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[str, str]:
     if exporting():
         return "reference", "a graph is being recorded for another runtime"
+    if is_empty(query):
+        return "reference", "there is no query"
     if query.is_cuda:
         # measured on an H100 (benchmarks/README.md): in float32 a training step is quicker with PyTorch's kernel
         for name in ("sdpa", "triton") if query.dtype == torch.float32 else ("triton", "sdpa"):
@@ -91,13 +83,13 @@ def _choose(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> t
 
 
 def _refusal(backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> str | None:
-    """Why ``backend`` cannot run on these tensors; None if it can."""
+    """Return why ``backend`` cannot run on these tensors; None if it can."""
     if backend == "triton":
         try:
-            from foveal.ops import _triton
+            from foveal.ops.kernels import triton_attention
         except ImportError as error:
             return f"Triton does not import: {error}"
-        return _triton.can_run(query, key, value, mask)
+        return triton_attention.can_run(query, key, value, mask)
     if backend == "sdpa":
         if mask is not None:
             return "a query whose keys are all masked has to give 0, which PyTorch's kernels do not promise"
@@ -111,7 +103,7 @@ def _refusal(backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tens
     return None
 
 
-def _check(name: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     if query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2] or key.shape[:2] != value.shape[:2]:
         raise FovealError(
             f"query (b, n, d), key (b, m, d) and value (b, m, e) must share b, d and m, "
@@ -134,7 +126,7 @@ def softmax_attention(
     mask: Bool[Tensor, "#b #n m"] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "b n e"]:
-    """``y_i = sum_j softmax_j(scale * q_i . k_j) v_j``, streamed.
+    """Compute ``y_i = sum_j softmax_j(scale * q_i . k_j) v_j`` without the n x m matrix.
 
     Args:
         query, key, value: the keys may be fewer than the queries (sub-sampled) and of another width than the values.
@@ -157,20 +149,18 @@ def softmax_attention(
     Source: SAGAN eq. 1-2; DANet eq. 1-2; Non-local eq. 1 with the f of eq. 2 and 3. The order of the sum is that of
     Milakov and Gimelshein, Online normalizer calculation for softmax; no approximation.
     """
-    _check("softmax_attention", query, key, value, mask)
-    return _run(
-        _resolve("softmax_attention", backend, query, key, value, mask), query, key, value, scale, mask
-    )
+    _check(query, key, value, mask)
+    return _run(_resolve(backend, query, key, value, mask), query, key, value, scale, mask)
 
 
-def _resolve(name: str, backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> str:
+def _resolve(backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> str:
     if backend == "auto":
         return _choose(query, key, value, mask)[0]
     if backend not in BACKENDS:
         raise FovealError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
     reason = _refusal(backend, query, key, value, mask)
     if reason is not None:
-        raise FovealError(f'{name}: backend "{backend}" cannot run, {reason}; "streamed" can')
+        raise FovealError(f'backend "{backend}" cannot run, {reason}; "streamed" can')
     return backend
 
 
@@ -178,12 +168,12 @@ def _run(
     backend: str, query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None
 ) -> Tensor:
     if backend == "streamed":
-        return _streamed.softmax_attention(query, key, value, mask, float(scale))[0]
+        return streamed.softmax_attention(query, key, value, mask, float(scale))[0]
     if backend == "triton":
-        from foveal.ops import _triton
+        from foveal.ops.kernels import triton_attention
 
-        return _triton.attention(query, key, value, scale)
-    with full_precision(value.device):
+        return triton_attention.attention(query, key, value, scale)
+    with autocast_disabled(value.device):
         if backend == "sdpa":
             return _sdpa(query, key, value, scale)
         dtype = sum_dtype(value)
@@ -193,15 +183,25 @@ def _run(
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """PyTorch's fused kernels. Zeros appended to queries and keys, or to values, change no score and no output."""
+    """Run PyTorch's fused kernels. Zeros appended to queries and keys, or to values, change no score and no output."""
     d, e = query.shape[-1], value.shape[-1]
     if d != e and not value.is_cuda:
         width = max(d, e)
         query, key, value = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
-    # the kernels want unit stride along the width; MATH, which stores n x m, is left out
-    query, key, value = (x.contiguous().unsqueeze(1) for x in (query, key, value))
+    query, key, value = (_with_unit_stride(x).unsqueeze(1) for x in (query, key, value))
+    # MATH, which stores n x m, is left out
     with sdpa_kernel(_FUSED):
         return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)[..., :e]
+
+
+def _with_unit_stride(x: Tensor) -> Tensor:
+    """Return ``x`` with neighbours along the width adjacent in memory, as PyTorch's kernels demand.
+
+    ``contiguous()`` does not promise it: the stride of a dimension of size one means nothing to it, but the kernels
+    look at the stride of a width of one too.
+    """
+    x = x.contiguous()
+    return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 @torch.fx.wrap
@@ -213,7 +213,7 @@ def cosine_attention(
     scale: float = 1.0,
     backend: str = "auto",
 ) -> Float[Tensor, "b n e"]:
-    """``y_i = sum_j softmax_j(scale * q_i . k_j / (|q_i| |k_j|)) v_j``; a zero vector scores 0 with every other.
+    """Compute ``y_i = sum_j softmax_j(scale * q_i . k_j / (|q_i| |k_j|)) v_j``; a zero vector scores 0 with all.
 
     Args and errors as for ``softmax_attention``. With ``scale=1`` the scores lie in [-1, 1], and the largest weight
     is at most ``e^2 = 7.4`` times the smallest.
@@ -226,9 +226,9 @@ def cosine_attention(
 
     Source: SAGAN's attention with cosine similarity in place of its dot product; the dot product of normalised vectors.
     """
-    _check("cosine_attention", query, key, value, None)
-    backend = _resolve("cosine_attention", backend, query, key, value, None)
-    with full_precision(value.device):
+    _check(query, key, value, None)
+    backend = _resolve(backend, query, key, value, None)
+    with autocast_disabled(value.device):
         dtype = sum_dtype(value)
         query, key = F.normalize(query.to(dtype), dim=-1), F.normalize(key.to(dtype), dim=-1)
         if backend in ("sdpa", "triton"):
@@ -243,7 +243,7 @@ def perceptron_attention(
     weight: Float[Tensor, " d"],
     value: Float[Tensor, "b m e"],
 ) -> Float[Tensor, "b n e"]:
-    """``y_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j``, in tiles: O(n m d) time, nothing n x m stored.
+    """Compute ``y_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j`` in tiles: O(n m d) time, nothing n x m stored.
 
     There is no shortcut: ``tanh`` of a sum does not factorise, and every pair needs d of them.
 
@@ -263,18 +263,18 @@ def perceptron_attention(
 
     Source: Bahdanau et al., Neural machine translation by jointly learning to align and translate, section A.1.2.
     """
-    _check("perceptron_attention", query, key, value, None)
+    _check(query, key, value, None)
     if weight.shape != query.shape[-1:]:
         raise FovealError(f"weight must be as wide as the keys, {query.shape[-1]}, got {tuple(weight.shape)}")
     if not exporting():
-        return _streamed.perceptron_attention(query, key, weight, value)[0]
+        return streamed.perceptron_attention(query, key, weight, value)[0]
     dtype = sum_dtype(value)
     tensors = (x.to(dtype) for x in (query, key, weight, value))
     return reference.perceptron_attention(*tensors).to(value.dtype)
 
 
 def channel_attention(x: Float[Tensor, "b c n"], form: str = "code") -> Float[Tensor, "b c n"]:
-    """``y_i = sum_j softmax_j(+-x_i . x_j) x_j`` over channels: DANet's channel attention without the learned scale.
+    """Compute DANet's channel attention without its learned scale, ``y_i = sum_j softmax_j(+-x_i . x_j) x_j``.
 
     Energies are float32 whatever ``x`` is: in float16 they overflow once ``n * mean(x^2)`` passes 65504, which a
     97 x 97 map does at a mean square of 7.
@@ -297,8 +297,8 @@ def channel_attention(x: Float[Tensor, "b c n"], form: str = "code") -> Float[Te
     Source: Fu et al., Dual Attention Network for Scene Segmentation, eq. 3-4, and its released code.
     """
     if form not in ("code", "paper"):
-        raise FovealError(f'channel_attention: form must be "code" or "paper", got {form!r}')
-    with full_precision(x.device):
+        raise FovealError(f'form must be "code" or "paper", got {form!r}')
+    with autocast_disabled(x.device):
         wide = x.to(sum_dtype(x))
         energy = wide @ wide.mT
         # softmax does not change under a shift: max_j - energy and -energy give the same weights

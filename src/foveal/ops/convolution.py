@@ -7,20 +7,27 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from foveal.ops.pairwise import exporting, full_precision
+from foveal.ops.gate_ops import StatisticsSource, recomputed_statistics
+from foveal.ops.numerics import autocast_disabled, exporting
 
-_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+_CONVOLUTION_FUNCTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
-def narrow_convolution(x: Float[Tensor, "b i *spatial"], weight: Float[Tensor, "o i *kernel"]) -> Tensor:
-    """A convolution that keeps the size, for few channels: zero padding, stride 1, no bias.
+def narrow_convolution(
+    x: Float[Tensor, "b i *spatial"],
+    weight: Float[Tensor, "o i *kernel"],
+    source: StatisticsSource | None = None,
+) -> Tensor:
+    """Convolve a map of few channels and keep its size: zero padding, stride 1, no bias.
 
-    On a CPU, for 2-D maps of 32- and 64-bit floats, a product with the k rows of the kernel and k shifted sums;
+    On a CPU, for 2-D maps of 32- and 64-bit floats, this is a product with the k rows of the kernel and k shifted sums;
     anything else goes to PyTorch's convolution.
 
     Args:
         x: feature map.
         weight: kernel, of one odd width k in every direction.
+        source: what ``gate.GateInput.spatial_statistics`` returned beside ``x``. Backward then recomputes ``x`` from
+            it instead of keeping ``x``; it is ignored if ``x`` is not, or no longer, those statistics.
 
     Returns:
         (b, o, *spatial).
@@ -33,9 +40,10 @@ def narrow_convolution(x: Float[Tensor, "b i *spatial"], weight: Float[Tensor, "
     """
     ours = x.device.type == "cpu" and x.ndim == 4 and x.dtype in (torch.float32, torch.float64)
     if not ours or torch.compiler.is_compiling() or exporting() or torch.is_autocast_enabled("cpu"):
-        return _CONVOLUTIONS[x.ndim](x, weight, padding=weight.shape[-1] // 2)
+        return _CONVOLUTION_FUNCTIONS[x.ndim](x, weight, padding=weight.shape[-1] // 2)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _NarrowConvolution.apply(x, weight, *getattr(x, "recomputed_from", ()))
+        kept = (source.x, source.gate, source.argmax) if source is not None and source.describes(x) else (x,)
+        return _NarrowConvolution.apply(x, weight, *kept)
     return _convolve(x, weight)
 
 
@@ -57,40 +65,29 @@ def _convolve(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class _NarrowConvolution(torch.autograd.Function):
-    """Keeps ``x`` for backward or, given the map, gate and places that the gate's statistics ``x`` came from, those:
-    they are kept anyway.
+    """The convolution of ``x``; kept for backward is either ``x`` or what it can be recomputed from.
+
+    The map, the gate and the argmax, which statistics are recomputed from, are kept by the gate anyway.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, *source: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight, *(source or [x]))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, *kept: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, *kept)
         return _convolve(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
-        weight, *source = ctx.saved_tensors
+        weight, *kept = ctx.saved_tensors
         dx = dweight = None
-        with full_precision(dy.device):
+        with autocast_disabled(dy.device):
             if ctx.needs_input_grad[0]:
                 dx = narrow_convolution(dy, weight.flip(2, 3).transpose(0, 1))
             if ctx.needs_input_grad[1]:
-                x = source[0] if len(source) == 1 else _statistics(*source)
-                b, i, h, _ = x.shape
+                x = kept[0] if len(kept) == 1 else recomputed_statistics(*kept)
+                b, i, h, w = x.shape
                 o, _, k, _ = weight.shape
                 shifted = F.pad(dy, (0, 0, k - 1, k - 1)).unfold(2, h + k - 1, 1).transpose(3, 4)
-                product = torch.bmm(shifted.reshape(b, o * k, -1), _columns(x, k).mT).sum(0)
+                product = torch.bmm(shifted.reshape(b, o * k, (h + k - 1) * w), _columns(x, k).mT).sum(0)
                 dweight = product.view(o, k, i, k).flip(1).transpose(1, 2)
         return dx, dweight, *[None] * (len(ctx.needs_input_grad) - 2)
-
-
-def _statistics(x: Tensor, gate: Tensor | None, place: Tensor) -> Tensor:
-    """Mean and max over channels of (gated) ``x``, the maxima from their places."""
-    flat, place = x.flatten(2), place.long()
-    peak = flat.gather(1, place[:, None])
-    if gate is None:
-        mean = flat.mean(1, keepdim=True)
-    else:
-        mean = torch.bmm(gate[:, None] / x.shape[1], flat)
-        peak = peak * gate.gather(1, place)[:, None]
-    return torch.cat([mean, peak], 1).view(len(x), 2, *x.shape[2:])

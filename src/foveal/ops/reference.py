@@ -46,8 +46,8 @@ def softmax_weights(scores: Float[Tensor, "b n m"], mask: Bool[Tensor, "#b #n m"
     """Softmax over keys. ``mask`` is True where a key may be attended to; a row with no key is all zeros."""
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    peak = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
-    unnormalised = (scores - peak).exp()
+    largest = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+    unnormalised = (scores - largest).exp()
     return unnormalised / unnormalised.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
 
 

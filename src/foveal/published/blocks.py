@@ -16,7 +16,7 @@ def stated(net: nn.Module) -> dict[str, Any]:
     """What a block knows and its file does not."""
     if not isinstance(net, NonLocal):
         return {}
-    return {"pairwise": net.pairwise, "scaled": net.scale != 1}
+    return {"pairwise": net.pairwise, "scaled": net.scaled}
 
 
 def prefixes(shapes: Shapes) -> list[str]:
@@ -83,10 +83,11 @@ def _port(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
 def _mmcv(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
     options = dict(options)
     embedded = options.get("pairwise") == "embedded_gaussian"
-    if embedded and not isinstance(options.get("scaled"), bool):
+    if embedded and options.get("scaled") not in (True, False, "mmdet"):
         raise FovealError(
             "scaled must be stated for embedded_gaussian, for the file does not show it: use_scale is True by default "
-            f"in mmcv and False in mmaction2's configurations, got {options.get('scaled')!r}"
+            "in mmcv and False in mmaction2's configurations, and old mmdetection's scale is 'mmdet', "
+            f"got {options.get('scaled')!r}"
         )
     if not embedded:
         options.pop("scaled", None)

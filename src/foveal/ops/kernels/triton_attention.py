@@ -22,7 +22,7 @@ WIDEST_KEY = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}
 
 
 def can_run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> str | None:
-    """None if ``attention`` takes these tensors, else the reason why it does not."""
+    """Return None if ``attention`` takes these tensors, else the reason why it does not."""
     if not (query.is_cuda or INTERPRETED):
         return f"Triton needs a CUDA tensor, got one on {query.device}"
     if query.is_cuda and torch.cuda.get_device_capability(query.device) < (8, 0):
@@ -43,7 +43,7 @@ def can_run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = Non
 
 
 @triton.jit
-def _tile(base, rows, columns, row_stride, column_stride, row_end, column_end):
+def _load_tile(base, rows, columns, row_stride, column_stride, row_end, column_end):
     inside = (rows[:, None] < row_end) & (columns[None, :] < column_end)
     return tl.load(
         base + rows[:, None] * row_stride + columns[None, :] * column_stride, mask=inside, other=0.0
@@ -51,10 +51,10 @@ def _tile(base, rows, columns, row_stride, column_stride, row_end, column_end):
 
 
 @triton.jit
-def _put(base, tile, rows, columns, row_stride, column_stride, row_end, column_end):
+def _store_tile(base, tile, rows, columns, row_stride, column_stride, row_end, column_end):
     inside = (rows[:, None] < row_end) & (columns[None, :] < column_end)
-    place = base + rows[:, None] * row_stride + columns[None, :] * column_stride
-    tl.store(place, tile.to(base.dtype.element_ty), mask=inside)
+    at = base + rows[:, None] * row_stride + columns[None, :] * column_stride
+    tl.store(at, tile.to(base.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -68,25 +68,25 @@ def _forward_kernel(
     queries = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     columns = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     widths = tl.arange(0, BLOCK_D)
-    query = _tile(Q + batch * q_b, queries, widths, q_n, q_d, n, d)
-    peak = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    query = _load_tile(Q + batch * q_b, queries, widths, q_n, q_d, n, d)
+    running_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
     out = tl.zeros([BLOCK_Q, BLOCK_E], tl.float32)
     for start in range(0, m, BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K)
-        key = _tile(K + batch * k_b, widths, keys, k_d, k_m, d, m)
+        key = _load_tile(K + batch * k_b, widths, keys, k_d, k_m, d, m)
         score = tl.dot(query, key, input_precision=PRECISION) * scale_log2
         score = tl.where(keys[None, :] < m, score, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(score, 1))
-        weight = tl.exp2(score - new_peak[:, None])
-        shrink = tl.exp2(peak - new_peak)
-        total = total * shrink + tl.sum(weight, 1)
-        value = _tile(V + batch * v_b, keys, columns, v_m, v_e, m, e)
-        out = tl.dot(weight.to(value.dtype), value, out * shrink[:, None], input_precision=PRECISION)
-        peak = new_peak
-    _put(Y + batch * y_b, out / total[:, None], queries, columns, y_n, y_e, n, e)
+        new_max = tl.maximum(running_max, tl.max(score, 1))
+        weight = tl.exp2(score - new_max[:, None])
+        rescale = tl.exp2(running_max - new_max)
+        total = total * rescale + tl.sum(weight, 1)
+        value = _load_tile(V + batch * v_b, keys, columns, v_m, v_e, m, e)
+        out = tl.dot(weight.to(value.dtype), value, out * rescale[:, None], input_precision=PRECISION)
+        running_max = new_max
+    _store_tile(Y + batch * y_b, out / total[:, None], queries, columns, y_n, y_e, n, e)
     if tl.program_id(1) == 0:
-        tl.store(LSE + batch * n + queries, peak + tl.log2(total), mask=queries < n)
+        tl.store(LSE + batch * n + queries, running_max + tl.log2(total), mask=queries < n)
 
 
 @triton.jit
@@ -101,18 +101,18 @@ def _value_gradient_kernel(
     keys = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     columns = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     widths = tl.arange(0, BLOCK_D)
-    key = _tile(K + batch * k_b, keys, widths, k_m, k_d, m, d)
+    key = _load_tile(K + batch * k_b, keys, widths, k_m, k_d, m, d)
     gradient = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)
     for start in range(0, n, BLOCK_Q):
         queries = start + tl.arange(0, BLOCK_Q)
-        query = _tile(Q + batch * q_b, widths, queries, q_d, q_n, d, n)
+        query = _load_tile(Q + batch * q_b, widths, queries, q_d, q_n, d, n)
         score = tl.dot(key, query, input_precision=PRECISION) * scale_log2
         # a query beyond the end has lse = +inf, hence weight 0
         lse = tl.load(LSE + batch * n + queries, mask=queries < n, other=float("inf"))
         weight = tl.exp2(score - lse[None, :])
-        dy = _tile(DY + batch * y_b, queries, columns, y_n, y_e, n, e)
+        dy = _load_tile(DY + batch * y_b, queries, columns, y_n, y_e, n, e)
         gradient = tl.dot(weight.to(dy.dtype), dy, gradient, input_precision=PRECISION)
-    _put(DV + batch * v_b, gradient, keys, columns, v_m, v_e, m, e)
+    _store_tile(DV + batch * v_b, gradient, keys, columns, v_m, v_e, m, e)
 
 
 @triton.jit
@@ -126,23 +126,23 @@ def _key_gradient_kernel(
     batch = tl.program_id(1).to(tl.int64)
     keys = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     widths = tl.arange(0, BLOCK_D)
-    key = _tile(K + batch * k_b, keys, widths, k_m, k_d, m, d)
+    key = _load_tile(K + batch * k_b, keys, widths, k_m, k_d, m, d)
     gradient = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     for start in range(0, n, BLOCK_Q):
         queries = start + tl.arange(0, BLOCK_Q)
-        query = _tile(Q + batch * q_b, queries, widths, q_n, q_d, n, d)
+        query = _load_tile(Q + batch * q_b, queries, widths, q_n, q_d, n, d)
         score = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale_log2
         lse = tl.load(LSE + batch * n + queries, mask=queries < n, other=float("inf"))
         delta = tl.load(DELTA + batch * n + queries, mask=queries < n, other=0.0)
         slope = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
         for first in range(0, e, BLOCK_E):
             columns = first + tl.arange(0, BLOCK_E)
-            value = _tile(V + batch * v_b, keys, columns, v_m, v_e, m, e)
-            dy = _tile(DY + batch * y_b, columns, queries, y_e, y_n, e, n)
+            value = _load_tile(V + batch * v_b, keys, columns, v_m, v_e, m, e)
+            dy = _load_tile(DY + batch * y_b, columns, queries, y_e, y_n, e, n)
             slope = tl.dot(value, dy, slope, input_precision=PRECISION)
         slope = tl.exp2(score - lse[None, :]) * (slope - delta[None, :])
         gradient = tl.dot(slope.to(query.dtype), query, gradient, input_precision=PRECISION)
-    _put(DK + batch * dk_b, gradient * scale, keys, widths, dk_m, dk_d, m, d)
+    _store_tile(DK + batch * dk_b, gradient * scale, keys, widths, dk_m, dk_d, m, d)
 
 
 @triton.jit
@@ -156,24 +156,24 @@ def _query_gradient_kernel(
     batch = tl.program_id(1).to(tl.int64)
     queries = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     widths = tl.arange(0, BLOCK_D)
-    query = _tile(Q + batch * q_b, queries, widths, q_n, q_d, n, d)
+    query = _load_tile(Q + batch * q_b, queries, widths, q_n, q_d, n, d)
     lse = tl.load(LSE + batch * n + queries, mask=queries < n, other=float("inf"))
     delta = tl.load(DELTA + batch * n + queries, mask=queries < n, other=0.0)
     gradient = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     for start in range(0, m, BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K)
-        key = _tile(K + batch * k_b, keys, widths, k_m, k_d, m, d)
+        key = _load_tile(K + batch * k_b, keys, widths, k_m, k_d, m, d)
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale_log2
         slope = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
         for first in range(0, e, BLOCK_E):
             columns = first + tl.arange(0, BLOCK_E)
-            dy = _tile(DY + batch * y_b, queries, columns, y_n, y_e, n, e)
-            value = _tile(V + batch * v_b, columns, keys, v_e, v_m, e, m)
+            dy = _load_tile(DY + batch * y_b, queries, columns, y_n, y_e, n, e)
+            value = _load_tile(V + batch * v_b, columns, keys, v_e, v_m, e, m)
             slope = tl.dot(dy, value, slope, input_precision=PRECISION)
         slope = tl.exp2(score - lse[:, None]) * (slope - delta[:, None])
         slope = tl.where(keys[None, :] < m, slope, 0.0)
         gradient = tl.dot(slope.to(key.dtype), key, gradient, input_precision=PRECISION)
-    _put(DQ + batch * dq_b, gradient * scale, queries, widths, dq_n, dq_d, n, d)
+    _store_tile(DQ + batch * dq_b, gradient * scale, queries, widths, dq_n, dq_d, n, d)
 
 
 # ---------------------------------------------------------------------------------------------------- operators
@@ -195,7 +195,7 @@ _FLOAT = {
 
 
 def _launch_options(kernel: str, query: Tensor, value: Tensor) -> dict:
-    """Tile sizes and warps; keys over 64 wide take smaller tiles, to fit in shared memory."""
+    """Choose tile sizes and warps; keys over 64 wide take smaller tiles, to fit in shared memory."""
     is_float = query.dtype == torch.float32
     block_q, block_k, block_e, warps = (_FLOAT if is_float else _HALF)[kernel]
     block_d = max(16, triton.next_power_of_2(query.shape[-1]))
@@ -285,5 +285,5 @@ _attention.register_autograd(_backward, setup_context=_save)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
-    """Softmax attention, query (b, n, d), key (b, m, d), value (b, m, e), any strides -> (b, n, e)."""
+    """Compute softmax attention, query (b, n, d), key (b, m, d), value (b, m, e), any strides -> (b, n, e)."""
     return _attention(query, key, value, scale)[0]

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from foveal.ops.pairwise import empty_like_value, full_precision, is_transposed, sum_dtype
+from foveal.ops.numerics import autocast_disabled, empty_like_value, is_transposed, sum_dtype
 
-ROOM_ABOVE, ROOM_BELOW = (
-    40,
-    50,
-)  # exp(40) = 2e17 and exp(-50) = 2e-22: far from the ends of float32, 3e38 and 1e-38
-TILE_ELEMENTS = 512 * 1024  # scores in flight: 2 MiB in float32, the second-level cache of a server core
+# exp(40) = 2e17 and exp(-50) = 2e-22 are far from the ends of float32, 3e38 and 1e-38
+MAX_EXPONENT, MIN_EXPONENT = 40, -50
+# scores in flight: 2 MiB in float32, the second-level cache of a server core
+TILE_ELEMENTS = 512 * 1024
 
 
 def _slices(size: int, tile: int) -> Iterator[slice]:
@@ -27,21 +26,21 @@ def _slices(size: int, tile: int) -> Iterator[slice]:
 
 
 def _tiles(batch: int, n: int, m: int, width: int = 1) -> tuple[int, int, int]:
-    """Tile of (batch, queries, keys) with about TILE_ELEMENTS / width scores, at most that many."""
+    """Return the tile of (batch, queries, keys) with about TILE_ELEMENTS / width scores, at most that many."""
     budget = max(TILE_ELEMENTS // width, 1)
-    keys = _even(m, max(1024 if width == 1 else 128, budget // n))
-    queries = _even(n, max(budget // keys, 1))
-    return _even(batch, max(budget // (queries * keys), 1)), queries, keys
+    keys = _even_tile(m, max(1024 if width == 1 else 128, budget // max(n, 1)))
+    queries = _even_tile(n, max(budget // keys, 1))
+    return _even_tile(batch, max(budget // (queries * keys), 1)), queries, keys
 
 
-def _even(size: int, most: int) -> int:
-    """The tile, at most ``most``, that cuts ``size`` into the fewest and then most equal parts."""
-    parts = -(-size // most)
-    return -(-size // max(parts, 1))
+def _even_tile(size: int, most: int) -> int:
+    """Return the tile, at most ``most``, that cuts ``size`` into the fewest and then most equal parts."""
+    parts = max(-(-size // most), 1)
+    return max(-(-size // parts), 1)
 
 
-class _Buffer:
-    """One allocation that serves every tile, the smaller ones at the edges too."""
+class _Workspace:
+    """One allocation that serves every tile, the smaller ones at the edges too; its content is undefined."""
 
     def __init__(self, like: Tensor, elements: int):
         self.flat = like.new_empty(elements)
@@ -53,8 +52,8 @@ class _Buffer:
         return self.flat[:elements].view(shape)
 
 
-def _part(mask: Tensor, *at: slice) -> Tensor:
-    """``mask[at]``, where a dimension of size one stands for all."""
+def _mask_tile(mask: Tensor, *at: slice) -> Tensor:
+    """Return ``mask[at]``, where a dimension of size one stands for all."""
     return mask[tuple(slice(None) if size == 1 else s for s, size in zip(at, mask.shape, strict=True))]
 
 
@@ -69,23 +68,24 @@ def _softmax_forward(
 
     ``scores(bs, qs, ks, shift)`` is a tile of scores less ``shift``, ``bound`` (b, n, 1) at least their magnitude.
     Softmax needs no exact maximum, only a shift with which nothing overflows and nothing that matters underflows:
-    the largest of each row must come to between -ROOM_BELOW and ROOM_ABOVE. Often the bound says as much, or the
+    the largest of each row must come to between MIN_EXPONENT and MAX_EXPONENT. Often the bound says as much, or the
     first keys do; else the scores are computed once more to find the maximum.
     """
     batch, n, e = y.shape
     m = value.shape[1]
     lse = value.new_empty(batch, n)
-    sums = _Buffer(value, tile[0] * tile[1] * e)
+    sums = _Workspace(value, tile[0] * tile[1] * e)
     transposed = is_transposed(value)
     for bs in _slices(batch, tile[0]):
         for qs in _slices(n, tile[1]):
-            highest = bound[bs, qs]
-            peak = -highest  # at most the largest score of the row
+            # the largest score of the row lies between these two
+            upper = bound[bs, qs]
+            lower = -upper
             for ks in _slices(m, tile[2]):
-                if bool((highest - peak <= ROOM_ABOVE + ROOM_BELOW).all()):
+                if bool((upper - lower <= MAX_EXPONENT - MIN_EXPONENT).all()):
                     break
-                peak = torch.maximum(peak, scores(bs, qs, ks, None).amax(-1, keepdim=True))
-            shift = torch.clamp(highest - ROOM_ABOVE, peak, peak + ROOM_BELOW)
+                lower = torch.maximum(lower, scores(bs, qs, ks, None).amax(-1, keepdim=True))
+            shift = torch.clamp(upper - MAX_EXPONENT, lower, lower - MIN_EXPONENT)
             total = torch.zeros_like(shift)
             b_, n_ = shift.shape[:2]
             part = sums(b_, e, n_).mT if transposed else sums(b_, n_, e)
@@ -100,7 +100,7 @@ def _softmax_forward(
 
 
 def _with_column(x: Tensor, column: Tensor | int) -> Tensor:
-    """``x`` (b, n, d) and one more column, in the memory order of ``x``."""
+    """Return ``x`` (b, n, d) and one more column, in the memory order of ``x``."""
     batch, n, d = x.shape
     wider = x.new_empty(batch, d + 1, n).mT if is_transposed(x) else x.new_empty(batch, n, d + 1)
     wider[..., :d] = x
@@ -114,25 +114,29 @@ class _DotScores:
     def __init__(self, q: Tensor, k: Tensor, mask: Tensor | None, scale: float, tile: tuple[int, int, int]):
         self.q = _with_column(q * scale, 0)
         self.k = _with_column(k, 1)
-        self.hidden = None if mask is None else ~mask
-        self.buffer = _Buffer(q, tile[0] * tile[1] * tile[2])
+        self.masked_out = None if mask is None else ~mask
+        self.buffer = _Workspace(q, tile[0] * tile[1] * tile[2])
 
     def __call__(self, bs: slice, qs: slice, ks: slice, shift: Tensor | None) -> Tensor:
         q, k = self.q[bs, qs], self.k[bs, ks]
         if ks.start == 0:
             q[..., -1:] = 0 if shift is None else -shift
         s = torch.bmm(q, k.mT, out=self.buffer(*q.shape[:2], k.shape[1]))
-        return s if self.hidden is None else s.masked_fill_(_part(self.hidden, bs, qs, ks), float("-inf"))
+        return (
+            s
+            if self.masked_out is None
+            else s.masked_fill_(_mask_tile(self.masked_out, bs, qs, ks), float("-inf"))
+        )
 
 
 @torch.library.custom_op("foveal::softmax_attention", mutates_args=())
 def softmax_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Output (b, n, e) and log-sum-exp (b, n)."""
+    """Compute the output (b, n, e) and the log-sum-exp (b, n)."""
     batch, n, _ = query.shape
     y = empty_like_value(value, n)
-    with full_precision(value.device):
+    with autocast_disabled(value.device):
         dtype = sum_dtype(value)
         q, k = query.to(dtype), key.to(dtype)
         tile = _tiles(batch, n, key.shape[1])
@@ -166,7 +170,7 @@ def _softmax_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, n, _ = query.shape
     m = key.shape[1]
-    with full_precision(value.device):
+    with autocast_disabled(value.device):
         dtype = sum_dtype(value)
         q, k, v, u = query.to(dtype), key.to(dtype), value.to(dtype), grad_y.to(dtype)
         grad_q, grad_k, grad_v = (empty_like_value(x, x.shape[1]).zero_() for x in (q, k, v))
@@ -175,7 +179,7 @@ def _softmax_attention_backward(
         # u_i . v_j - u_i . y_i, the subtraction again as one more column
         u_less = _with_column(u, -torch.linalg.vecdot(u, y.to(dtype)).unsqueeze(-1))
         v_one = _with_column(v, 1)
-        buffer = _Buffer(q, tile[0] * tile[1] * tile[2])
+        buffer = _Workspace(q, tile[0] * tile[1] * tile[2])
         for bs in _slices(batch, tile[0]):
             for qs in _slices(n, tile[1]):
                 for ks in _slices(m, tile[2]):
@@ -221,15 +225,15 @@ softmax_attention.register_autograd(
 
 @torch.library.custom_op("foveal::perceptron_attention", mutates_args=())
 def perceptron_attention(query: Tensor, key: Tensor, weight: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Output (b, n, e) and log-sum-exp (b, n)."""
+    """Compute the output (b, n, e) and the log-sum-exp (b, n)."""
     batch, n, d = query.shape
     m = key.shape[1]
     y = empty_like_value(value, n)
-    with full_precision(value.device):
+    with autocast_disabled(value.device):
         dtype = sum_dtype(value)
         q, k, w, v = (x.to(dtype) for x in (query, key, weight, value))
         tile = _tiles(batch, n, m, d)
-        buffer = _Buffer(q, tile[0] * tile[1] * tile[2] * d)
+        buffer = _Workspace(q, tile[0] * tile[1] * tile[2] * d)
 
         def scores(bs: slice, qs: slice, ks: slice, shift: Tensor | None) -> Tensor:
             s = _tanh_sums(q[bs, qs], k[bs, ks], buffer) @ w
@@ -240,8 +244,8 @@ def perceptron_attention(query: Tensor, key: Tensor, weight: Tensor, value: Tens
     return y, lse
 
 
-def _tanh_sums(q: Tensor, k: Tensor, buffer: _Buffer) -> Tensor:
-    """``tanh(q_i + k_j)``, (b, i, j, d)."""
+def _tanh_sums(q: Tensor, k: Tensor, buffer: _Workspace) -> Tensor:
+    """Compute ``tanh(q_i + k_j)``, (b, i, j, d)."""
     t = buffer(q.shape[0], q.shape[1], k.shape[1], q.shape[2])
     return torch.add(q.unsqueeze(2), k.unsqueeze(1), out=t).tanh_()
 
@@ -263,14 +267,14 @@ def _perceptron_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, n, d = query.shape
     m = key.shape[1]
-    with full_precision(value.device):
+    with autocast_disabled(value.device):
         dtype = sum_dtype(value)
         q, k, w, v, u = (x.to(dtype) for x in (query, key, weight, value, grad_y))
         delta = torch.linalg.vecdot(u, y.to(dtype)).unsqueeze(-1)
         grad_q, grad_k, grad_v = (empty_like_value(x, x.shape[1]).zero_() for x in (q, k, v))
         grad_w = torch.zeros_like(w)
         tile = _tiles(batch, n, m, d)
-        buffer = _Buffer(q, tile[0] * tile[1] * tile[2] * d)
+        buffer = _Workspace(q, tile[0] * tile[1] * tile[2] * d)
         for bs in _slices(batch, tile[0]):
             for qs in _slices(n, tile[1]):
                 for ks in _slices(m, tile[2]):
