@@ -376,7 +376,7 @@ def test_a_file_cannot_make_the_library_open_or_fetch_others(path, tmp_path):
 def test_a_plan_tampered_with_is_one_clear_line(change, path):
     foveal.save(with_blocks(), path)
     rewritten(path, change)
-    with pytest.raises(ValueError, match=r"^(load|create_model): ") as caught:
+    with pytest.raises(ValueError, match="must|expected|may not|could not") as caught:
         foveal.load(path)
     assert "\n" not in str(caught.value)
 

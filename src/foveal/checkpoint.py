@@ -232,7 +232,7 @@ def _assemble(
             )
             attach(net, entry["site"], module, record, before=entry["before"], path=entry["path"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0].removeprefix("insert: ")
+            reason = (str(error).splitlines() or [""])[0]
             raise FovealError(
                 f"the plan in {path} must say how to rebuild {entry['block']!r} at {entry['site']}, "
                 f"got: {reason}"

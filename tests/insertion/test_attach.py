@@ -414,7 +414,7 @@ def test_a_name_a_class_and_a_factory_are_one(x):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"block": "cbma"}, "insert: block must be one of se, cbam, .*, got 'cbma'; did you mean 'cbam'"),
+        ({"block": "cbma"}, "^block must be one of se, cbam, .*, got 'cbma'; did you mean 'cbam'"),
         ({"block": nn.Identity()}, "got one Identity instance"),
         ({"block": 3}, "got int"),
         ({"block": "se", "at": "layer9.*"}, "a pattern that matches a module of CifarResNet, got 'layer9"),
@@ -426,7 +426,7 @@ def test_a_name_a_class_and_a_factory_are_one(x):
         ({"block": "se", "reducton": 4}, "its own options .*reduction.*got 'reducton'"),
         (
             {"block": "se", "reduction": 1000},
-            "insert: se of 16 channels: SqueezeExcite: reduction .*, at layer1.0.bn2",
+            "^se of 16 channels: reduction .*, at layer1.0.bn2",
         ),
         ({"block": lambda channels: "conv"}, "must make an nn.Module, got str"),
         ({"block": lambda channels: nn.Conv2d(channels, 2 * channels, 1)}, "must return the shape and dtype"),

@@ -95,7 +95,7 @@ def test_without_network_and_cache_training_says_so_in_one_line_at_once(
     shown, said = capfd.readouterr()
     assert shown == ""
     assert said.count("\n") == 1
-    assert said.startswith(f"train: create_model: the published weights of '{MODEL}' must be fetched once")
+    assert said.startswith(f"train: the published weights of '{MODEL}' must be fetched once")
     assert f"{NOBODY} did not answer" in said
     assert str(tmp_path / "cache") in said
     assert not (tmp_path / "run").exists()

@@ -77,7 +77,7 @@ def test_a_plain_pickle_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open("in.pkl", "wb") as file:
         pickle.dump(Runs(), file)
-    with pytest.raises(ValueError, match=r"^convert: "):
+    with pytest.raises(ValueError, match="could run code and is not opened"):
         read("in.pkl")
     assert not os.path.exists("ran")
 
@@ -89,7 +89,7 @@ def test_cut_files_are_refused_in_one_line(tmp_path, zipped):
     whole = path.read_bytes()
     for size in (10, len(whole) // 3, len(whole) - 5):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"^convert: .*(whole|not opened)") as caught:
+        with pytest.raises(ValueError, match="(must be (a )?whole|not opened)") as caught:
             read(path)
         assert "\n" not in str(caught.value)
     save_file(STATE, path)

@@ -92,7 +92,7 @@ def insert(
         >>> net = foveal.remove(net)
     """
     name, make = resolve(block)
-    listed, watched = found(net, at, stages=stages, example=example, asker="insert")
+    listed, watched = found(net, at, stages=stages, example=example)
     targets = usable(listed, net, at)
     calls = {call.name: call for call in watched.calls}
     built = []
@@ -174,7 +174,7 @@ def inserted(net: nn.Module, *, check: bool = True) -> list[Insertion]:
     return listed
 
 
-def usable(listed: list[Site], net: nn.Module, at: str, asker: str = "insert") -> list[Site]:
+def usable(listed: list[Site], net: nn.Module, at: str) -> list[Site]:
     """The sites, once each; refused as a whole when one of them cannot take a block."""
     unusable = [site for site in listed if site.reason is not None]
     if unusable:
@@ -289,12 +289,12 @@ def _verify(net: nn.Module, attached: list[Insertion], args: tuple, kwargs: dict
             got = type(output).__name__
             got = f"{tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else got
             broken.append(
-                f"insert: the block {one.block} must return the shape and dtype it is given at {one.site} "
+                f"the block {one.block} must return the shape and dtype it is given at {one.site} "
                 f"({tuple(x.shape)} {x.dtype}), got {got}"
             )
         elif one.start == "identity" and not x.is_meta and not _equal(x, output):
             broken.append(
-                f"insert: the block {one.block} must change no value at {one.site} with start='identity', got a "
+                f"the block {one.block} must change no value at {one.site} with start='identity', got a "
                 f"change of {(output - x).abs().max().item():.3g}; pass start='paper' to insert it as it is"
             )
 
@@ -303,7 +303,7 @@ def _verify(net: nn.Module, attached: list[Insertion], args: tuple, kwargs: dict
         for one in attached:
             stack.callback(one.module.register_forward_hook(functools.partial(check, one=one)).remove)
         try:
-            run(net, args, kwargs, rule=f"insert: the block {attached[0].block} must run at its sites")
+            run(net, args, kwargs, rule=f"the block {attached[0].block} must run at its sites")
         except ValueError as error:
             if broken:  # what a block did wrong may show only in the module after it
                 raise FovealError(broken[0]) from error
@@ -311,7 +311,7 @@ def _verify(net: nn.Module, attached: list[Insertion], args: tuple, kwargs: dict
     for one in attached:
         if calls[one.path] != 1:
             broken.append(
-                f"insert: forward must call the block at {one.site} once, got {calls[one.path]} calls: "
+                f"forward must call the block at {one.site} once, got {calls[one.path]} calls: "
                 f"{one.site} does not run as an ordinary module"
             )
     if broken:

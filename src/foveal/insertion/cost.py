@@ -141,16 +141,16 @@ def plan(
         site          stage  shape       parameters     MACs  activations
         ...
     """
-    name, make = resolve(block, asker="plan")
-    listed, watched = found(net, at, stages=stages, example=example, asker="plan")
+    name, make = resolve(block)
+    listed, watched = found(net, at, stages=stages, example=example)
     dtypes = {call.name: call.dtype for call in watched.calls}
     costs: dict[Any, tuple[int, int, int]] = {}
     rows = []
-    for site in usable(listed, net, at, asker="plan"):
+    for site in usable(listed, net, at):
         key = site.shape, dtypes[site.name]
         if key not in costs:
             with torch.random.fork_rng(devices=[]):
-                module = build(name, make, site.channels, len(site.shape) - 1, start, options, asker="plan")
+                module = build(name, make, site.channels, len(site.shape) - 1, start, options)
                 costs[key] = _cost(module.to(dtypes[site.name]), site.shape, dtypes[site.name])
         rows.append(Row(site.name, site.stage, site.shape, *costs[key]))
     args, kwargs = watched.example

@@ -84,22 +84,20 @@ def sites(
         layer2.0.bn2 2 (32, 16, 16)
         layer3.0.bn2 3 (64, 8, 8)
     """
-    return found(net, at, stages=stages, example=example, asker="sites")[0]
+    return found(net, at, stages=stages, example=example)[0]
 
 
-def found(
-    net: nn.Module, at: str, *, stages: Iterable[int] | None, example: Any, asker: str
-) -> tuple[list[Site], Trace]:
+def found(net: nn.Module, at: str, *, stages: Iterable[int] | None, example: Any) -> tuple[list[Site], Trace]:
     """`sites`, and the trace they were found in."""
     if at in KINDS:
         names = []
     else:
         if stages is not None:
             raise FovealError(f"stages selects among {', '.join(KINDS)}, got stages with the pattern {at!r}")
-        names = _matching(net, at, asker)
-    watched = trace(net, example, asker=asker)
+        names = _matching(net, at)
+    watched = trace(net, example)
     if at in KINDS:
-        candidates = _Finder(watched, type(net).__name__, asker).kind(at)
+        candidates = _Finder(watched, type(net).__name__).kind(at)
     else:
         by_name = {call.name: call for call in watched.calls}
         candidates = [(name, by_name.get(name), None, None) for name in names]
@@ -114,7 +112,7 @@ def found(
         kind = at if at in KINDS else "module"
         listed.append(Site(name, stage, kind, channels, shape, reason, before))
     if stages is not None:
-        listed = _of_stages(listed, stages, asker)
+        listed = _of_stages(listed, stages)
     return listed, watched
 
 
@@ -131,7 +129,7 @@ def _unusable(call: Call | None, times: int) -> str | None:
     return None
 
 
-def _of_stages(listed: list[Site], stages: Iterable[int], asker: str) -> list[Site]:
+def _of_stages(listed: list[Site], stages: Iterable[int]) -> list[Site]:
     wanted = [stages] if isinstance(stages, int) else list(stages)
     present = sorted({site.stage for site in listed if site.stage is not None})
     if not wanted or not set(wanted) <= set(present):
@@ -159,7 +157,7 @@ def match(pattern: str) -> Callable[[str], object]:
     return re.compile(expression).fullmatch
 
 
-def _matching(net: nn.Module, pattern: str, asker: str) -> list[str]:
+def _matching(net: nn.Module, pattern: str) -> list[str]:
     names = [name for name, _ in own_modules(net) if name]
     matches = match(pattern)
     matched = [name for name in names if matches(name)]
@@ -191,10 +189,9 @@ Candidate = tuple[str, Call | None, int | None, str | None]  # name, call, stage
 class _Finder:
     """Applies the rules of this file to one trace."""
 
-    def __init__(self, watched: Trace, net_name: str, asker: str):
+    def __init__(self, watched: Trace, net_name: str):
         self.trace = watched
         self.net_name = net_name
-        self.asker = asker
         self.additions = self._residual_additions()
 
     def kind(self, at: str) -> list[Candidate]:

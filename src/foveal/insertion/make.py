@@ -15,9 +15,7 @@ Block = str | Callable[..., nn.Module]
 """A name in `foveal.nn.BLOCKS`, a module class that takes ``(channels, ...)``, or a factory that does."""
 
 
-def resolve(
-    block: Block, blocks: Mapping[str, Any] | None = None, asker: str = "insert"
-) -> tuple[str, Callable[..., nn.Module]]:
+def resolve(block: Block, blocks: Mapping[str, Any] | None = None) -> tuple[str, Callable[..., nn.Module]]:
     """The name a block goes by, and what makes it."""
     known = {**BLOCKS, **(blocks or {})}
     if isinstance(block, str):
@@ -50,7 +48,6 @@ def build(
     dims: int,
     start: str,
     options: dict[str, Any],
-    asker: str = "insert",
 ) -> nn.Module:
     """One new block for a feature map; ``start`` and ``dims`` are passed on to blocks that have the option."""
     if start not in ("identity", "paper"):

@@ -239,7 +239,7 @@ def _channel_axis(name: str, out: Tensor, known: list[tuple[Tensor, Fact]], args
     return axis if out.ndim == tensor.ndim else None
 
 
-def trace(net: nn.Module, example: Any = None, *, asker: str = "trace") -> Trace:
+def trace(net: nn.Module, example: Any = None) -> Trace:
     """Run ``net`` once on ``example`` and return what happened. The network is left as it was.
 
     The pass is in eval mode and without gradients; training flags, random state and parameters are restored.
@@ -247,17 +247,17 @@ def trace(net: nn.Module, example: Any = None, *, asker: str = "trace") -> Trace
     Raises:
         ValueError: if the forward pass fails, or no example is given and none can be derived.
     """
-    tried = example_inputs(net, example, asker=asker)
+    tried = example_inputs(net, example)
     for i, (args, kwargs) in enumerate(tried):
         try:
-            return _trace(net, args, kwargs, asker)
+            return _trace(net, args, kwargs)
         except ValueError:
             if i == len(tried) - 1:
                 raise
     raise AssertionError
 
 
-def _trace(net: nn.Module, args: tuple, kwargs: dict, asker: str) -> Trace:
+def _trace(net: nn.Module, args: tuple, kwargs: dict) -> Trace:
     watched = Trace(example=(args, kwargs))
     follow = _Follow(watched)
     with ExitStack() as stack:
@@ -279,7 +279,7 @@ def _trace(net: nn.Module, args: tuple, kwargs: dict, asker: str) -> Trace:
         stack.enter_context(follow)
         for tensor in _tensors((args, kwargs)):
             follow.know(tensor, depth=0, merges=frozenset(), sources=frozenset(), axis=1)
-        rule = f"{asker}: a forward pass of {type(net).__name__} must succeed on the example"
+        rule = f"a forward pass of {type(net).__name__} must succeed on the example"
         run(net, args, kwargs, rule=rule, hint="; pass example=a tensor the network takes")
     return watched
 
@@ -294,7 +294,7 @@ def run(net: nn.Module, args: tuple, kwargs: dict, *, rule: str, hint: str = "")
         raise FovealError(f"{rule}, got {type(error).__name__} on input {shapes}: {reason}{hint}") from error
 
 
-def example_inputs(net: nn.Module, example: Any = None, *, asker: str) -> list[tuple[tuple, dict]]:
+def example_inputs(net: nn.Module, example: Any = None) -> list[tuple[tuple, dict]]:
     """Positional and keyword arguments of one forward pass; several where more than one guess may be needed.
 
     ``example`` is a tensor, a tuple of arguments, or a dictionary of keyword arguments. Without it: the input

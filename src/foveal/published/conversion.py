@@ -63,7 +63,7 @@ def convert(
     if chosen.unused:
         state = {name: value for name, value in state.items() if not re.match(chosen.unused, name)}
     shapes = Shapes({name: tuple(value.shape) for name, value in state.items()})
-    (net, variant), *others = (_build(one, shapes, options, "convert") for one in fitting)
+    (net, variant), *others = (_build(one, shapes, options) for one in fitting)
     table = chosen.table(net)
     if not any(name.endswith(COUNTER) for name in state):  # PyTorch before 0.4.1 did not count batches
         counters = [theirs for ours, (theirs, _) in table.items() if ours.endswith(COUNTER)]
@@ -73,7 +73,7 @@ def convert(
     if wrong := misfit(shapes, expected):
         name = getattr(net, "foveal_model", {}).get("name")
         network = f"{chosen.name}, read as {name}" if name else chosen.name
-        error = ValueError(f"convert: the weights must be those of {network} ({variant}), got {wrong}")
+        error = FovealError(f"the weights must be those of {network} ({variant}), got {wrong}")
         error.add_note(_every_misfit(shapes, expected))
         raise error
     if any(str(other) != str(net) for other, _ in others):
@@ -114,7 +114,7 @@ def export(net: nn.Module, format: str) -> dict[str, Tensor]:
         >>> [name for name in export(net, "cbam-official") if "layer1.0.cbam.Ch" in name][:2]
         ['layer1.0.cbam.ChannelGate.mlp.1.weight', 'layer1.0.cbam.ChannelGate.mlp.1.bias']
     """
-    chosen = _named(format, "export")
+    chosen = _named(format)
     net = unwrapped(net)
     state = tensors(net.state_dict())
     table = chosen.table(net)
@@ -122,7 +122,7 @@ def export(net: nn.Module, format: str) -> dict[str, Tensor]:
     if not chosen.fits(there):
         raise FovealError(f"{format} must be given a network of its kind, got {type(net).__name__}")
     stated = {**getattr(net, "foveal_model", {}).get("kwargs", {}), **blocks.stated(net)}
-    like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.free}, "export")
+    like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.free})
     wrong = misfit(there, dict(chosen.table(like).values())) or _difference(net, like)
     if wrong:
         raise FovealError(f"the network must be as {format} files are ({variant}), got {wrong}")
@@ -160,7 +160,7 @@ def _every_misfit(file: Shapes, expected: Mapping[str, Shape]) -> str:
     )
 
 
-def _build(chosen: Format, shapes: Shapes, options: dict[str, Any], asker: str) -> tuple[nn.Module, str]:
+def _build(chosen: Format, shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
     unknown = [key for key in options if key not in chosen.free]
     if unknown:
         raise FovealError(
@@ -173,11 +173,10 @@ def _build(chosen: Format, shapes: Shapes, options: dict[str, Any], asker: str) 
         with torch.device("meta"):
             return chosen.build(shapes, options)
     except ValueError as error:
-        reason = re.sub(r"^\w+: ", "", str(error))
-        raise FovealError(f"in files of {chosen.name}, {reason}") from error
+        raise FovealError(f"in files of {chosen.name}, {error}") from error
 
 
-def _named(format: str, asker: str) -> Format:
+def _named(format: str) -> Format:
     if format not in FORMATS:
         raise FovealError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     return FORMATS[format]
@@ -186,7 +185,7 @@ def _named(format: str, asker: str) -> Format:
 def _fitting(format: str | None, shapes: Shapes) -> list[Format]:
     """The formats whose names these are; more than one where files look the same."""
     if format is not None:
-        return [_named(format, "convert")]
+        return [_named(format)]
     fitting = [one for one in FORMATS.values() if one.fits(shapes)]
     if fitting:
         return fitting

@@ -64,7 +64,6 @@ def convert(
 
 def _out(source: str, target: Path, to: str) -> int:
     import io
-    import re
 
     import torch
     from safetensors.torch import save as to_bytes
@@ -73,10 +72,7 @@ def _out(source: str, target: Path, to: str) -> int:
     from foveal.files import write_bytes
     from foveal.published.conversion import export
 
-    try:
-        state = export(load(source), to)
-    except ValueError as error:
-        raise FovealError(f"{re.sub(r'^(load|export): ', '', str(error))}") from error
+    state = export(load(source), to)
     if target.suffix == ".safetensors":
         content = to_bytes(state)
     else:
