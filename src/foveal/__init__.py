@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         plan,
         remove,
         sites,
+        undo_zero_init,
     )
     from foveal.look import watch
     from foveal.models import create_model, list_models
@@ -45,6 +46,7 @@ _HOMES = {
     "remove": "foveal.insertion",
     "save": "foveal.checkpoint",
     "sites": "foveal.insertion",
+    "undo_zero_init": "foveal.insertion",
     "watch": "foveal.look",
 }
 _SUBPACKAGES = (
@@ -86,6 +88,7 @@ __all__ = [
     "remove",
     "save",
     "sites",
+    "undo_zero_init",
     "watch",
 ]
 

@@ -18,8 +18,9 @@ from torch import nn
 from foveal import __version__
 from foveal.errors import FovealError
 from foveal.files import write_bytes
-from foveal.insertion.attach import Insertion, attach, inserted, remove
-from foveal.insertion.make import build, resolve
+from foveal.insertion import Insertion, inserted, remove
+from foveal.insertion.build import build, resolve
+from foveal.insertion.hooks import attach
 from foveal.models import READS_FILES, create_model
 
 FORMAT = 1
@@ -226,7 +227,7 @@ def _assemble(
             )
         record = {key: entry[key] for key in ("block", "options", "start", "channels", "dims")}
         try:
-            name, make = resolve(entry["block"], blocks)
+            name, make, _ = resolve(entry["block"], blocks)
             module = build(
                 name, make, entry["channels"], entry["dims"], entry["start"], dict(entry["options"])
             )

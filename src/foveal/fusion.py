@@ -20,8 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from foveal.insertion import inserted
-from foveal.insertion.attach import _hook_key
-from foveal.insertion.trace import RECORD
+from foveal.insertion.hooks import RECORD, hook_key, remove_hook
 from foveal.nn import CBAM, SqueezeExcite
 from foveal.ops import gate, reference
 
@@ -82,9 +81,9 @@ class _Tracer(fx.Tracer):
         self.hooked: dict[nn.Module, list[nn.Module]] = {}
         for one in inserted(root):
             site = root.get_submodule(one.site)
-            key = _hook_key(site, getattr(one.module, RECORD))
+            key = hook_key(site, getattr(one.module, RECORD))
             if key is not None and not one.before and self.is_leaf_module(site, one.site):
-                del site._forward_hooks[key]
+                remove_hook(site, key)
                 self.hooked.setdefault(site, []).append(one.module)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

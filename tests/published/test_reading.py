@@ -89,7 +89,7 @@ def test_cut_files_are_refused_in_one_line(tmp_path, zipped):
     whole = path.read_bytes()
     for size in (10, len(whole) // 3, len(whole) - 5):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="(must be (a )?whole|not opened)") as caught:
+        with pytest.raises(ValueError, match=r"(must be (a )?whole|not opened)") as caught:
             read(path)
         assert "\n" not in str(caught.value)
     save_file(STATE, path)

@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 
 from foveal.errors import FovealError
 from foveal.insertion import freeze_backbone, parameter_groups
-from foveal.insertion.groups import backbone
+from foveal.insertion.param_groups import backbone
 
 
 def seed_for(*position: int | str) -> int:
