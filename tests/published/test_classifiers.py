@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import foveal
-from foveal.checkpoint import misfit
+from foveal.checkpoint import state_dict_mismatch as misfit
 from foveal.published import FORMATS, convert, export
 from foveal.published.keymap import Shapes
 

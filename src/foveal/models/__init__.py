@@ -78,7 +78,7 @@ def create_model(
                 _refuse_features(name, getattr(build, "func", build), kwargs)
                 net = build(**options, **({"pretrained": True} if pretrained else {}))
     except (RuntimeError, TypeError, AssertionError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise FovealError(f"{name!r} could not be built: {reason}") from error
     if num_classes is None:
         num_classes = getattr(net, "num_classes", None)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveal.checkpoint import listed, misfit, unwrapped
+from foveal.checkpoint import listed, state_dict_mismatch, unwrapped
 from foveal.errors import FovealError
 from foveal.published import blocks, classifiers, danet
 from foveal.published.keymap import Format, Shape, Shapes, tensors
@@ -70,7 +70,7 @@ def convert(
         state |= {theirs: torch.zeros((), dtype=torch.long) for theirs in counters}
         shapes |= dict.fromkeys(counters, ())
     expected = dict(table.values())
-    if wrong := misfit(shapes, expected):
+    if wrong := state_dict_mismatch(shapes, expected):
         name = getattr(net, "foveal_model", {}).get("name")
         network = f"{chosen.name}, read as {name}" if name else chosen.name
         error = FovealError(f"the weights must be those of {network} ({variant}), got {wrong}")
@@ -123,7 +123,7 @@ def export(net: nn.Module, format: str) -> dict[str, Tensor]:
         raise FovealError(f"{format} must be given a network of its kind, got {type(net).__name__}")
     stated = {**getattr(net, "foveal_model", {}).get("kwargs", {}), **blocks.stated(net)}
     like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.free})
-    wrong = misfit(there, dict(chosen.table(like).values())) or _difference(net, like)
+    wrong = state_dict_mismatch(there, dict(chosen.table(like).values())) or _difference(net, like)
     if wrong:
         raise FovealError(f"the network must be as {format} files are ({variant}), got {wrong}")
     return {
