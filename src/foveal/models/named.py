@@ -123,7 +123,7 @@ NAMED: dict[str, Callable[..., nn.Module]] = {
     **{f"cifar_se_resnet{depth}": functools.partial(cifar, "se", depth) for depth in (20, 32, 56, 110)},
     **{
         f"cbam_resnet{depth}": functools.partial(at_residuals, "cbam", f"resnet{depth}", variant="article")
-        for depth in (18, 34, 50, 101)
+        for depth in (18, 34, 50, 101, 152)
     },
     **{
         f"cifar_cbam_resnet{depth}": functools.partial(cifar, "cbam", depth, variant="article")

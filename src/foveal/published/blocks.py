@@ -1,4 +1,4 @@
-"""Single Non-local blocks: the common PyTorch port, and mmcv's, which mmaction2 and mmsegmentation use."""
+"""Single blocks: SE as the common listing and timm have it; Non-local of the common PyTorch port and of mmcv."""
 
 import re
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from foveal.errors import FovealError
-from foveal.nn import NonLocal
-from foveal.published.keymap import STATE, Format, Rule, Shape, Shapes
+from foveal.nn import NonLocal, SqueezeExcite
+from foveal.published.keymap import STATE, Format, Rule, Shape, Shapes, pointwise
 
 UNTOLD = ("embedded_gaussian", "dot_product")
 
@@ -116,7 +116,39 @@ def _mmcv_rules(net: nn.Module) -> tuple[Rule, ...]:
     return _rules(net, conv=".conv", out="conv_out.conv", norm="conv_out.bn", concat="concat_project.conv")
 
 
+# -------------------------------------------------------------------------------------------------------------- SE
+
+
+def _se(shapes: Shapes, options: dict[str, Any], first: str) -> tuple[nn.Module, str]:
+    hidden, channels = (*shapes.get(f"{first}.weight", ()), 1, 1)[:2]
+    bias = shapes.any(re.escape(first) + r"\.bias")
+    block = SqueezeExcite(channels, hidden=hidden, bias=bias, **options)
+    return block, f"one SE block with{'' if bias else 'out'} biases, {channels} channels, {hidden} hidden"
+
+
+def _listed_se(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    return _se(shapes, options, "fc.0")
+
+
+def _timm_se(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    return _se(shapes, options, "fc1")
+
+
 FORMATS = (
+    Format(
+        name="se-listing-block",
+        marks=(r"fc\.0\.weight", r"fc\.2\.weight"),
+        build=_listed_se,
+        rules=(Rule(r"fc1\.(\w+)", r"fc.0.\1"), Rule(r"fc2\.(\w+)", r"fc.2.\1")),
+        only=r"fc\.[02]\.",
+    ),
+    Format(
+        name="timm-se-block",
+        marks=(r"fc1\.weight", r"fc2\.weight"),
+        build=_timm_se,
+        rules=(Rule(r"(fc\d)\.weight", r"\1.weight", pointwise), Rule(r"(fc\d)\.bias", r"\1.bias")),
+        only=r"fc[12]\.",
+    ),
     Format(
         name="nonlocal-port",
         marks=(r"g\.(0\.)?(weight|bias)", r"W\.(0\.)?(weight|bias)"),

@@ -88,7 +88,7 @@ def _timm(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
     kept = {**sizes(shapes, "conv1.0" if deep else "conv1", "fc"), **options}
     net = with_block("se", plain, kept)
     narrow = _other_widths(net, shapes, kept["in_chans"])
-    return net, "SE with biases" + narrow + ", stride 2 in the 3x3 convolution"
+    return net, "SE with biases" + narrow + ", stride 2 in the 3x3 convolution, ReLU"
 
 
 def _other_widths(net: nn.Module, shapes: Shapes, in_chans: int) -> str:
@@ -240,4 +240,68 @@ CBAM_OFFICIAL = Format(
     free=DROPS,
 )
 
-FORMATS = (TIMM_SE, TIMM_LEGACY_SE, PYTORCHCV_SE, PYTORCHCV_SE_B, PYTORCHCV_CBAM, CBAM_OFFICIAL)
+# ------------------------------------------------------------------------------- torchvision's ResNet with a listing's
+
+
+def _reduction(shapes: Shapes, name: str) -> dict[str, int]:
+    """The reduction that the first block's first layer shows, where it is not the usual 16."""
+    hidden, channels = (*shapes.get(name, ()), 0, 0)[:2]
+    reduction = channels // hidden if hidden else 16
+    return {} if reduction == 16 else {"reduction": reduction}
+
+
+def _senet_pytorch(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    kept = {**sizes(shapes, "conv1", "fc"), **options}
+    bias = shapes.any(r"layer\d\.\d+\.se\.fc\.0\.bias")
+    own = _reduction(shapes, "layer1.0.se.fc.0.weight") | ({} if bias else {"bias": False})
+    said = "with" if bias else "without"
+    return with_block(
+        "se", backbone(shapes), kept, **own
+    ), f"SE {said} biases, stride 2 in the 3x3 convolution"
+
+
+SENET_PYTORCH = Format(
+    name="senet-pytorch",
+    marks=(r"layer\d\.\d+\.se\.fc\.[02]\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    build=_senet_pytorch,
+    rules=(
+        Rule(r"(layer\d\.\d+)\.bn\d\.se\.fc1\.(\w+)", r"\1.se.fc.0.\2"),
+        Rule(r"(layer\d\.\d+)\.bn\d\.se\.fc2\.(\w+)", r"\1.se.fc.2.\2"),
+    ),
+    free=DROPS,
+)
+
+
+def _cbam_listing(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    kept = {**sizes(shapes, "conv1", "fc"), **options}
+    own = _reduction(shapes, "layer1.0.ca.fc1.weight")
+    kernel = shapes.size("layer1.0.sa.conv1.weight", 2, 7)
+    own |= {} if kernel == 7 else {"kernel_size": kernel}
+    net = with_block("cbam", backbone(shapes), kept, variant="article", **own)
+    return (
+        net,
+        "CBAM variant 'article': MLP without biases, mean before maximum, no norm after the convolution",
+    )
+
+
+CBAM_LISTING = Format(
+    name="cbam-listing",
+    marks=(r"layer\d\.\d+\.ca\.fc\d\.", r"layer\d\.\d+\.sa\.conv1\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    build=_cbam_listing,
+    rules=(
+        Rule(r"(layer\d\.\d+)\.bn\d\.cbam\.channel\.(fc\d)\.weight", r"\1.ca.\2.weight", pointwise),
+        Rule(r"(layer\d\.\d+)\.bn\d\.cbam\.spatial\.conv\.weight", r"\1.sa.conv1.weight"),
+    ),
+    free=DROPS,
+)
+
+FORMATS = (
+    TIMM_SE,
+    TIMM_LEGACY_SE,
+    SENET_PYTORCH,
+    PYTORCHCV_SE,
+    PYTORCHCV_SE_B,
+    PYTORCHCV_CBAM,
+    CBAM_OFFICIAL,
+    CBAM_LISTING,
+)

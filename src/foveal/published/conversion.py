@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from foveal.checkpoint import listed, state_dict_mismatch, unwrapped
 from foveal.errors import FovealError
+from foveal.insertion.example import example_inputs, preserve_state, tensors_in
 from foveal.published import blocks, classifiers, danet
 from foveal.published.keymap import Format, Shape, Shapes, tensors
-from foveal.published.reading import bare
+from foveal.published.nearest import nearest
+from foveal.published.reading import unwrap_state_dict
 
 FORMATS: dict[str, Format] = {
     one.name: one for one in (*classifiers.FORMATS, *danet.FORMATS, *blocks.FORMATS)
@@ -23,23 +25,30 @@ COUNTER = "num_batches_tracked"
 
 
 def convert(
-    state_dict: Mapping[str, Any], format: str | None = None, *, prefix: str = "", **options: Any
+    state_dict: Mapping[str, Any] | nn.Module,
+    format: str | None = None,
+    *,
+    prefix: str = "",
+    ema: bool | None = None,
+    **options: Any,
 ) -> nn.Module:
     """The network of ours that a published state dict fits, with its weights; all of them or none.
 
     Args:
         state_dict: tensors by name as others saved them; wrappers such as ``{"state_dict": ...}`` and prefixes such
-            as ``module.`` are taken off. See `read` for files.
+            as ``module.`` are taken off. See `read` for files. The network itself in place of its state dict is
+            compared with the result on an example, which shows what no name or shape does.
         format: a name in `FORMATS`; told from the names by default.
         prefix: read only what begins so, such as one Non-local block of a whole network,
             ``"layer2.1.non_local_block."``.
+        ema: whether to take averaged weights; must be stated where a checkpoint holds both.
         **options: what a file does not show, such as ``pairwise="dot_product"`` of a Non-local block or
             ``multi_grid=None`` of a DANet; `FORMATS` lists them for each format as ``free``.
 
     Returns:
         The network in float32 on the CPU, in train mode as newly built, one that `foveal.save` and `foveal.load`
-        rebuild; for the formats of a single Non-local block, the block. ``net.foveal_info`` says under
-        ``"converted_from"`` and ``"variant"`` what it is.
+        rebuild; for the formats of a single block, the block. ``net.foveal_info`` says under ``"converted_from"``
+        and ``"variant"`` what it is, and under ``"notes"`` what was chosen or left out, if anything.
 
     Raises:
         ValueError: an unknown format, a format that leaves open what must be stated, or names and shapes that do not
@@ -52,7 +61,9 @@ def convert(
         >>> net.foveal_info["converted_from"], net(torch.zeros(1, 3, 64, 64)).shape
         ('timm-se', torch.Size([1, 5]))
     """
-    state = {name: value.detach() for name, value in bare(state_dict).items()}
+    peer = unwrapped(state_dict) if isinstance(state_dict, nn.Module) else None
+    read = unwrap_state_dict(peer.state_dict() if peer is not None else state_dict, ema)
+    state = {name: value.detach() for name, value in read.items()}
     if prefix:
         prefix = prefix.rstrip(".") + "."
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -90,8 +101,25 @@ def convert(
     net.load_state_dict(_ours(net, state, table), strict=True, assign=True)
     left = [name for name, t in chain(net.named_parameters(), net.named_buffers()) if t.is_meta]
     assert not left, f"tensors outside the state dict: {left}"
-    net.foveal_info = {"converted_from": chosen.name, "variant": variant}  # type: ignore[assignment]
+    info: dict[str, Any] = {"converted_from": chosen.name, "variant": variant}
+    net.foveal_info = info | ({"notes": read.notes} if read.notes else {})  # type: ignore[assignment]
+    if peer is not None and not prefix:
+        _refuse_other_function(peer, net, variant)
     return net
+
+
+def _refuse_other_function(peer: nn.Module, net: nn.Module, variant: str) -> None:
+    """Raise where both return something else for one example: activations and strides show there, not in names."""
+    args, kwargs = example_inputs(peer)[-1]
+    with preserve_state(peer), preserve_state(net):
+        outputs = peer(*args, **kwargs), net(args[0].float())
+    wanted, found = (next(tensors_in(output)).float() for output in outputs)
+    difference = float("inf") if wanted.shape != found.shape else float((found - wanted).abs().max())
+    if difference > 1e-3 * float(wanted.abs().max()):
+        raise FovealError(
+            f"the network must compute what its weights do in {variant}, got outputs that differ by "
+            f"{difference / float(wanted.abs().max()):.1%} on an example; it was built with other options"
+        )
 
 
 def export(net: nn.Module, format: str) -> dict[str, Tensor]:
@@ -189,9 +217,7 @@ def _fitting(format: str | None, shapes: Shapes) -> list[Format]:
     fitting = [one for one in FORMATS.values() if one.fits(shapes)]
     if fitting:
         return fitting
-    prefixes = blocks.prefixes(shapes)
-    inside = f"; it holds Non-local blocks: pass prefix={listed(map(repr, prefixes), 4)}" if prefixes else ""
     raise FovealError(
-        f"the weights must be in one of the formats {', '.join(FORMATS)}, got {len(shapes)} tensors such as "
-        f"{listed(shapes, 4)}{inside}"
+        f"the weights must be in one of the formats {', '.join(FORMATS)}, got {len(shapes)} tensors"
+        f"{nearest(shapes, FORMATS)}"
     )

@@ -69,6 +69,7 @@ class Format:
         rules: for a network; the first that matches a name applies, other names are the same here and there.
         free: options that the file does not show.
         unused: pattern of names whose tensors the peer's own forward never reads.
+        only: pattern that begins every name of such a file; for single blocks, whose names occur in networks too.
     """
 
     name: str
@@ -77,9 +78,11 @@ class Format:
     rules: tuple[Rule, ...] | Callable[[nn.Module], tuple[Rule, ...]]
     free: tuple[str, ...] = ()
     unused: str | None = None
+    only: str | None = None
 
     def fits(self, shapes: Shapes) -> bool:
-        return all(shapes.any(mark) for mark in self.marks)
+        alone = self.only is None or all(re.match(self.only, name) for name in shapes)
+        return alone and all(shapes.any(mark) for mark in self.marks)
 
     def table(self, net: nn.Module) -> dict[str, tuple[str, Shape]]:
         """By each name of ours, name and shape in the file."""
