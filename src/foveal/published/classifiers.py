@@ -108,13 +108,13 @@ def _other_widths(net: nn.Module, shapes: Shapes, in_chans: int) -> str:
 
 TIMM_SE = Format(
     name="timm-se",
-    marks=(r"layer\d\.\d+\.se\.fc\d\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    signature=(r"layer\d\.\d+\.se\.fc\d\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
     build=_timm,
     rules=(
         Rule(r"(layer\d\.\d+)\.bn\d\.se\.(fc\d)\.weight", r"\1.se.\2.weight", pointwise),
         Rule(r"(layer\d\.\d+)\.bn\d\.se\.(fc\d)\.bias", r"\1.se.\2.bias"),
     ),
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 
 
@@ -132,13 +132,13 @@ def _legacy(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
 
 TIMM_LEGACY_SE = Format(
     name="timm-legacy-se",
-    marks=(r"layer\d\.\d+\.se_module\.fc\d\.", r"layer0\.", r"layer\d\.\d+\.bn1\."),
+    signature=(r"layer\d\.\d+\.se_module\.fc\d\.", r"layer0\.", r"layer\d\.\d+\.bn1\."),
     build=_legacy,
     rules=(
         Rule(r"(.*\.se_module)\.se\.(fc\d)\.weight", r"\1.\2.weight", pointwise),
         Rule(r"(.*\.se_module)\.se\.(fc\d)\.bias", r"\1.\2.bias"),
     ),
-    free=("drop_rate",),
+    ambiguous_options=("drop_rate",),
 )
 
 # ------------------------------------------------------------------------------------------------------- pytorchcv
@@ -186,20 +186,20 @@ def _pytorchcv_se(shapes: Shapes, options: dict[str, Any], *, stride_first: bool
     return with_block("se", plain, kept), f"SE with biases, stride 2 in the {stride} convolution"
 
 
-SE_MARKS = (r"features\.stage\d\.unit\d+\.se\.conv\d\.", r"features\.init_block\.conv\.", r"output\.")
+SE_SIGNATURE = (r"features\.stage\d\.unit\d+\.se\.conv\d\.", r"features\.init_block\.conv\.", r"output\.")
 PYTORCHCV_SE = Format(
     name="pytorchcv-seresnet",
-    marks=SE_MARKS,
+    signature=SE_SIGNATURE,
     build=partial(_pytorchcv_se, stride_first=True),
     rules=PYTORCHCV,
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 PYTORCHCV_SE_B = Format(
     name="pytorchcv-seresnet-b",
-    marks=SE_MARKS,
+    signature=SE_SIGNATURE,
     build=partial(_pytorchcv_se, stride_first=False),
     rules=PYTORCHCV,
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 
 # ------------------------------------------------------------------------------------------------------------ CBAM
@@ -213,10 +213,14 @@ def _pytorchcv_cbam(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module,
 
 PYTORCHCV_CBAM = Format(
     name="pytorchcv-cbam",
-    marks=(r"features\.stage\d\.unit\d+\.cbam\.(ch|sp)_gate\.", r"features\.init_block\.conv\.", r"output\."),
+    signature=(
+        r"features\.stage\d\.unit\d+\.cbam\.(ch|sp)_gate\.",
+        r"features\.init_block\.conv\.",
+        r"output\.",
+    ),
     build=_pytorchcv_cbam,
     rules=PYTORCHCV,
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 
 
@@ -227,7 +231,7 @@ def _official(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
 
 CBAM_OFFICIAL = Format(
     name="cbam-official",
-    marks=(r"layer\d\.\d+\.cbam\.(ChannelGate|SpatialGate)\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    signature=(r"layer\d\.\d+\.cbam\.(ChannelGate|SpatialGate)\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
     build=_official,
     rules=(
         Rule(r"(layer\d\.\d+)\.bn\d\.cbam\.channel\.fc1\.(\w+)", r"\1.cbam.ChannelGate.mlp.1.\2"),
@@ -237,7 +241,7 @@ CBAM_OFFICIAL = Format(
         ),
         Rule(rf"(layer\d\.\d+)\.bn\d\.cbam\.spatial\.norm\.{STATE}", r"\1.cbam.SpatialGate.spatial.bn.\2"),
     ),
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 
 # ------------------------------------------------------------------------------- torchvision's ResNet with a listing's
@@ -262,13 +266,13 @@ def _senet_pytorch(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, 
 
 SENET_PYTORCH = Format(
     name="senet-pytorch",
-    marks=(r"layer\d\.\d+\.se\.fc\.[02]\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    signature=(r"layer\d\.\d+\.se\.fc\.[02]\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
     build=_senet_pytorch,
     rules=(
         Rule(r"(layer\d\.\d+)\.bn\d\.se\.fc1\.(\w+)", r"\1.se.fc.0.\2"),
         Rule(r"(layer\d\.\d+)\.bn\d\.se\.fc2\.(\w+)", r"\1.se.fc.2.\2"),
     ),
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 
 
@@ -286,13 +290,13 @@ def _cbam_listing(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, s
 
 CBAM_LISTING = Format(
     name="cbam-listing",
-    marks=(r"layer\d\.\d+\.ca\.fc\d\.", r"layer\d\.\d+\.sa\.conv1\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    signature=(r"layer\d\.\d+\.ca\.fc\d\.", r"layer\d\.\d+\.sa\.conv1\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
     build=_cbam_listing,
     rules=(
         Rule(r"(layer\d\.\d+)\.bn\d\.cbam\.channel\.(fc\d)\.weight", r"\1.ca.\2.weight", pointwise),
         Rule(r"(layer\d\.\d+)\.bn\d\.cbam\.spatial\.conv\.weight", r"\1.sa.conv1.weight"),
     ),
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 
 FORMATS = (

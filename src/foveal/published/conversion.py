@@ -43,7 +43,7 @@ def convert(
             ``"layer2.1.non_local_block."``.
         ema: whether to take averaged weights; must be stated where a checkpoint holds both.
         **options: what a file does not show, such as ``pairwise="dot_product"`` of a Non-local block or
-            ``multi_grid=None`` of a DANet; `FORMATS` lists them for each format as ``free``.
+            ``multi_grid=None`` of a DANet; `FORMATS` lists them for each format as ``ambiguous_options``.
 
     Returns:
         The network in float32 on the CPU, in train mode as newly built, one that `foveal.save` and `foveal.load`
@@ -71,8 +71,8 @@ def convert(
             raise FovealError(f"prefix must begin the name of some tensor, got {prefix!r}")
     fitting = _fitting(format, Shapes({name: tuple(value.shape) for name, value in state.items()}))
     chosen = fitting[0]
-    if chosen.unused:
-        state = {name: value for name, value in state.items() if not re.match(chosen.unused, name)}
+    if chosen.ignored_names:
+        state = {name: value for name, value in state.items() if not re.match(chosen.ignored_names, name)}
     shapes = Shapes({name: tuple(value.shape) for name, value in state.items()})
     (net, variant), *others = (_build(one, shapes, options) for one in fitting)
     table = chosen.table(net)
@@ -147,10 +147,10 @@ def export(net: nn.Module, format: str) -> dict[str, Tensor]:
     state = tensors(net.state_dict())
     table = chosen.table(net)
     there = Shapes(dict(table.values()))
-    if not chosen.fits(there):
+    if not chosen.matches(there):
         raise FovealError(f"{format} must be given a network of its kind, got {type(net).__name__}")
-    stated = {**getattr(net, "foveal_model", {}).get("kwargs", {}), **blocks.stated(net)}
-    like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.free})
+    stated = {**getattr(net, "foveal_model", {}).get("kwargs", {}), **blocks.given_options(net)}
+    like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.ambiguous_options})
     wrong = state_dict_mismatch(there, dict(chosen.table(like).values())) or _difference(net, like)
     if wrong:
         raise FovealError(f"the network must be as {format} files are ({variant}), got {wrong}")
@@ -189,10 +189,10 @@ def _every_misfit(file: Shapes, expected: Mapping[str, Shape]) -> str:
 
 
 def _build(chosen: Format, shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
-    unknown = [key for key in options if key not in chosen.free]
+    unknown = [key for key in options if key not in chosen.ambiguous_options]
     if unknown:
         raise FovealError(
-            f"{chosen.name} takes {', '.join(chosen.free) or 'no options'}, got {', '.join(unknown)}"
+            f"{chosen.name} takes {', '.join(chosen.ambiguous_options) or 'no options'}, got {', '.join(unknown)}"
         )
     for key, value in options.items():
         if key.startswith("drop") and not (type(value) in (int, float) and 0 <= value <= 1):
@@ -214,7 +214,7 @@ def _fitting(format: str | None, shapes: Shapes) -> list[Format]:
     """The formats whose names these are; more than one where files look the same."""
     if format is not None:
         return [_named(format)]
-    fitting = [one for one in FORMATS.values() if one.fits(shapes)]
+    fitting = [one for one in FORMATS.values() if one.matches(shapes)]
     if fitting:
         return fitting
     raise FovealError(

@@ -23,7 +23,7 @@ def nearest(shapes: Shapes, formats: Mapping[str, Format]) -> str:
     inside = {
         prefix: fitting
         for prefix in _prefixes(shapes)
-        if (fitting := [f.name for f in formats.values() if f.fits(below(shapes, prefix))])
+        if (fitting := [f.name for f in formats.values() if f.matches(below(shapes, prefix))])
     }
     if inside:
         found = "; ".join(
@@ -33,10 +33,10 @@ def nearest(shapes: Shapes, formats: Mapping[str, Format]) -> str:
     if places := blocks.prefixes(shapes):
         return f"{said}; it holds Non-local blocks: pass prefix={listed(map(repr, places), 4)}"
     scores = {one: _speaks_for(one, shapes, odd) for one in formats.values()}
-    best = max(scores, key=lambda one: len(scores[one]) / len(one.marks))
+    best = max(scores, key=lambda one: len(scores[one]) / len(one.signature))
     if not scores[best]:
         return said
-    against = [_in_words(mark) for mark in best.marks if not shapes.any(mark)]
+    against = [_in_words(mark) for mark in best.signature if not shapes.any(mark)]
     alone = [n for n in shapes if best.only is not None and not re.match(best.only, n)]
     reasons = [f"no name that begins {listed(against)}"] if against else []
     reasons += [f"names beside it such as {listed(alone, 2)}"] if alone else []
@@ -57,7 +57,7 @@ def _prefixes(shapes: Shapes) -> list[str]:
 
 def _speaks_for(one: Format, shapes: Shapes, odd: list[str]) -> list[str]:
     """For each mark of a format that a telling name has, the first such name."""
-    firsts = (next((name for name in odd if re.match(mark, name)), None) for mark in one.marks)
+    firsts = (next((name for name in odd if re.match(mark, name)), None) for mark in one.signature)
     return [name for name in firsts if name is not None]
 
 
