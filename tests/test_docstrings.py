@@ -9,8 +9,8 @@ import pytest
 import foveal
 
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-# these import Triton, which not every installation has, and have no examples
-WITHOUT = {"foveal.ops.kernels.triton_attention", "foveal.ops.kernels.triton_gate"}
+# a command, and files that import Triton, which not every installation has: none has examples
+WITHOUT = {"foveal.cli.__main__", "foveal.ops.kernels.triton_attention", "foveal.ops.kernels.triton_gate"}
 MODULES = sorted({m.name for m in pkgutil.walk_packages(foveal.__path__, "foveal.")} - WITHOUT)
 
 

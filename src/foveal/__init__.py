@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         plan,
         remove,
         sites,
+        undo_zero_init,
     )
     from foveal.look import watch
     from foveal.models import create_model, list_models
@@ -47,6 +48,7 @@ _HOMES = {
     "remove": "foveal.insertion",
     "save": "foveal.checkpoint",
     "sites": "foveal.insertion",
+    "undo_zero_init": "foveal.insertion",
     "watch": "foveal.look",
 }
 _SUBPACKAGES = (
@@ -95,6 +97,7 @@ __all__ = [
     "remove",
     "save",
     "sites",
+    "undo_zero_init",
     "watch",
 ]
 

@@ -21,7 +21,7 @@ from foveal.errors import FovealError
 from foveal.files import find_images
 from foveal.machine import choose_device
 from foveal.model_info import ModelInfo
-from foveal.models import create_model, list_models
+from foveal.models import create_model, data_config, list_models
 from foveal.tasks import Task, task_named
 from foveal.tasks.options import make_options
 
@@ -29,6 +29,7 @@ Source = str | os.PathLike[str] | bytes | Tensor | np.ndarray
 VALUES_AT_ONCE = 3 * 2**22
 """Values of prepared images that go through a network together."""
 BUNDLED = "default.safetensors"
+IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -231,8 +232,8 @@ def _ready(net: nn.Module, info: ModelInfo, name: str, device: str) -> Predictor
 
 def _published_info(net: nn.Module, name: str) -> ModelInfo:
     """The preprocessing and the classes that timm notes with published weights."""
-    own: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
-    if not own.get("input_size") or own.get("num_classes") != 1000:
+    own = data_config(net)
+    if (getattr(net, "pretrained_cfg", None) or {}).get("num_classes") != IMAGENET_CLASSES:
         raise FovealError(
             f"a model by name must be a classifier of ImageNet with published weights, got {name}"
         )
@@ -241,12 +242,12 @@ def _published_info(net: nn.Module, name: str) -> ModelInfo:
     names = ImageNetInfo()
     return ModelInfo(
         task="classify",
-        classes=[names.index_to_description(i, detailed=False) for i in range(1000)],
+        classes=[names.index_to_description(i, detailed=False) for i in range(IMAGENET_CLASSES)],
         image_size=own["input_size"][-1],
-        mean=tuple(own["mean"]),
-        std=tuple(own["std"]),
-        interpolation=own.get("interpolation", "bilinear"),
-        crop_share=own.get("crop_pct"),
+        mean=own["mean"],
+        std=own["std"],
+        interpolation=own["interpolation"],
+        crop_share=own["crop_pct"],
         model=name,
     )
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from foveal.compare.variants import NONE, PlainConvolution, build, control_of, parse_variants
+from foveal.compare.variants import NONE, PlainConvolution, awake_norms, build, control_of, parse_variants
 from foveal.insertion import inserted
 from foveal.measure import count_parameters
 from foveal.nn import BLOCKS
@@ -58,3 +58,23 @@ def test_names_are_short_where_they_can_be():
 def test_refuses_what_cannot_be_compared(insertions, message):
     with pytest.raises(ValueError, match=message):
         parse_variants(insertions)
+
+
+def test_norms_before_a_block_start_at_one_in_every_variant_alike():
+    """timm's ResNets start the last norm of a branch at zero, where a gate gets no gradient: all variants begin awake."""
+    config = TrainConfig(model="resnet10t", seed=3)
+    attention = parse_variants(["cbam@residual:4", "nonlocal@block:3"])
+    norms = awake_norms(attention, config, classes=3, image_size=64)
+    assert norms == ["layer4.0.bn2"]
+    control = control_of(attention, config, classes=3, image_size=64)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    nets = {v.name: build(v, config, 3, 64, norms).eval() for v in [NONE, control, *attention]}
+    assert all(torch.equal(net(x), nets["none"](x)) for net in nets.values())
+    assert not torch.equal(build(NONE, config, 3, 64).eval()(x), nets["none"](x))
+    [gate] = inserted(nets["cbam"])
+    nets["cbam"].train()(x).square().sum().backward()
+    assert sum(float(p.grad.abs().sum()) for p in gate.module.parameters() if p.grad is not None) > 0
+
+
+def test_no_norm_is_touched_where_none_sleeps():
+    assert awake_norms(parse_variants(["se(reduction=4)"]), CONFIG, classes=3, image_size=32) == []

@@ -52,5 +52,5 @@ def test_a_classifier_is_replaced_as_in_timm(name, shapes):
 
 
 def test_a_map_that_there_is_not_is_one_clear_line():
-    with pytest.raises(ValueError, match=r"^create_model: 'cifar_se_resnet20' could not be built: .*range$"):
+    with pytest.raises(ValueError, match=r"^'cifar_se_resnet20' could not be built: .*range$"):
         foveal.create_model("cifar_se_resnet20", features_only=True, out_indices=(9,))

@@ -32,7 +32,7 @@ PEERS = {
     "se_net154": ({}, "senet154", 0),
     **{f"cifar_se_resnet{d}": ({"reduction": 16}, f"seresnet{d}_cifar10", 0) for d in (20, 56, 110)},
     # pytorchcv multiplies by the two gates one after the other, here both are one product
-    **{f"cbam_resnet{d}": ({"variant": "official"}, f"cbam_resnet{d}", 2e-3) for d in DEPTHS},
+    **{f"cbam_resnet{d}": ({"variant": "official"}, f"cbam_resnet{d}", 2e-3) for d in (*DEPTHS, 152)},
 }
 
 # millions of parameters, billions of multiply-accumulates at 224 x 224, relative tolerance of the latter

@@ -55,3 +55,27 @@ def test_options_of_a_block_need_blocks():
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="kind must be one of c2d, i3d, got 'r2plus1d'"):
         VideoResNet("r2plus1d")
+
+
+@pytest.mark.parametrize(
+    ("variant", "inflated", "frames"),
+    [
+        ("paper", ["1.0", "1.2", "2.0", "2.2", "3.0", "3.2", "3.4", "4.0", "4.2"], 1),
+        ("released", ["1.0", "1.1", "1.2", "2.0", "2.2", "3.0", "3.2", "3.4", "4.1"], 4),
+    ],
+)
+def test_each_variant_inflates_its_blocks_and_pools_its_way(variant, inflated, frames):
+    net = VideoResNet("i3d", num_classes=4, blocks=0, variant=variant).eval()
+    over_time = [n for n, m in net.named_modules() if isinstance(m, nn.Conv3d) and m.kernel_size[0] == 3]
+    assert over_time == [f"net.layer{block}.conv1" for block in inflated]
+    assert net.net.conv1.kernel_size[0] == 5
+    seen = []
+    net.net.layer4.register_forward_hook(lambda module, args, output: seen.append(output.shape[2]))
+    with torch.no_grad():
+        net(torch.randn(1, 3, 8, 32, 32))
+    assert seen == [frames]
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="variant must be one of paper, released, got 'official'"):
+        VideoResNet("i3d", variant="official")

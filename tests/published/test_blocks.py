@@ -141,3 +141,14 @@ def test_a_block_the_peer_cannot_be_is_not_exported():
             export(NonLocal(8, out_bias=True, **options), "nonlocal-port")
     with pytest.raises(ValueError, match="nonlocal-port must be given a network of its kind, got ResNet"):
         export(foveal.create_model("resnet18"), "nonlocal-port")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_single_se_block_of_the_article_and_of_timm(bias):
+    x = torch.randn(2, 32, 5, 5)
+    block = foveal.nn.SqueezeExcite(32, reduction=4, bias=bias)
+    for name in ("se-listing-block", "timm-se-block"):
+        state = export(block, name)
+        again = convert({f"layer1.0.se.{key}": value for key, value in state.items()}, prefix="layer1.0.se")
+        assert again.foveal_info["converted_from"] == name
+        assert torch.equal(again(x), block(x))

@@ -49,7 +49,7 @@ def test_a_cut_file_is_said_to_lack_whole_stages(state):
 
 @pytest.mark.parametrize("value", ["high", 2, -0.1, float("nan"), True, None])
 def test_what_is_dropped_is_a_share(state, value):
-    with pytest.raises(ValueError, match=r"^convert: drop_rate must be a number from 0 to 1, got "):
+    with pytest.raises(ValueError, match=r"^drop_rate must be a number from 0 to 1, got "):
         convert(state, drop_rate=value)
 
 
@@ -112,7 +112,7 @@ def test_options_reach_the_network_and_its_file(name, format):
 def test_another_network_is_refused():
     plain = foveal.create_model("resnet18").state_dict()
     with pytest.raises(
-        ValueError, match=r"one of the formats timm-se, .* got 122 tensors such as conv1\.weight, "
+        ValueError, match=r"one of the formats timm-se, .* got 122 tensors of a plain ResNet without"
     ):
         convert(plain)
     with pytest.raises(
@@ -125,9 +125,9 @@ def test_another_network_is_refused():
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_refuses_strange_names_by_a_message(name):
     for strange in ({"a": torch.zeros(2)}, {"layer1.0.conv1.weight": torch.zeros(1)}):
-        with pytest.raises(ValueError, match=r"^convert: "):
+        with pytest.raises(ValueError, match=rf"^(in files of {name}, |the weights must be those of {name})"):
             convert(strange, name)
-    with pytest.raises(ValueError, match=r"^export: "):
+    with pytest.raises(ValueError, match="given a network of its kind, got Linear"):
         export(torch.nn.Linear(2, 2), name)
 
 

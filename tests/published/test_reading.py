@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from foveal.errors import FovealError
 from foveal.published import read
-from foveal.published.reading import bare
+from foveal.published.reading import unwrap_state_dict
 
 STATE = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.zeros(2)}
 
@@ -37,7 +38,9 @@ def test_wrappers_and_shared_prefixes_are_taken_off(tmp_path, zipped):
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", "net"])
 @pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "backbone.", "_orig_mod."])
 def test_each_wrapper_and_prefix_of_the_page(wrapper, prefix):
-    assert same(bare({"epoch": 3, wrapper: {prefix + name: value for name, value in STATE.items()}}))
+    assert same(
+        unwrap_state_dict({"epoch": 3, wrapper: {prefix + name: value for name, value in STATE.items()}})
+    )
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
@@ -46,12 +49,12 @@ def test_each_wrapper_and_prefix_of_the_page(wrapper, prefix):
 )
 def test_sparse_and_quantized_tensors_are_refused(make):
     with pytest.raises(ValueError, match=r"dense tensors alone, got fc\.weight \(Tensor\)"):
-        bare({**STATE, "fc.weight": make(torch.eye(2))})
+        unwrap_state_dict({**STATE, "fc.weight": make(torch.eye(2))})
 
 
 def test_a_prefix_that_not_all_names_share_stays():
     state = {"backbone.conv1.weight": torch.zeros(1), "decode_head.bias": torch.zeros(1)}
-    assert bare({"meta": {}, "state_dict": state}) == state
+    assert unwrap_state_dict({"meta": {}, "state_dict": state}) == state
 
 
 class Runs:
@@ -77,7 +80,7 @@ def test_a_plain_pickle_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open("in.pkl", "wb") as file:
         pickle.dump(Runs(), file)
-    with pytest.raises(ValueError, match=r"^convert: "):
+    with pytest.raises(ValueError, match="could run code and is not opened"):
         read("in.pkl")
     assert not os.path.exists("ran")
 
@@ -89,7 +92,7 @@ def test_cut_files_are_refused_in_one_line(tmp_path, zipped):
     whole = path.read_bytes()
     for size in (10, len(whole) // 3, len(whole) - 5):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"^convert: .*(whole|not opened)") as caught:
+        with pytest.raises(ValueError, match=r"(must be (a )?whole|not opened)") as caught:
             read(path)
         assert "\n" not in str(caught.value)
     save_file(STATE, path)
@@ -132,3 +135,67 @@ def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
             compressed.writestr(name, stored.read(name))
     with pytest.raises(ValueError, match="must be stored uncompressed, got a compressed zip"):
         read(tmp_path / "small.pth")
+
+
+# --------------------------------------------------------------------------- what training scripts write around it
+
+OTHERS = {name: value + 1 for name, value in STATE.items()}
+
+
+@pytest.mark.parametrize(
+    ("raw", "averaged"),
+    [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema"), ("net", "ema_state_dict")],
+)
+def test_raw_and_averaged_weights_are_never_chosen_between_in_silence(raw, averaged):
+    content = {"epoch": 3, raw: STATE, averaged: {f"module.{k}": v for k, v in OTHERS.items()}}
+    with pytest.raises(
+        FovealError, match=rf"ema must be stated.*raw weights \({raw}\).*averaged ones \({averaged}\)"
+    ):
+        unwrap_state_dict(content)
+    taken = unwrap_state_dict(content, ema=False)
+    assert same(taken)
+    assert taken.notes == [f"raw weights ({raw}), not the averaged ones ({averaged})"]
+    taken = unwrap_state_dict(content, ema=True)
+    assert all(torch.equal(taken[k], OTHERS[k]) for k in STATE)
+    assert taken.notes == [f"averaged weights ({averaged})"]
+
+
+def test_averaged_weights_alone_are_taken_and_named():
+    taken = unwrap_state_dict({"ema": STATE})
+    assert same(taken)
+    assert taken.notes == ["averaged weights (ema)"]
+    with pytest.raises(FovealError, match="there must be raw weights with ema=False"):
+        unwrap_state_dict({"ema": STATE}, ema=False)
+    with pytest.raises(FovealError, match="there must be averaged weights with ema=True"):
+        unwrap_state_dict({"state_dict": STATE}, ema=True)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "beside"),
+    [
+        ("module.", {"n_averaged": torch.tensor(3)}),
+        ("model.", {"criterion.pos_weight": torch.ones(5)}),
+        ("model.", {"loss_fn.weight": torch.ones(5), "train_acc.total": torch.zeros(())}),
+        ("backbone.model.", {"metrics.total": torch.zeros(())}),
+        ("module.encoder_q.", {"module.queue": torch.zeros(2, 3), "module.queue_ptr": torch.zeros(1)}),
+    ],
+)
+def test_what_training_leaves_beside_the_weights_is_left_out_and_named(prefix, beside):
+    taken = unwrap_state_dict({**beside, **{prefix + name: value for name, value in STATE.items()}})
+    assert same(taken)
+    (note,) = taken.notes
+    assert note.startswith(f"left out {len(beside)} that are no weights of a network: ")
+    assert all(name.removeprefix("module.") in note for name in beside)
+
+
+def test_names_beside_unprefixed_weights_stay_for_the_table_to_refuse():
+    assert "criterion.weight" in unwrap_state_dict({**STATE, "criterion.weight": torch.ones(1)})
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "ema"])
+def test_a_dictionary_that_holds_itself_is_refused(wrapper, tmp_path):
+    held: dict = {"epoch": 1}
+    held[wrapper] = held
+    torch.save(held, tmp_path / "self.pth")
+    with pytest.raises(FovealError, match=r"got a dictionary that holds itself, in .*self\.pth"):
+        read(tmp_path / "self.pth")

@@ -61,8 +61,6 @@ def test_mistakes_are_one_line_and_leave_nothing(net, capsys, tmp_path):
     assert "mis-shaped: fc." in refused(capsys, "turned.pth", "out.safetensors")
     assert "No such file" in refused(capsys, "none.pth", "out.safetensors")
     assert "--model_options" not in refused(capsys, "block.pth", "out.safetensors")
-    single = refused(capsys, "block.pth", "out.safetensors", "--model_options.pairwise=embedded_gaussian")
-    assert "holds a single block" in single
     assert "another file" in refused(capsys, "plain.pth", "plain.pth")
     assert "one of timm-se" in refused(capsys, "plain.pth", "out.safetensors", "--format", "timm")
     assert "one of timm-se" in refused(capsys, "plain.pth", "out.safetensors", "--to", "timm")
@@ -74,6 +72,31 @@ def test_mistakes_are_one_line_and_leave_nothing(net, capsys, tmp_path):
     high = refused(capsys, "turned.pth", "out.safetensors", "--model_options.drop_rate=high")
     assert high.startswith("convert: drop_rate must be a number")
     assert {path.name for path in tmp_path.iterdir()} == before | {"ours.safetensors"}
+
+
+def test_a_single_block_goes_into_a_file_for_a_block_made_alike(capsys):
+    block = foveal.nn.NonLocal(8, out_bias=True, norm="batch", start="paper")
+    state = export(block, "nonlocal-port")
+    torch.save({f"layer2.1.non_local.{name}": value for name, value in state.items()}, "net.pth")
+    arguments = ["net.pth", "block.safetensors", "--prefix", "layer2.1.non_local"]
+    assert main(["convert", *arguments, "--model_options.pairwise=embedded_gaussian"]) == 0
+    assert "block.safetensors: one NonLocal, " in capsys.readouterr().out
+    other = foveal.nn.NonLocal(8, out_bias=True, norm="batch", start="paper")
+    foveal.load("block.safetensors", other)
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(other.eval()(x), block.eval()(x))
+
+
+def test_averaged_weights_are_taken_where_asked_for(net, capsys):
+    raw = export(net, "cbam-official")
+    mean = {name: value + 1 for name, value in raw.items()}
+    torch.save({"state_dict": raw, "state_dict_ema": mean, "epoch": 3}, "in.pth")
+    assert "--ema true or --ema false" in refused(capsys, "in.pth", "out.safetensors")
+    for ema, state in (("true", mean), ("false", raw)):
+        assert main(["convert", "in.pth", "out.safetensors", "--ema", ema]) == 0
+        said = capsys.readouterr().out
+        assert ("averaged weights (state_dict_ema)" in said) == (ema == "true")
+        assert torch.equal(foveal.load("out.safetensors").fc.bias, state["fc.bias"])  # type: ignore[union-attr]
 
 
 def test_a_target_stays_as_it_was_after_an_error(net, capsys, tmp_path, monkeypatch):

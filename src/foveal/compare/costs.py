@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from foveal.compare.job import Job
 from foveal.compare.summary import Costs
-from foveal.compare.variants import build
 from foveal.files import write_json
 from foveal.machine import environment
 from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
@@ -39,10 +38,7 @@ def measure_costs(plan: Plan, folder: Path) -> dict[str, Costs]:
         if kept["settings"] == settings:
             return {name: Costs(**costs) for name, costs in kept["costs"].items()}
 
-    nets = {
-        v.name: build(v, job.config, len(job.info.classes), job.info.image_size).to(job.device)
-        for v in plan.variants
-    }
+    nets = {v.name: replace(job, variant=v).build().to(job.device) for v in plan.variants}
     train_batch = _training_batch(plan)
     image, batch = train_batch["image"][:1], train_batch["image"]
     peaks = {}

@@ -20,7 +20,15 @@ from foveal.compare.job import Job
 from foveal.compare.page import write_report
 from foveal.compare.progress import Progress
 from foveal.compare.summary import Row, summarise
-from foveal.compare.variants import NONE, Variant, build, control_of, parse_models, parse_variants
+from foveal.compare.variants import (
+    NONE,
+    Variant,
+    awake_norms,
+    build,
+    control_of,
+    parse_models,
+    parse_variants,
+)
 from foveal.data import JointTransform
 from foveal.data.joint import Rescale
 from foveal.errors import FovealError
@@ -123,10 +131,12 @@ def plan_comparison(
     add_blocks(net, replace(config, insert=[]), info.image_size)
     if models:
         # every network that cannot be made is found before any time is spent on training
+        norms: list[str] = []
         for variant in variants:
             build(variant, config, len(info.classes), info.image_size)
     else:
         costliest = control_of(variants[1:], config, classes=len(info.classes), image_size=info.image_size)
+        norms = awake_norms(variants[1:], config, classes=len(info.classes), image_size=info.image_size)
         variants = [NONE, *([costliest] if control else []), *variants[1:]]
     settings = {
         "foveal": foveal.__version__,
@@ -135,6 +145,7 @@ def plan_comparison(
         "fingerprints": {part: getattr(images, "fingerprint", None) for part, images in data.items()},
         "info": info.to_dict(),
         "split": split,
+        "norms": norms,
         "device": config.accelerator,
         "training": {name: value for name, value in config.to_dict().items() if name not in NOT_SETTINGS},
     }
@@ -143,6 +154,7 @@ def plan_comparison(
         config,
         info,
         config.accelerator,
+        norms,
         keep_weights=False,
         settings=json.loads(json.dumps(settings)),
     )

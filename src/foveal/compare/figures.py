@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ from foveal.checkpoint import load
 from foveal.compare.arrays import spread
 from foveal.compare.conclusion import MetricText
 from foveal.compare.summary import Row
-from foveal.compare.variants import build
 from foveal.data import JointTransform
 from foveal.look.record import on_pixels, watch
 from foveal.look.score import attention_map, has_map
@@ -198,8 +198,7 @@ def attention_pictures(
     for variant in plan.variants:
         if variant.name not in weights or variant.control:
             continue
-        net = build(variant, job.config, len(job.info.classes), job.info.image_size)
-        net = load(weights[variant.name], net).to(job.device).eval()
+        net = load(weights[variant.name], replace(job, variant=variant).build()).to(job.device).eval()
         if not recordable(net):
             continue
         with torch.no_grad(), watch(net) as seen:

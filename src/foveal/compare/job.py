@@ -8,7 +8,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from foveal.compare.variants import Variant
+from torch import nn
+
+from foveal.compare.variants import Variant, build
 from foveal.model_info import ModelInfo
 from foveal.train.config import TrainConfig
 
@@ -22,6 +24,7 @@ class Job:
         config: how to train it; ``config.seed`` is the run's.
         info: classes and preprocessing.
         device: "cpu" or "cuda".
+        norms: paths of norms whose scale starts at one, in every variant.
         keep_weights: whether the trained weights come back with the result.
         settings: everything the result depends on; kept with it.
     """
@@ -30,6 +33,7 @@ class Job:
     config: TrainConfig
     info: ModelInfo
     device: str
+    norms: list[str]
     keep_weights: bool
     settings: dict[str, Any]
 
@@ -37,6 +41,10 @@ class Job:
     def name(self) -> str:
         """What to call the run in messages."""
         return f"{self.variant.name}, seed {self.config.seed}"
+
+    def build(self) -> nn.Module:
+        """The initial network of this run."""
+        return build(self.variant, self.config, len(self.info.classes), self.info.image_size, self.norms)
 
     @property
     def key(self) -> str:
@@ -53,6 +61,7 @@ class Job:
             "config": self.config.to_dict(),
             "info": self.info.to_dict(),
             "device": self.device,
+            "norms": self.norms,
             "keep_weights": self.keep_weights,
             "settings": self.settings,
         }

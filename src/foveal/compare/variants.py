@@ -146,8 +146,40 @@ def control_of(variants: Sequence[Variant], config: TrainConfig, *, classes: int
     return Variant("control", costliest.insert, control=True)
 
 
-def build(variant: Variant, config: TrainConfig, classes: int, image_size: int) -> nn.Module:
+def awake_norms(
+    variants: Sequence[Variant], config: TrainConfig, *, classes: int, image_size: int
+) -> list[str]:
+    """Norms that start at zero in the plain network and at one in any variant, where they feed a block.
+
+    All variants start with them at one, those without a block there too: the variants must differ in nothing else.
+    """
+    asleep = [
+        name
+        for name, scale in _norm_scales(build_network(config, classes=classes)).items()
+        if not scale.any()
+    ]
+    if not asleep:
+        return []
+    scales = [_norm_scales(build(variant, config, classes, image_size)) for variant in variants]
+    return [name for name in asleep if any(bool(found[name].all()) for found in scales)]
+
+
+def _norm_scales(net: nn.Module) -> dict[str, Tensor]:
+    """The scale of every normalisation, by its module's path."""
+    return {
+        name.removesuffix(".weight"): value
+        for name, value in net.named_parameters()
+        if name.endswith(".weight") and value.ndim == 1
+    }
+
+
+def build(
+    variant: Variant, config: TrainConfig, classes: int, image_size: int, norms: Sequence[str] = ()
+) -> nn.Module:
     """The initial network of a variant; one ``config.seed`` gives the same backbone to all of them.
+
+    Args:
+        norms: whose scale starts at one, from `awake_norms`.
 
     Raises:
         ValueError: the model or the block is unknown, or the block cannot go where it was asked for.
@@ -157,6 +189,8 @@ def build(variant: Variant, config: TrainConfig, classes: int, image_size: int) 
         options = {**config.model_options, **variant.model_options}
         config = replace(config, model=variant.model, model_options=options)
     net = build_network(config, classes=classes)
+    for name in norms:
+        nn.init.ones_(net.get_submodule(name).weight)  # pyright: ignore[reportArgumentType]
     net = add_blocks(net, replace(config, insert=chosen), image_size)
     if variant.control:
         assert variant.insert is not None

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from foveal.checkpoint import save
 from foveal.compare.arrays import ArrayDataset, spread
 from foveal.compare.job import Job
-from foveal.compare.variants import build
 from foveal.data import JointTransform
 from foveal.data.loader import EpochBatchSampler, MemoryLoader, SequentialBatchSampler, make_loader
 from foveal.look.record import watch
@@ -46,7 +45,7 @@ def run_job(
     start = time.perf_counter()
     config, task = job.config, job.config.the_task
     train, val = (ArrayDataset(images, split) for split in ("train", "val"))
-    net = build(job.variant, config, len(job.info.classes), job.info.image_size)
+    net = job.build()
     batches = EpochBatchSampler(len(train), config.batch_size, seed=config.seed)
     training = loop.Training(net, task, config, job.info, batches)
     to_train = task.train_transform(train, job.info, config.options, config.augment)

@@ -1,10 +1,12 @@
 """Put any block anywhere in any convolutional network, and take it out again."""
 
-from foveal.insertion.attach import Insertion, insert, inserted, remove
-from foveal.insertion.cost import Plan, plan
-from foveal.insertion.find import Site, sites
-from foveal.insertion.groups import freeze_backbone, parameter_groups
-from foveal.insertion.spelling import parse_insertion
+from foveal.insertion.api import insert, remove
+from foveal.insertion.costs import Plan, plan
+from foveal.insertion.hooks import Insertion, inserted
+from foveal.insertion.locate import Site, sites
+from foveal.insertion.param_groups import freeze_backbone, parameter_groups
+from foveal.insertion.parse import parse_insertion
+from foveal.insertion.zero_init import undo_zero_init
 
 __all__ = [
     "Insertion",
@@ -18,4 +20,5 @@ __all__ = [
     "plan",
     "remove",
     "sites",
+    "undo_zero_init",
 ]

@@ -5,7 +5,15 @@ from typing import Any
 
 from torch import nn
 
-TIMM_OPTIONS = ("features_only", "out_indices", "output_stride", "drop_rate", "drop_path_rate", "global_pool")
+TIMM_OPTIONS = (
+    "features_only",
+    "out_indices",
+    "output_stride",
+    "drop_rate",
+    "drop_path_rate",
+    "global_pool",
+    "zero_init_last",
+)
 
 
 def timm_backbone(

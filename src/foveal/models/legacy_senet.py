@@ -58,7 +58,7 @@ def legacy_senet(
     """
     if pretrained:
         raise FovealError(
-            f"legacy_se_{name}: pretrained must be False; convert timm's weights with foveal.published, got True"
+            f"pretrained must be False for legacy_se_{name}; convert timm's weights with foveal.published, got True"
         )
     net = timm_backbone(f"legacy_se{name}", False, num_classes, in_chans, options)
     for module in list(net.modules()):

@@ -37,6 +37,9 @@ def at_residuals(
 
     ``stride_first`` moves stride 2 from the 3x3 into the first 1x1 convolution, where the released networks have it.
     """
+    if not pretrained:
+        # timm starts the last norm of each branch at zero, and a gate behind it would see nothing; the papers do not
+        options.setdefault("zero_init_last", False)
     net = timm_backbone(backbone, pretrained, num_classes, in_chans, options)
     if stride_first:
         stride_in_first(net)
@@ -83,6 +86,7 @@ def senet154(
         down_kernel_size=3,
         block_reduce_first=2,
         drop_rate=options.pop("drop_rate", 0.2),
+        zero_init_last=options.pop("zero_init_last", False),
     )
     if features_only:
         net = feature_maps(net, out_indices)
@@ -123,7 +127,7 @@ NAMED: dict[str, Callable[..., nn.Module]] = {
     **{f"cifar_se_resnet{depth}": functools.partial(cifar, "se", depth) for depth in (20, 32, 56, 110)},
     **{
         f"cbam_resnet{depth}": functools.partial(at_residuals, "cbam", f"resnet{depth}", variant="article")
-        for depth in (18, 34, 50, 101)
+        for depth in (18, 34, 50, 101, 152)
     },
     **{
         f"cifar_cbam_resnet{depth}": functools.partial(cifar, "cbam", depth, variant="article")

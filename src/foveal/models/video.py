@@ -13,6 +13,12 @@ from foveal.errors import FovealError
 from foveal.insertion import insert
 
 KINDS = ("c2d", "i3d")
+VARIANTS = ("paper", "released")
+INFLATED = {
+    "paper": ((0, 2), (0, 2), (0, 2, 4), (0, 2)),
+    "released": ((0, 1, 2), (0, 2), (0, 2, 4), (1,)),
+}
+"""Residual blocks, by stage, whose first convolution goes over 3 frames in an I3D."""
 
 
 def inflate(conv: nn.Conv2d, time: int, time_stride: int = 1) -> nn.Conv3d:
@@ -52,24 +58,28 @@ def _with_time(time: int, size: Any) -> tuple[int, int, int]:
     return time, height, width
 
 
-def _over_time(module: nn.Module, path: str, times: dict[str, int]) -> None:
+def _over_time(module: nn.Module, path: str, times: dict[str, int], released: bool) -> None:
     """Replace every 2-D layer below ``module`` by its 3-D form, in place."""
     for name, child in module.named_children():
         where = f"{path}.{name}" if path else name
         if isinstance(child, nn.Conv2d):
-            setattr(
-                module, name, inflate(child, times.get(where, 1), time_stride=2 if where == "conv1" else 1)
-            )
+            strided = where == "conv1" and not released
+            setattr(module, name, inflate(child, times.get(where, 1), time_stride=2 if strided else 1))
         elif isinstance(child, nn.BatchNorm2d):
             batch_norm = nn.BatchNorm3d(child.num_features, child.eps, child.momentum)
             batch_norm.load_state_dict(child.state_dict())
             setattr(module, name, batch_norm)
         elif isinstance(child, nn.MaxPool2d):
-            setattr(module, name, nn.MaxPool3d(3, stride=2, padding=1))
+            pool = (
+                nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+                if released
+                else nn.MaxPool3d(3, stride=2, padding=1)
+            )
+            setattr(module, name, pool)
         elif isinstance(child, nn.AdaptiveAvgPool2d):
             setattr(module, name, nn.AdaptiveAvgPool3d(1))
         else:
-            _over_time(child, where, times)
+            _over_time(child, where, times, released)
 
 
 class VideoResNet(nn.Module):
@@ -78,6 +88,11 @@ class VideoResNet(nn.Module):
     Args:
         kind: ``"c2d"``: no convolution over time; ``"i3d"``: a first convolution of 5 frames and, in every second
             residual block, a first 1x1 convolution of 3 frames.
+        variant: ``"paper"``: table 1, where the first convolution and the first pooling halve the frames, and every
+            second block of each stage is inflated. ``"released"``: as the released code has it for 8 frames, and
+            mmaction2 and PySlowFast after it: inflated are all blocks of res2, blocks 0 and 2 of res3, 0, 2 and 4 of
+            res4 and 1 of res5; the first pooling is 1x3x3, no stride over time comes before the second pooling, and
+            that is 2x1x1 without padding, so that a clip has at least 2 frames. Weights of that form fit by shape.
         num_classes: outputs; with 0 the 2048 pooled features.
         blocks: Non-local blocks: 0, 1 (res4), 5 (res3 and res4, every other residual block) or 10 (every one).
         over: ``"spacetime"``, ``"space"`` or ``"time"``: what the Non-local blocks attend over.
@@ -100,6 +115,7 @@ class VideoResNet(nn.Module):
         self,
         kind: str = "c2d",
         *,
+        variant: str = "paper",
         num_classes: int = 400,
         blocks: int = 5,
         over: str = "spacetime",
@@ -110,6 +126,8 @@ class VideoResNet(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise FovealError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        if variant not in VARIANTS:
+            raise FovealError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
         if options and not blocks:
             raise FovealError(f"blocks=0 takes no options of a block, got {', '.join(options)}")
         from torchvision.models import ResNet50_Weights, resnet50
@@ -122,14 +140,25 @@ class VideoResNet(nn.Module):
         times = {}
         if kind == "i3d":
             times = {"conv1": 5}
-            for stage, count in enumerate((3, 4, 6, 3), start=1):
-                times |= {f"layer{stage}.{block}.conv1": 3 for block in range(0, count, 2)}
-        _over_time(net, "", times)
-        net.layer1 = nn.Sequential(*net.layer1, nn.MaxPool3d((3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)))
+            for stage, inflated in enumerate(INFLATED[variant], start=1):
+                times |= {f"layer{stage}.{block}.conv1": 3 for block in inflated}
+        released = variant == "released"
+        _over_time(net, "", times, released)
+        pool = (
+            nn.MaxPool3d((2, 1, 1), stride=(2, 1, 1))
+            if released
+            else nn.MaxPool3d((3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0))
+        )
+        net.layer1 = nn.Sequential(*net.layer1, pool)
         classify: Any = nn.Linear(net.fc.in_features, num_classes) if num_classes else nn.Identity()
         net.fc = classify
         self.net, self.num_classes = net, num_classes
-        self.default_cfg = {"input_size": (in_chans, 32, 224, 224)}
+        # of torchvision's weights
+        self.default_cfg = {
+            "input_size": (in_chans, 32, 224, 224),
+            "interpolation": "bilinear",
+            "crop_pct": 0.875,
+        }
         clip = torch.zeros(1, in_chans, 8, 32, 32)
         for site in nonlocal_sites(50, blocks) if blocks else []:
             insert(net, "nonlocal", at=site, start="paper", example=clip, dims=3, over=over, **options)

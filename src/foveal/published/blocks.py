@@ -1,4 +1,4 @@
-"""Single Non-local blocks: the common PyTorch port, and mmcv's, which mmaction2 and mmsegmentation use."""
+"""Single blocks: SE as the common listing and timm have it; Non-local of the common PyTorch port and of mmcv."""
 
 import re
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from torch import nn
 
 from foveal.errors import FovealError
-from foveal.nn import NonLocal
-from foveal.published.keymap import STATE, Format, Rule, Shape, Shapes
+from foveal.nn import NonLocal, SqueezeExcite
+from foveal.published.keymap import STATE, Format, Rule, Shape, Shapes, pointwise
 
-UNTOLD = ("embedded_gaussian", "dot_product")
+AMBIGUOUS_SIMILARITIES = ("embedded_gaussian", "dot_product")
 
 
-def stated(net: nn.Module) -> dict[str, Any]:
+def given_options(net: nn.Module) -> dict[str, Any]:
     """What a block knows and its file does not."""
     if not isinstance(net, NonLocal):
         return {}
@@ -39,10 +39,10 @@ def _block(
     elif not shapes.any(r"theta\."):
         told = "gaussian"
     pairwise = options.pop("pairwise", told)
-    if told is None and pairwise not in UNTOLD:
+    if told is None and pairwise not in AMBIGUOUS_SIMILARITIES:
         raise FovealError(
-            f"pairwise must be stated as {' or '.join(map(repr, UNTOLD))}, for their files look the same, got "
-            f"{pairwise!r}"
+            f"pairwise must be stated as {' or '.join(map(repr, AMBIGUOUS_SIMILARITIES))}, for their files look the "
+            f"same, got {pairwise!r}"
         )
     if told is not None and pairwise != told:
         raise FovealError(f"pairwise must be {told!r} for these names, got {pairwise!r}")
@@ -117,19 +117,51 @@ def _mmcv_rules(net: nn.Module) -> tuple[Rule, ...]:
     return _rules(net, conv=".conv", out="conv_out.conv", norm="conv_out.bn", concat="concat_project.conv")
 
 
+# -------------------------------------------------------------------------------------------------------------- SE
+
+
+def _se(shapes: Shapes, options: dict[str, Any], first: str) -> tuple[nn.Module, str]:
+    hidden, channels = (*shapes.get(f"{first}.weight", ()), 1, 1)[:2]
+    bias = shapes.any(re.escape(first) + r"\.bias")
+    block = SqueezeExcite(channels, hidden=hidden, bias=bias, **options)
+    return block, f"one SE block with{'' if bias else 'out'} biases, {channels} channels, {hidden} hidden"
+
+
+def _listed_se(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    return _se(shapes, options, "fc.0")
+
+
+def _timm_se(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    return _se(shapes, options, "fc1")
+
+
 FORMATS = (
     Format(
+        name="se-listing-block",
+        signature=(r"fc\.0\.weight", r"fc\.2\.weight"),
+        build=_listed_se,
+        rules=(Rule(r"fc1\.(\w+)", r"fc.0.\1"), Rule(r"fc2\.(\w+)", r"fc.2.\1")),
+        only=r"fc\.[02]\.",
+    ),
+    Format(
+        name="timm-se-block",
+        signature=(r"fc1\.weight", r"fc2\.weight"),
+        build=_timm_se,
+        rules=(Rule(r"(fc\d)\.weight", r"\1.weight", pointwise), Rule(r"(fc\d)\.bias", r"\1.bias")),
+        only=r"fc[12]\.",
+    ),
+    Format(
         name="nonlocal-port",
-        marks=(r"g\.(0\.)?(weight|bias)", r"W\.(0\.)?(weight|bias)"),
+        signature=(r"g\.(0\.)?(weight|bias)", r"W\.(0\.)?(weight|bias)"),
         build=_port,
         rules=_port_rules,
-        free=("pairwise",),
+        ambiguous_options=("pairwise",),
     ),
     Format(
         name="mmcv-nonlocal",
-        marks=(r"g\.(0\.)?conv\.", r"conv_out\.conv\."),
+        signature=(r"g\.(0\.)?conv\.", r"conv_out\.conv\."),
         build=_mmcv,
         rules=_mmcv_rules,
-        free=("pairwise", "scaled"),
+        ambiguous_options=("pairwise", "scaled"),
     ),
 )

@@ -88,7 +88,7 @@ def _timm(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
     kept = {**sizes(shapes, "conv1.0" if deep else "conv1", "fc"), **options}
     net = with_block("se", plain, kept)
     narrow = _other_widths(net, shapes, kept["in_chans"])
-    return net, "SE with biases" + narrow + ", stride 2 in the 3x3 convolution"
+    return net, "SE with biases" + narrow + ", stride 2 in the 3x3 convolution, ReLU"
 
 
 def _other_widths(net: nn.Module, shapes: Shapes, in_chans: int) -> str:
@@ -108,13 +108,13 @@ def _other_widths(net: nn.Module, shapes: Shapes, in_chans: int) -> str:
 
 TIMM_SE = Format(
     name="timm-se",
-    marks=(r"layer\d\.\d+\.se\.fc\d\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    signature=(r"layer\d\.\d+\.se\.fc\d\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
     build=_timm,
     rules=(
         Rule(r"(layer\d\.\d+)\.bn\d\.se\.(fc\d)\.weight", r"\1.se.\2.weight", pointwise),
         Rule(r"(layer\d\.\d+)\.bn\d\.se\.(fc\d)\.bias", r"\1.se.\2.bias"),
     ),
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 
 
@@ -132,13 +132,13 @@ def _legacy(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
 
 TIMM_LEGACY_SE = Format(
     name="timm-legacy-se",
-    marks=(r"layer\d\.\d+\.se_module\.fc\d\.", r"layer0\.", r"layer\d\.\d+\.bn1\."),
+    signature=(r"layer\d\.\d+\.se_module\.fc\d\.", r"layer0\.", r"layer\d\.\d+\.bn1\."),
     build=_legacy,
     rules=(
         Rule(r"(.*\.se_module)\.se\.(fc\d)\.weight", r"\1.\2.weight", pointwise),
         Rule(r"(.*\.se_module)\.se\.(fc\d)\.bias", r"\1.\2.bias"),
     ),
-    free=("drop_rate",),
+    ambiguous_options=("drop_rate",),
 )
 
 # ------------------------------------------------------------------------------------------------------- pytorchcv
@@ -186,20 +186,20 @@ def _pytorchcv_se(shapes: Shapes, options: dict[str, Any], *, stride_first: bool
     return with_block("se", plain, kept), f"SE with biases, stride 2 in the {stride} convolution"
 
 
-SE_MARKS = (r"features\.stage\d\.unit\d+\.se\.conv\d\.", r"features\.init_block\.conv\.", r"output\.")
+SE_SIGNATURE = (r"features\.stage\d\.unit\d+\.se\.conv\d\.", r"features\.init_block\.conv\.", r"output\.")
 PYTORCHCV_SE = Format(
     name="pytorchcv-seresnet",
-    marks=SE_MARKS,
+    signature=SE_SIGNATURE,
     build=partial(_pytorchcv_se, stride_first=True),
     rules=PYTORCHCV,
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 PYTORCHCV_SE_B = Format(
     name="pytorchcv-seresnet-b",
-    marks=SE_MARKS,
+    signature=SE_SIGNATURE,
     build=partial(_pytorchcv_se, stride_first=False),
     rules=PYTORCHCV,
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 
 # ------------------------------------------------------------------------------------------------------------ CBAM
@@ -213,10 +213,14 @@ def _pytorchcv_cbam(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module,
 
 PYTORCHCV_CBAM = Format(
     name="pytorchcv-cbam",
-    marks=(r"features\.stage\d\.unit\d+\.cbam\.(ch|sp)_gate\.", r"features\.init_block\.conv\.", r"output\."),
+    signature=(
+        r"features\.stage\d\.unit\d+\.cbam\.(ch|sp)_gate\.",
+        r"features\.init_block\.conv\.",
+        r"output\.",
+    ),
     build=_pytorchcv_cbam,
     rules=PYTORCHCV,
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 
 
@@ -227,7 +231,7 @@ def _official(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
 
 CBAM_OFFICIAL = Format(
     name="cbam-official",
-    marks=(r"layer\d\.\d+\.cbam\.(ChannelGate|SpatialGate)\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    signature=(r"layer\d\.\d+\.cbam\.(ChannelGate|SpatialGate)\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
     build=_official,
     rules=(
         Rule(r"(layer\d\.\d+)\.bn\d\.cbam\.channel\.fc1\.(\w+)", r"\1.cbam.ChannelGate.mlp.1.\2"),
@@ -237,7 +241,71 @@ CBAM_OFFICIAL = Format(
         ),
         Rule(rf"(layer\d\.\d+)\.bn\d\.cbam\.spatial\.norm\.{STATE}", r"\1.cbam.SpatialGate.spatial.bn.\2"),
     ),
-    free=DROPS,
+    ambiguous_options=DROPS,
 )
 
-FORMATS = (TIMM_SE, TIMM_LEGACY_SE, PYTORCHCV_SE, PYTORCHCV_SE_B, PYTORCHCV_CBAM, CBAM_OFFICIAL)
+# ------------------------------------------------------------------------------- torchvision's ResNet with a listing's
+
+
+def _reduction(shapes: Shapes, name: str) -> dict[str, int]:
+    """The reduction that the first block's first layer shows, where it is not the usual 16."""
+    hidden, channels = (*shapes.get(name, ()), 0, 0)[:2]
+    reduction = channels // hidden if hidden else 16
+    return {} if reduction == 16 else {"reduction": reduction}
+
+
+def _senet_pytorch(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    kept = {**sizes(shapes, "conv1", "fc"), **options}
+    bias = shapes.any(r"layer\d\.\d+\.se\.fc\.0\.bias")
+    own = _reduction(shapes, "layer1.0.se.fc.0.weight") | ({} if bias else {"bias": False})
+    said = "with" if bias else "without"
+    return with_block(
+        "se", backbone(shapes), kept, **own
+    ), f"SE {said} biases, stride 2 in the 3x3 convolution"
+
+
+SENET_PYTORCH = Format(
+    name="senet-pytorch",
+    signature=(r"layer\d\.\d+\.se\.fc\.[02]\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    build=_senet_pytorch,
+    rules=(
+        Rule(r"(layer\d\.\d+)\.bn\d\.se\.fc1\.(\w+)", r"\1.se.fc.0.\2"),
+        Rule(r"(layer\d\.\d+)\.bn\d\.se\.fc2\.(\w+)", r"\1.se.fc.2.\2"),
+    ),
+    ambiguous_options=DROPS,
+)
+
+
+def _cbam_listing(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    kept = {**sizes(shapes, "conv1", "fc"), **options}
+    own = _reduction(shapes, "layer1.0.ca.fc1.weight")
+    kernel = shapes.size("layer1.0.sa.conv1.weight", 2, 7)
+    own |= {} if kernel == 7 else {"kernel_size": kernel}
+    net = with_block("cbam", backbone(shapes), kept, variant="article", **own)
+    return (
+        net,
+        "CBAM variant 'article': MLP without biases, mean before maximum, no norm after the convolution",
+    )
+
+
+CBAM_LISTING = Format(
+    name="cbam-listing",
+    signature=(r"layer\d\.\d+\.ca\.fc\d\.", r"layer\d\.\d+\.sa\.conv1\.", r"conv1\.", r"layer\d\.\d+\.bn1\."),
+    build=_cbam_listing,
+    rules=(
+        Rule(r"(layer\d\.\d+)\.bn\d\.cbam\.channel\.(fc\d)\.weight", r"\1.ca.\2.weight", pointwise),
+        Rule(r"(layer\d\.\d+)\.bn\d\.cbam\.spatial\.conv\.weight", r"\1.sa.conv1.weight"),
+    ),
+    ambiguous_options=DROPS,
+)
+
+FORMATS = (
+    TIMM_SE,
+    TIMM_LEGACY_SE,
+    SENET_PYTORCH,
+    PYTORCHCV_SE,
+    PYTORCHCV_SE_B,
+    PYTORCHCV_CBAM,
+    CBAM_OFFICIAL,
+    CBAM_LISTING,
+)

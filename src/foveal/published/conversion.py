@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveal.checkpoint import listed, misfit, unwrapped
+from foveal.checkpoint import listed, state_dict_mismatch, unwrapped
 from foveal.errors import FovealError
+from foveal.insertion.example import example_inputs, preserve_state, tensors_in
 from foveal.published import blocks, classifiers, danet
 from foveal.published.keymap import Format, Shape, Shapes, tensors
-from foveal.published.reading import bare
+from foveal.published.nearest import nearest
+from foveal.published.reading import unwrap_state_dict
 
 FORMATS: dict[str, Format] = {
     one.name: one for one in (*classifiers.FORMATS, *danet.FORMATS, *blocks.FORMATS)
@@ -23,23 +25,30 @@ COUNTER = "num_batches_tracked"
 
 
 def convert(
-    state_dict: Mapping[str, Any], format: str | None = None, *, prefix: str = "", **options: Any
+    state_dict: Mapping[str, Any] | nn.Module,
+    format: str | None = None,
+    *,
+    prefix: str = "",
+    ema: bool | None = None,
+    **options: Any,
 ) -> nn.Module:
     """The network of ours that a published state dict fits, with its weights; all of them or none.
 
     Args:
         state_dict: tensors by name as others saved them; wrappers such as ``{"state_dict": ...}`` and prefixes such
-            as ``module.`` are taken off. See `read` for files.
+            as ``module.`` are taken off. See `read` for files. The network itself in place of its state dict is
+            compared with the result on an example, which shows what no name or shape does.
         format: a name in `FORMATS`; told from the names by default.
         prefix: read only what begins so, such as one Non-local block of a whole network,
             ``"layer2.1.non_local_block."``.
+        ema: whether to take averaged weights; must be stated where a checkpoint holds both.
         **options: what a file does not show, such as ``pairwise="dot_product"`` of a Non-local block or
-            ``multi_grid=None`` of a DANet; `FORMATS` lists them for each format as ``free``.
+            ``multi_grid=None`` of a DANet; `FORMATS` lists them for each format as ``ambiguous_options``.
 
     Returns:
         The network in float32 on the CPU, in train mode as newly built, one that `foveal.save` and `foveal.load`
-        rebuild; for the formats of a single Non-local block, the block. ``net.foveal_info`` says under
-        ``"converted_from"`` and ``"variant"`` what it is.
+        rebuild; for the formats of a single block, the block. ``net.foveal_info`` says under ``"converted_from"``
+        and ``"variant"`` what it is, and under ``"notes"`` what was chosen or left out, if anything.
 
     Raises:
         ValueError: an unknown format, a format that leaves open what must be stated, or names and shapes that do not
@@ -52,7 +61,9 @@ def convert(
         >>> net.foveal_info["converted_from"], net(torch.zeros(1, 3, 64, 64)).shape
         ('timm-se', torch.Size([1, 5]))
     """
-    state = {name: value.detach() for name, value in bare(state_dict).items()}
+    peer = unwrapped(state_dict) if isinstance(state_dict, nn.Module) else None
+    read = unwrap_state_dict(peer.state_dict() if peer is not None else state_dict, ema)
+    state = {name: value.detach() for name, value in read.items()}
     if prefix:
         prefix = prefix.rstrip(".") + "."
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -60,20 +71,20 @@ def convert(
             raise FovealError(f"prefix must begin the name of some tensor, got {prefix!r}")
     fitting = _fitting(format, Shapes({name: tuple(value.shape) for name, value in state.items()}))
     chosen = fitting[0]
-    if chosen.unused:
-        state = {name: value for name, value in state.items() if not re.match(chosen.unused, name)}
+    if chosen.ignored_names:
+        state = {name: value for name, value in state.items() if not re.match(chosen.ignored_names, name)}
     shapes = Shapes({name: tuple(value.shape) for name, value in state.items()})
-    (net, variant), *others = (_build(one, shapes, options, "convert") for one in fitting)
+    (net, variant), *others = (_build(one, shapes, options) for one in fitting)
     table = chosen.table(net)
     if not any(name.endswith(COUNTER) for name in state):  # PyTorch before 0.4.1 did not count batches
         counters = [theirs for ours, (theirs, _) in table.items() if ours.endswith(COUNTER)]
         state |= {theirs: torch.zeros((), dtype=torch.long) for theirs in counters}
         shapes |= dict.fromkeys(counters, ())
     expected = dict(table.values())
-    if wrong := misfit(shapes, expected):
+    if wrong := state_dict_mismatch(shapes, expected):
         name = getattr(net, "foveal_model", {}).get("name")
         network = f"{chosen.name}, read as {name}" if name else chosen.name
-        error = ValueError(f"convert: the weights must be those of {network} ({variant}), got {wrong}")
+        error = FovealError(f"the weights must be those of {network} ({variant}), got {wrong}")
         error.add_note(_every_misfit(shapes, expected))
         raise error
     if any(str(other) != str(net) for other, _ in others):
@@ -90,8 +101,25 @@ def convert(
     net.load_state_dict(_ours(net, state, table), strict=True, assign=True)
     left = [name for name, t in chain(net.named_parameters(), net.named_buffers()) if t.is_meta]
     assert not left, f"tensors outside the state dict: {left}"
-    net.foveal_info = {"converted_from": chosen.name, "variant": variant}  # type: ignore[assignment]
+    info: dict[str, Any] = {"converted_from": chosen.name, "variant": variant}
+    net.foveal_info = info | ({"notes": read.notes} if read.notes else {})  # type: ignore[assignment]
+    if peer is not None and not prefix:
+        _refuse_other_function(peer, net, variant)
     return net
+
+
+def _refuse_other_function(peer: nn.Module, net: nn.Module, variant: str) -> None:
+    """Raise where both return something else for one example: activations and strides show there, not in names."""
+    args, kwargs = example_inputs(peer)[-1]
+    with preserve_state(peer), preserve_state(net):
+        outputs = peer(*args, **kwargs), net(args[0].float())
+    wanted, found = (next(tensors_in(output)).float() for output in outputs)
+    difference = float("inf") if wanted.shape != found.shape else float((found - wanted).abs().max())
+    if difference > 1e-3 * float(wanted.abs().max()):
+        raise FovealError(
+            f"the network must compute what its weights do in {variant}, got outputs that differ by "
+            f"{difference / float(wanted.abs().max()):.1%} on an example; it was built with other options"
+        )
 
 
 def export(net: nn.Module, format: str) -> dict[str, Tensor]:
@@ -114,16 +142,16 @@ def export(net: nn.Module, format: str) -> dict[str, Tensor]:
         >>> [name for name in export(net, "cbam-official") if "layer1.0.cbam.Ch" in name][:2]
         ['layer1.0.cbam.ChannelGate.mlp.1.weight', 'layer1.0.cbam.ChannelGate.mlp.1.bias']
     """
-    chosen = _named(format, "export")
+    chosen = _named(format)
     net = unwrapped(net)
     state = tensors(net.state_dict())
     table = chosen.table(net)
     there = Shapes(dict(table.values()))
-    if not chosen.fits(there):
+    if not chosen.matches(there):
         raise FovealError(f"{format} must be given a network of its kind, got {type(net).__name__}")
-    stated = {**getattr(net, "foveal_model", {}).get("kwargs", {}), **blocks.stated(net)}
-    like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.free}, "export")
-    wrong = misfit(there, dict(chosen.table(like).values())) or _difference(net, like)
+    stated = {**getattr(net, "foveal_model", {}).get("kwargs", {}), **blocks.given_options(net)}
+    like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.ambiguous_options})
+    wrong = state_dict_mismatch(there, dict(chosen.table(like).values())) or _difference(net, like)
     if wrong:
         raise FovealError(f"the network must be as {format} files are ({variant}), got {wrong}")
     return {
@@ -160,11 +188,11 @@ def _every_misfit(file: Shapes, expected: Mapping[str, Shape]) -> str:
     )
 
 
-def _build(chosen: Format, shapes: Shapes, options: dict[str, Any], asker: str) -> tuple[nn.Module, str]:
-    unknown = [key for key in options if key not in chosen.free]
+def _build(chosen: Format, shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    unknown = [key for key in options if key not in chosen.ambiguous_options]
     if unknown:
         raise FovealError(
-            f"{chosen.name} takes {', '.join(chosen.free) or 'no options'}, got {', '.join(unknown)}"
+            f"{chosen.name} takes {', '.join(chosen.ambiguous_options) or 'no options'}, got {', '.join(unknown)}"
         )
     for key, value in options.items():
         if key.startswith("drop") and not (type(value) in (int, float) and 0 <= value <= 1):
@@ -173,11 +201,10 @@ def _build(chosen: Format, shapes: Shapes, options: dict[str, Any], asker: str) 
         with torch.device("meta"):
             return chosen.build(shapes, options)
     except ValueError as error:
-        reason = re.sub(r"^\w+: ", "", str(error))
-        raise FovealError(f"in files of {chosen.name}, {reason}") from error
+        raise FovealError(f"in files of {chosen.name}, {error}") from error
 
 
-def _named(format: str, asker: str) -> Format:
+def _named(format: str) -> Format:
     if format not in FORMATS:
         raise FovealError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     return FORMATS[format]
@@ -186,13 +213,11 @@ def _named(format: str, asker: str) -> Format:
 def _fitting(format: str | None, shapes: Shapes) -> list[Format]:
     """The formats whose names these are; more than one where files look the same."""
     if format is not None:
-        return [_named(format, "convert")]
-    fitting = [one for one in FORMATS.values() if one.fits(shapes)]
+        return [_named(format)]
+    fitting = [one for one in FORMATS.values() if one.matches(shapes)]
     if fitting:
         return fitting
-    prefixes = blocks.prefixes(shapes)
-    inside = f"; it holds Non-local blocks: pass prefix={listed(map(repr, prefixes), 4)}" if prefixes else ""
     raise FovealError(
-        f"the weights must be in one of the formats {', '.join(FORMATS)}, got {len(shapes)} tensors such as "
-        f"{listed(shapes, 4)}{inside}"
+        f"the weights must be in one of the formats {', '.join(FORMATS)}, got {len(shapes)} tensors"
+        f"{nearest(shapes, FORMATS)}"
     )

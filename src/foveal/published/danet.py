@@ -10,7 +10,7 @@ from foveal.models import create_model
 from foveal.published.classifiers import depth, pytorchcv_trunk, sizes
 from foveal.published.keymap import STATE, Format, Rule, Shape, Shapes
 
-FREE = ("multi_grid", "output_stride", "dropout", "align_corners")
+AMBIGUOUS_OPTIONS = ("multi_grid", "output_stride", "dropout", "align_corners")
 STEMS = {32: "c", 64: "s"}
 """timm's letter for a stem of three 3x3 convolutions, by the width of the first."""
 
@@ -79,7 +79,7 @@ def _official(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
 
 OFFICIAL = Format(
     name="danet-official",
-    marks=(r"head\.conv5[ac]\.", r"head\.s[ac]\.", r"pretrained\."),
+    signature=(r"head\.conv5[ac]\.", r"head\.s[ac]\.", r"pretrained\."),
     build=_official,
     rules=(
         Rule(r"backbone\.(.*)", r"pretrained.\1"),
@@ -100,8 +100,8 @@ OFFICIAL = Format(
             _same,
         ),
     ),
-    free=FREE,
-    unused=r"pretrained\.fc\.|auxlayer\.",
+    ambiguous_options=AMBIGUOUS_OPTIONS,
+    ignored_names=r"pretrained\.fc\.|auxlayer\.",
 )
 
 # -------------------------------------------------------------------------------------------------- mmsegmentation
@@ -154,10 +154,10 @@ def _mmseg_rules(net: nn.Module) -> tuple[Rule, ...]:
 
 MMSEG = Format(
     name="mmseg-danet",
-    marks=(r"decode_head\.(pam|cam)_in_conv\.", r"decode_head\.(pam|cam)\.", r"backbone\."),
+    signature=(r"decode_head\.(pam|cam)_in_conv\.", r"decode_head\.(pam|cam)\.", r"backbone\."),
     build=_mmseg,
     rules=_mmseg_rules,
-    free=FREE,
+    ambiguous_options=AMBIGUOUS_OPTIONS,
 )
 
 # ------------------------------------------------------------------------------------------------------- pytorchcv
@@ -186,10 +186,10 @@ def _pytorchcv(name: str, init: str, stage: str) -> Format:
         ]
     return Format(
         name=name,
-        marks=(r"head\.branch_(pa|ca)\.", rf"backbone\.{init}\.", rf"backbone\.{stage}1\."),
+        signature=(r"head\.branch_(pa|ca)\.", rf"backbone\.{init}\.", rf"backbone\.{stage}1\."),
         build=build,
         rules=(*rules, *_PYTORCHCV_HEAD),
-        free=FREE,
+        ambiguous_options=AMBIGUOUS_OPTIONS,
     )
 
 

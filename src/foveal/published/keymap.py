@@ -63,23 +63,26 @@ class Format:
     """One kind of published file.
 
     Attributes:
-        marks: patterns that each match the beginning of some name in such a file.
+        signature: patterns that each match the beginning of some name in such a file.
         build: from the shapes in a file and the stated options, the network of ours that fits, and in words which
             variant it is. Called under the meta device: nothing is allocated.
         rules: for a network; the first that matches a name applies, other names are the same here and there.
-        free: options that the file does not show.
-        unused: pattern of names whose tensors the peer's own forward never reads.
+        ambiguous_options: options that the file does not show.
+        ignored_names: pattern of names whose tensors the peer's own forward never reads.
+        only: pattern that begins every name of such a file; for single blocks, whose names occur in networks too.
     """
 
     name: str
-    marks: tuple[str, ...]
+    signature: tuple[str, ...]
     build: Callable[[Shapes, dict[str, Any]], tuple[nn.Module, str]]
     rules: tuple[Rule, ...] | Callable[[nn.Module], tuple[Rule, ...]]
-    free: tuple[str, ...] = ()
-    unused: str | None = None
+    ambiguous_options: tuple[str, ...] = ()
+    ignored_names: str | None = None
+    only: str | None = None
 
-    def fits(self, shapes: Shapes) -> bool:
-        return all(shapes.any(mark) for mark in self.marks)
+    def matches(self, shapes: Shapes) -> bool:
+        alone = self.only is None or all(re.match(self.only, name) for name in shapes)
+        return alone and all(shapes.any(mark) for mark in self.signature)
 
     def table(self, net: nn.Module) -> dict[str, tuple[str, Shape]]:
         """By each name of ours, name and shape in the file."""

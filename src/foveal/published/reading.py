@@ -15,11 +15,26 @@ from foveal.checkpoint import listed
 from foveal.errors import FovealError
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder_q.")
+NO_WEIGHTS = r"n_averaged|queue(_ptr)?|(criterion|loss\w*|metrics?|(train|val|valid|test)_\w+)\..+"
+"""Names that training leaves beside a network's: of SWA, of MoCo, of losses and metrics in a Lightning module."""
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+class StateDict(dict[str, Tensor]):
+    """Tensors by name, and in ``notes`` what was chosen or left out on the way to them."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], notes: list[str]):
+        super().__init__(tensors)
+        self.notes = notes
+
+
+def read(path: str | os.PathLike[str], ema: bool | None = None) -> StateDict:
     """The state dict in a safetensors file or PyTorch checkpoint, without its wrappers and shared prefixes.
+
+    Args:
+        path: the file.
+        ema: whether to take the averaged weights; must be stated where the file holds both.
 
     Checkpoints are read with ``weights_only=True`` and, in the format of PyTorch 1.6 and later, mapped instead of
     copied into memory.
@@ -47,7 +62,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     else:
         raise FovealError(f"the file must be safetensors or a PyTorch checkpoint, got neither in {path}")
     try:
-        return bare(content)
+        return unwrap_state_dict(content, ema)
     except ValueError as error:
         raise FovealError(f"{error}, in {path}") from None
 
@@ -90,17 +105,45 @@ def _checkpoint(path: Path, zipped: bool) -> Any:
         raise FovealError(f"the file must be a whole checkpoint, got {text[:160]} in {path}") from None
 
 
-def bare(content: Any) -> dict[str, Tensor]:
+def unwrap_state_dict(content: Any, ema: bool | None = None) -> StateDict:
     """The tensors by name: out of ``state_dict`` or ``model``, also nested, without prefixes that all names share.
 
     Raises:
-        ValueError: no tensors there, or something else among them.
+        FovealError: no tensors there, something else among them, or raw and averaged weights and ``ema`` unstated.
     """
+    if isinstance(content, StateDict) and ema is None:
+        return content
+    notes: list[str] = []
+    averaged, seen = None, set()
     while isinstance(content, Mapping):
-        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not inner:
+        if id(content) in seen:
+            raise FovealError("a checkpoint must end in a state dict, got a dictionary that holds itself")
+        seen.add(id(content))
+        raw = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        means = [key for key in EMA_WRAPPERS if isinstance(content.get(key), Mapping)]
+        if raw and means and ema is None:
+            raise FovealError(
+                f"ema must be stated, as there are raw weights ({raw[0]}) and averaged ones ({means[0]}); pass "
+                "ema=True or ema=False, on the command line --ema true or --ema false"
+            )
+        if means and (ema or not raw):
+            if ema is False:
+                raise FovealError(
+                    f"there must be raw weights with ema=False, got averaged ones ({means[0]}) alone"
+                )
+            averaged = means[0]
+            notes.append(f"averaged weights ({averaged})")
+            content = content[averaged]
+        elif raw:
+            if means:
+                notes.append(f"raw weights ({raw[0]}), not the averaged ones ({means[0]})")
+            content = content[raw[0]]
+        else:
             break
-        content = inner[0]
+    if ema and averaged is None:
+        raise FovealError(
+            f"there must be averaged weights with ema=True, under {', '.join(EMA_WRAPPERS)}, got none"
+        )
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         keys = listed(map(str, content)) or "none" if isinstance(content, Mapping) else None
         held = f"the keys {keys}" if keys else type(content).__name__
@@ -111,9 +154,18 @@ def bare(content: Any) -> dict[str, Tensor]:
     foreign = [f"{k} ({type(v).__name__})" for k, v in state.items() if not _dense(v)]
     if foreign:
         raise FovealError(f"a state dict must hold dense tensors alone, got {listed(foreign)}")
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+    while prefix := _shared_prefix(state):
+        left = [name for name in state if not name.startswith(prefix)]
+        if left:
+            notes.append(f"left out {len(left)} that are no weights of a network: {listed(left)}")
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name not in left}
+    return StateDict(state, notes)
+
+
+def _shared_prefix(state: Mapping[str, Tensor]) -> str | None:
+    """The known prefix of all names, those aside that are no weights of a network."""
+    names = [name for name in state if not re.fullmatch(NO_WEIGHTS, name)]
+    return next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None)
 
 
 def _dense(value: Any) -> bool:

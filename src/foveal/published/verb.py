@@ -16,6 +16,8 @@ def convert(
     target: str,
     format: str | None = None,
     to: str | None = None,
+    prefix: str = "",
+    ema: bool | None = None,
     model_options: dict | None = None,
 ) -> int:
     """Turn weights that others published into a file that foveal rebuilds, or back.
@@ -25,6 +27,8 @@ def convert(
         target: Where to write; a safetensors file, or with --to also a checkpoint (.pth, .pt).
         format: What the source is, such as cbam-official. Default: told from the names in it.
         to: Write this published format instead.
+        prefix: Read only what begins so, such as one block of a network or a momentum encoder.
+        ema: Take the averaged weights; must be stated where the source holds raw and averaged ones.
         model_options: What the source does not show, such as --model_options.multi_grid=null of a DANet.
     """
     from foveal.published.conversion import FORMATS
@@ -37,24 +41,28 @@ def convert(
     if format not in (None, *FORMATS) or to not in (None, *FORMATS):
         raise FovealError(f"a format must be one of {', '.join(FORMATS)}, got {to if to else format}")
     if to is not None:
-        if format is not None or model_options:
-            raise FovealError("--to must be given without --format and --model_options")
+        if format is not None or model_options or prefix or ema is not None:
+            raise FovealError("--to must be given without --format, --prefix, --ema and --model_options")
         return _out(source, Path(target), to)
     from foveal.checkpoint import save
     from foveal.insertion import inserted
     from foveal.published.conversion import convert
 
-    net: Any = convert(read(source), format, **(model_options or {}))
+    net: Any = convert(read(source, ema), format, prefix=prefix, **(model_options or {}))
     info, model = net.foveal_info, getattr(net, "foveal_model", None)
-    if model is None:
-        raise FovealError(
-            f"{source} holds a single block ({info['variant']}), which has no network to rebuild; "
-            "foveal.published.convert gives the block in Python"
-        )
+    if model is None:  # there is no name to rebuild it by
+        info = {**info, "block": str(net)}
     save(net, target, **info)
     count = sum(p.numel() for p in net.parameters())
     blocks = len(inserted(net))
     print(f"{source}: {info['converted_from']}, {info['variant']}")
+    for note in info.get("notes", []):
+        print(f"{source}: {note}")
+    if model is None:
+        print(
+            f"{target}: one {type(net).__name__}, {count} parameters; foveal.load takes it into a block made alike"
+        )
+        return 0
     print(
         f"{target}: {model['name']}, {model['kwargs']['num_classes']} classes, {count / 1e6:.2f} million parameters"
         + (f", {blocks} inserted blocks" if blocks else "")
@@ -64,7 +72,6 @@ def convert(
 
 def _out(source: str, target: Path, to: str) -> int:
     import io
-    import re
 
     import torch
     from safetensors.torch import save as to_bytes
@@ -73,10 +80,7 @@ def _out(source: str, target: Path, to: str) -> int:
     from foveal.files import write_bytes
     from foveal.published.conversion import export
 
-    try:
-        state = export(load(source), to)
-    except ValueError as error:
-        raise FovealError(f"{re.sub(r'^(load|export): ', '', str(error))}") from error
+    state = export(load(source), to)
     if target.suffix == ".safetensors":
         content = to_bytes(state)
     else:

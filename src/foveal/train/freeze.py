@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from foveal.insertion import freeze_backbone
-from foveal.insertion.groups import backbone
+from foveal.insertion.param_groups import backbone
 
 
 class Freezer:

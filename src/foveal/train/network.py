@@ -9,8 +9,9 @@ from torch import nn
 
 from foveal.data.loader import seed_for
 from foveal.errors import FovealError
-from foveal.insertion import insert, parse_insertion
-from foveal.model_info import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, ModelInfo
+from foveal.insertion import insert, parse_insertion, undo_zero_init
+from foveal.model_info import GREY_MEAN, GREY_STD, ModelInfo
+from foveal.models import data_config
 from foveal.train.config import TrainConfig
 
 
@@ -32,16 +33,21 @@ def describe_network(config: TrainConfig, net: nn.Module, data: dict[str, Any]) 
         data: the parts ``train`` and ``val``.
     """
     task = config.the_task
-    published = _published_preprocessing(net) if config.pretrained else {}
-    if in_chans(config) == 1:
-        published |= {"mean": GREY_MEAN, "std": GREY_STD}
-    size = config.image_size or _fixed_size(net) or published.pop("image_size", None)
-    published.pop("image_size", None)
+    preprocessing: dict[str, Any] = {}
+    size = config.image_size or fixed_size(net)
+    if config.pretrained:
+        own = data_config(net)
+        preprocessing = published_preprocessing(own)
+        # a network for segmentation takes any size: its backbone's own is none of the data's
+        if not hasattr(net, "backbone"):
+            size = size or own["input_size"][-1]
+    elif in_chans(config) == 1:
+        preprocessing = {"mean": GREY_MEAN, "std": GREY_STD}
     return ModelInfo(
         task=config.task,
         classes=list(data["train"].classes),
         image_size=size or task.default_image_size(data["train"]),
-        **published,
+        **preprocessing,
         data=config.data,
         data_options=data_options(config),
         model=config.model,
@@ -60,22 +66,19 @@ def data_options(config: TrainConfig) -> dict[str, Any]:
     return {**config.data_options, "channels": 1} if grey else config.data_options
 
 
-def _published_preprocessing(net: nn.Module) -> dict[str, Any]:
-    """Mean, standard deviation, interpolation, crop and size that timm notes with published weights."""
-    own = getattr(getattr(net, "backbone", net), "pretrained_cfg", None) or {}
-    interpolation = own.get("interpolation", "bilinear")
-    found: dict[str, Any] = {
-        "mean": tuple(own.get("mean", IMAGENET_MEAN)),
-        "std": tuple(own.get("std", IMAGENET_STD)),
-        "interpolation": interpolation if interpolation in ("bilinear", "bicubic") else "bilinear",
-        "crop_share": own.get("crop_pct"),
+def published_preprocessing(own: dict[str, Any]) -> dict[str, Any]:
+    """From `foveal.models.data_config` to fields of `ModelInfo`."""
+    interpolation = own["interpolation"]
+    return {
+        "mean": own["mean"],
+        "std": own["std"],
+        # timm's "random" is a training option; evaluation takes bicubic then
+        "interpolation": interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
+        "crop_share": own["crop_pct"],
     }
-    if not hasattr(net, "backbone") and own.get("input_size"):
-        found["image_size"] = own["input_size"][-1]
-    return found
 
 
-def _fixed_size(net: nn.Module) -> int | None:
+def fixed_size(net: nn.Module) -> int | None:
     """The only size of image that the network takes, if there is only one."""
     own = getattr(net, "pretrained_cfg", None) or {}
     return own["input_size"][-1] if own.get("fixed_input_size") and own.get("input_size") else None
@@ -84,6 +87,8 @@ def _fixed_size(net: nn.Module) -> int | None:
 def add_blocks(net: nn.Module, config: TrainConfig, image_size: int) -> nn.Module:
     """Insert the blocks in the order given, and bring the weights into the memory format that was asked for.
 
+    Where nothing is pretrained, norms that start at zero and feed a block start at one (`foveal.undo_zero_init`).
+
     Raises:
         FovealError: the network does not take such images, a block is unknown or cannot go where it was asked for.
     """
@@ -91,6 +96,9 @@ def add_blocks(net: nn.Module, config: TrainConfig, image_size: int) -> nn.Modul
     require_forward(net, example, config.model)
     for text in config.insert:
         insert(net, **{"start": config.start, "example": example, **parse_insertion(text)})
+    if not config.pretrained:
+        # of a branch that starts at zero a block sees nothing, and learns nothing for a long time
+        undo_zero_init(net, torch.rand(2, *example.shape[1:], generator=torch.Generator().manual_seed(0)))
     if config.channels_last:
         net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return net

@@ -3,30 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
 import foveal
-from foveal.insertion.find import match
+from foveal.errors import FovealError
 
 IMAGE = torch.zeros(1, 3, 64, 64)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "matched"),
-    [
-        ("layer3.*", {"layer3.0", "layer3.1"}),
-        ("layer3.**", {"layer3.0", "layer3.1", "layer3.0.bn1", "layer3.1.bn1"}),
-        ("**.bn1", {"layer3.0.bn1", "layer3.1.bn1"}),
-        ("layer3.[!0]", {"layer3.1"}),
-        ("layer?", {"layer3"}),
-        ("layer3", {"layer3"}),
-        ("layer3.0.bn", set()),
-        ("ayer3", set()),
-        ("layer3.0+", set()),
-    ],
-)
-def test_patterns_match_whole_paths_and_stars_stay_between_dots(pattern, matched):
-    names = ["layer3", "layer3.0", "layer3.1", "layer3.0.bn1", "layer3.1.bn1"]
-    assert {name for name in names if match(pattern)(name)} == matched
 
 
 def test_stages_of_a_torchvision_resnet_are_its_layers():
@@ -210,3 +192,26 @@ def test_channels_are_followed_through_the_functions_that_move_them(change, usab
 
     (site,) = foveal.sites(stacked(Changing()), "1", example=IMAGE)
     assert (site.reason is None) is usable
+
+
+def test_networks_that_fx_rewrote_take_blocks_in_the_stages_they_had():
+    plain = models.resnet18(num_classes=4).eval()
+    image = torch.randn(1, 3, 64, 64)
+    net = torch.fx.symbolic_trace(plain)
+    assert [(s.name, s.stage) for s in foveal.sites(net, example=image)] == [
+        (s.name, s.stage) for s in foveal.sites(plain, example=image)
+    ]
+    before = net(image)
+    foveal.insert(net, "cbam", stages=(3, 4), example=image)
+    assert torch.equal(net(image), before)
+    for at in ("block", "stage"):
+        with pytest.raises(FovealError, match="need modules that hold the residual additions"):
+            foveal.sites(net, at, example=image)
+
+
+def test_blocks_at_blocks_of_a_plain_network_compose():
+    net = models.vgg11_bn(num_classes=4, init_weights=False).eval()
+    image = torch.randn(1, 3, 32, 32)
+    names = [s.name for s in foveal.sites(net, "block", example=image)]
+    foveal.insert(net, "se", at="block", example=image)
+    assert [s.name for s in foveal.sites(net, "block", example=image)] == names

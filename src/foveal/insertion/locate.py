@@ -15,21 +15,25 @@ The rules, none of which names a network family:
 * Stages: the containers that hold the blocks, in order of execution, counted from 1; where one container holds
   them all, and for convolutions, runs of one spatial size.
 * ``"stage"``: what the container returns, or where that is what its last block returned, that block.
+* Where the network's own ``forward`` adds (one written in a single class, or rewritten by ``torch.fx``), no module
+  is a block: only ``"residual"`` has sites, and its stages are runs of one spatial size.
 * Anything else is a path pattern, see `match`.
 """
 
 import difflib
 import itertools
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from foveal.errors import FovealError
-from foveal.insertion.trace import RECORD, Call, Merge, Trace, trace
+from foveal.insertion.hooks import RECORD
+from foveal.insertion.patterns import match
+from foveal.insertion.trace import Merge, ModuleCall, Trace, trace
 
 KINDS = ("residual", "block", "stage")
 
@@ -84,41 +88,63 @@ def sites(
         layer2.0.bn2 2 (32, 16, 16)
         layer3.0.bn2 3 (64, 8, 8)
     """
-    return found(net, at, stages=stages, example=example, asker="sites")[0]
+    return find_sites(net, at, stages=stages, example=example)[0]
 
 
-def found(
-    net: nn.Module, at: str, *, stages: Iterable[int] | None, example: Any, asker: str
+def find_sites(
+    net: nn.Module, at: str, *, stages: Iterable[int] | None, example: Any
 ) -> tuple[list[Site], Trace]:
-    """`sites`, and the trace they were found in."""
+    """`sites`, and the trace they were found in. Of a compiled network, those of the network that was compiled."""
+    net = getattr(net, "_orig_mod", net)
+    if at not in KINDS:
+        _matching(net, at, stages)  # a mistake in the pattern is said before a pass is run
+    result = trace(net, example)
+    return sites_in(result, net, at, stages), result
+
+
+def sites_in(trace: Trace, net: nn.Module, at: str, stages: Iterable[int] | None) -> list[Site]:
+    """The sites that one traced pass shows."""
     if at in KINDS:
-        names = []
+        candidates = _Finder(trace, type(net).__name__).kind(at)
     else:
-        if stages is not None:
-            raise FovealError(f"stages selects among {', '.join(KINDS)}, got stages with the pattern {at!r}")
-        names = _matching(net, at, asker)
-    watched = trace(net, example, asker=asker)
-    if at in KINDS:
-        candidates = _Finder(watched, type(net).__name__, asker).kind(at)
-    else:
-        by_name = {call.name: call for call in watched.calls}
-        candidates = [(name, by_name.get(name), None, None) for name in names]
-        candidates.sort(key=lambda c: watched.calls.index(c[1]) if c[1] is not None else len(watched.calls))
-    times = Counter(call.name for call in watched.calls)
+        by_name = {call.name: call for call in trace.calls}
+        candidates = [(name, by_name.get(name), None, None) for name in _matching(net, at, stages)]
+        candidates.sort(key=lambda c: trace.calls.index(c[1]) if c[1] is not None else len(trace.calls))
+    times = Counter(call.name for call in trace.calls)
+    modules = dict(net.named_modules())
     listed = []
     for name, call, stage, reason in candidates:
-        reason = reason or _unusable(call, times[name])
+        reason = reason or _scripted(name, modules) or _unusable(call, times[name])
         shape = tuple(call.shape[1:]) if call is not None and call.shape is not None else ()
         channels = shape[0] if shape and reason is None else 0
-        before = call is not None and call.passes_through and reason is None
+        before = call is not None and call.is_identity and reason is None and call.inputs[0] == call.output
         kind = at if at in KINDS else "module"
         listed.append(Site(name, stage, kind, channels, shape, reason, before))
-    if stages is not None:
-        listed = _of_stages(listed, stages, asker)
-    return listed, watched
+    return listed if stages is None else _of_stages(listed, stages)
 
 
-def _unusable(call: Call | None, times: int) -> str | None:
+def require_usable(listed: list[Site], net: nn.Module, at: str) -> list[Site]:
+    """The sites, once each; refused as a whole when one of them cannot take a block."""
+    unusable = [site for site in listed if site.reason is not None]
+    if unusable:
+        shown = "; ".join(f"{site.name}: {site.reason}" for site in unusable[:3])
+        more = f"; and {len(unusable) - 3} more" if len(unusable) > 3 else ""
+        raise FovealError(
+            f"every site of at={at!r} must be able to take a block, got {len(unusable)} of {len(listed)} "
+            f"in {type(net).__name__} that cannot: {shown}{more}"
+        )
+    return list({site.name: site for site in listed}.values())
+
+
+def _scripted(name: str, modules: dict[str, nn.Module]) -> str | None:
+    parts = name.split(".")
+    above = (modules.get(".".join(parts[:i])) for i in range(1, len(parts) + 1))
+    if any(isinstance(module, torch.jit.ScriptModule) for module in above):
+        return "TorchScript runs it; insert before torch.jit.script"
+    return None
+
+
+def _unusable(call: ModuleCall | None, times: int) -> str | None:
     if call is None:
         return "forward never calls it"
     if times > 1:
@@ -126,12 +152,12 @@ def _unusable(call: Call | None, times: int) -> str | None:
     if not call.is_feature_map:
         shape = "no single tensor" if call.shape is None else f"shape {tuple(call.shape)}"
         return f"its output must be one feature map (b, c, *spatial), got {shape}"
-    if call.axis not in (1, None):
+    if call.channel_axis not in (1, None):
         return f"its output must be a feature map (b, c, *spatial), got {tuple(call.shape or ())} with channels last"
     return None
 
 
-def _of_stages(listed: list[Site], stages: Iterable[int], asker: str) -> list[Site]:
+def _of_stages(listed: list[Site], stages: Iterable[int]) -> list[Site]:
     wanted = [stages] if isinstance(stages, int) else list(stages)
     present = sorted({site.stage for site in listed if site.stage is not None})
     if not wanted or not set(wanted) <= set(present):
@@ -139,36 +165,20 @@ def _of_stages(listed: list[Site], stages: Iterable[int], asker: str) -> list[Si
     return [site for site in listed if site.stage in wanted]
 
 
-# --------------------------------------------------------------------------------------------------- patterns
-
-
-def match(pattern: str) -> Callable[[str], object]:
-    """A predicate on whole module paths: ``*`` and ``?`` stay within one name between dots, ``**`` does not.
-
-    Example:
-        >>> from foveal.insertion.find import match
-        >>> matches = match("features.1[0-9]")
-        >>> [name for name in ("features.1", "features.10", "features.10.conv") if matches(name)]
-        ['features.10']
-    """
-    parts = re.findall(r"\*\*|\*|\?|\[!?[^\]]+\]|.", pattern)
-    known = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-    expression = "".join(
-        known.get(part) or (part.replace("[!", "[^") if len(part) > 1 else re.escape(part)) for part in parts
-    )
-    return re.compile(expression).fullmatch
-
-
-def _matching(net: nn.Module, pattern: str, asker: str) -> list[str]:
+def _matching(net: nn.Module, pattern: str, stages: Iterable[int] | None) -> list[str]:
     names = [name for name, _ in own_modules(net) if name]
     matches = match(pattern)
     matched = [name for name in names if matches(name)]
+    kinds = ", ".join(map(repr, KINDS))
     if not matched:
+        meant = difflib.get_close_matches(pattern, KINDS, n=1)
         close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5) or names[:3]
+        hint = f"did you mean {meant[0]!r}?" if meant else f"there are, for example, {', '.join(close)}"
         raise FovealError(
-            f"at must be {', '.join(map(repr, KINDS))} or a pattern that matches a module of "
-            f"{type(net).__name__}, got {pattern!r}; there are, for example, {', '.join(close)}"
+            f"at must be {kinds} or a pattern that matches a module of {type(net).__name__}, got {pattern!r}; {hint}"
         )
+    if stages is not None:
+        raise FovealError(f"stages must be left out unless at is one of {kinds}, got the pattern {pattern!r}")
     return matched
 
 
@@ -185,16 +195,15 @@ def own_modules(net: nn.Module) -> list[tuple[str, nn.Module]]:
 
 # -------------------------------------------------------------------------------------------------- the rules
 
-Candidate = tuple[str, Call | None, int | None, str | None]  # name, call, stage, reason
+Candidate = tuple[str, ModuleCall | None, int | None, str | None]  # name, call, stage, reason
 
 
 class _Finder:
     """Applies the rules of this file to one trace."""
 
-    def __init__(self, watched: Trace, net_name: str, asker: str):
-        self.trace = watched
+    def __init__(self, trace: Trace, net_name: str):
+        self.trace = trace
         self.net_name = net_name
-        self.asker = asker
         self.additions = self._residual_additions()
 
     def kind(self, at: str) -> list[Candidate]:
@@ -210,18 +219,18 @@ class _Finder:
             )
         blocks, containers = self._blocks()
         stages = dict(zip(blocks, _stages(blocks, containers), strict=True))
-        makers = [self._maker(merge) for merge in self.additions]
+        producers = [self._producer(merge) for merge in self.additions]
         if not blocks:  # all additions are in the network's own forward
-            loose = [maker for maker in makers if maker is not None]
-            stages = dict(zip(loose, _stages(loose, containers=True), strict=True))
+            loose = [producer for producer in producers if producer is not None]
+            stages = dict(zip(loose, _stages(loose, containers=False), strict=True))
         candidates: list[Candidate] = []
-        for merge, maker in zip(self.additions, makers, strict=True):
-            stage = stages.get(merge.call) or (stages.get(maker) if maker else None)
-            if maker is None:
+        for merge, producer in zip(self.additions, producers, strict=True):
+            stage = stages.get(merge.call) or (stages.get(producer) if producer else None)
+            if producer is None:
                 reason = "no module returns the branch as it is added: its forward computes it with functions"
                 candidates.append((merge.call.name, None, stage, reason))
             else:
-                candidates.append((maker.name, maker, stage, None))
+                candidates.append((producer.name, producer, stage, None))
         return candidates
 
     def block(self) -> list[Candidate]:
@@ -237,7 +246,7 @@ class _Finder:
         candidates: list[Candidate] = []
         for stage, call in last.items():
             container = next((c for c in self.trace.calls if several and c.name == _container(call)), None)
-            if container is not None and container.is_feature_map and container.returned != call.returned:
+            if container is not None and container.is_feature_map and container.output != call.output:
                 call = container
             candidates.append((call.name, call, stage, None))
         return candidates
@@ -259,26 +268,32 @@ class _Finder:
             }
         return [merge for merge in adds if merge.index not in inner]
 
-    def _maker(self, merge: Merge) -> Call | None:
+    def _producer(self, merge: Merge) -> ModuleCall | None:
         """The outermost module the block calls that made the branch, or else one that handed it on."""
-        branch = max(merge.operands, key=lambda o: o.depth).mark
+        branch = max(merge.operands, key=lambda o: o.depth).tensor
         while True:
-            handed = [c for c in self.trace.calls if c.caller is merge.call and c.returned == branch]
-            made = [c for c in handed if not c.passes_through]
+            handed = [c for c in self.trace.calls if c.caller is merge.call and c.output == branch]
+            made = [c for c in handed if not c.is_identity]
             if handed or branch not in self.trace.scaled:
                 return made[-1] if made else handed[0] if handed else None
             branch = self.trace.scaled[branch]
 
-    def _maps(self) -> list[Call]:
+    def _maps(self) -> list[ModuleCall]:
         return [call for call in self.trace.calls if call.caller is not None and call.is_feature_map]
 
-    def _blocks(self) -> tuple[list[Call], bool]:
+    def _blocks(self) -> tuple[list[ModuleCall], bool]:
         adding = {type(merge.call.module) for merge in self.additions if merge.call.caller is not None}
         return [call for call in self._maps() if type(call.module) in adding], True
 
-    def _blocks_or_units(self) -> tuple[list[Call], bool]:
+    def _blocks_or_units(self) -> tuple[list[ModuleCall], bool]:
         """The blocks, and whether their containers make the stages."""
         blocks, containers = self._blocks()
+        if self.additions and not blocks:
+            raise FovealError(
+                "at='block' and at='stage' need modules that hold the residual additions, got "
+                f"{self.net_name}, whose own forward adds the feature maps, as networks rewritten by torch.fx "
+                "do; use at='residual' or a path pattern"
+            )
         if not blocks:
             joining = {m.call for m in self.trace.merges if m.kind == "cat" and m.call.caller is not None}
             outer = {caller for call in joining for caller in _callers(call)}
@@ -286,10 +301,10 @@ class _Finder:
             blocks = [call for call in self._maps() if type(call.module) in innermost]
         return (blocks, containers) if blocks else (self._units(), False)
 
-    def _units(self) -> list[Call]:
+    def _units(self) -> list[ModuleCall]:
         """Each convolution, moved on to the last module that follows it at the same shape."""
         convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        leaves = [c for c in self._maps() if next(c.module.children(), None) is None and not c.passes_through]
+        leaves = [c for c in self._maps() if _is_leaf(c.module) and not c.is_identity]
         units = []
         for i, call in enumerate(leaves):
             size = call.shape[2:] if call.shape is not None else ()
@@ -297,7 +312,7 @@ class _Finder:
                 continue
             unit = call
             for later in leaves[i + 1 :]:
-                follows = later.given == (unit.returned,) and later.shape == unit.shape
+                follows = later.inputs == (unit.output,) and later.shape == unit.shape
                 if follows and not isinstance(later.module, convolutions):
                     unit = later
             units.append(unit)
@@ -309,17 +324,22 @@ class _Finder:
         return units
 
 
-def _container(call: Call) -> str:
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether a module holds no other, inserted blocks aside."""
+    return all(hasattr(child, RECORD) for child in module.children())
+
+
+def _container(call: ModuleCall) -> str:
     return call.name.rpartition(".")[0]
 
 
-def _callers(call: Call) -> Iterable[Call]:
+def _callers(call: ModuleCall) -> Iterable[ModuleCall]:
     while call.caller is not None:
         call = call.caller
         yield call
 
 
-def _stages(calls: list[Call], containers: bool) -> list[int]:
+def _stages(calls: list[ModuleCall], containers: bool) -> list[int]:
     """Stage of each call, from 1: its container, or its run of one spatial size."""
     keys: list[Any] = [_container(call) for call in calls]
     if not containers or len(set(keys)) == 1:

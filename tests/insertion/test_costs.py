@@ -99,9 +99,9 @@ def test_the_table_has_a_row_a_site_and_the_total():
     assert max(map(len, lines)) <= 100
 
 
-def test_mistakes_are_those_of_insert_under_its_own_name():
+def test_mistakes_are_those_of_insert():
     net = foveal.create_model("cifar_resnet8", num_classes=10)
-    with pytest.raises(ValueError, match=r"^plan: block must be one of"):
+    with pytest.raises(ValueError, match=r"^block must be one of"):
         foveal.plan(net, "sse")
-    with pytest.raises(ValueError, match=r"^plan: se of 16 channels: "):
+    with pytest.raises(ValueError, match=r"^se of 16 channels: "):
         foveal.plan(net, "se", reduction=1000)

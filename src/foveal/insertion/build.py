@@ -16,9 +16,12 @@ Block = str | Callable[..., nn.Module]
 
 
 def resolve(
-    block: Block, blocks: Mapping[str, Any] | None = None, asker: str = "insert"
-) -> tuple[str, Callable[..., nn.Module]]:
-    """The name a block goes by, and what makes it."""
+    block: Block, blocks: Mapping[str, Any] | None = None
+) -> tuple[str, Callable[..., nn.Module], dict[str, Any]]:
+    """The name a block is recorded by, what makes it, and the options that a ``functools.partial`` fixed.
+
+    A class of one's own is recorded by its own name, a function without one as ``block``.
+    """
     known = {**BLOCKS, **(blocks or {})}
     if isinstance(block, str):
         if block not in known:
@@ -27,7 +30,7 @@ def resolve(
             raise FovealError(
                 f"block must be one of {', '.join(known)}, a class or a factory, got {block!r}{hint}"
             )
-        return block, known[block]
+        return block, known[block], {}
     if isinstance(block, nn.Module):
         raise FovealError(
             f"block must be a class or factory that makes one module for each site, "
@@ -35,12 +38,22 @@ def resolve(
         )
     if not callable(block):
         raise FovealError(f"block must be a name, a class or a factory, got {type(block).__name__}")
+    make: Callable[..., nn.Module] = block
+    fixed: dict[str, Any] = {}
+    # what a partial fixes is an option like any other, and must come back from a file
+    if isinstance(block, functools.partial) and not block.args:
+        make, fixed = block.func, dict(block.keywords)
     for name, known_class in BLOCKS.items():
-        if block is known_class:
-            return name, block
-    maker = block.func if isinstance(block, functools.partial) else block
-    name = getattr(maker, "__name__", "block").lower()
-    return (name if name.isidentifier() else "block"), block
+        if make is known_class:
+            return name, make, fixed
+    maker = make.func if isinstance(make, functools.partial) else make
+    name = getattr(maker, "__name__", "block")
+    name = name if name.isidentifier() else "block"
+    if name in BLOCKS:
+        raise FovealError(
+            f"a block of one's own must have another name than foveal's {', '.join(BLOCKS)}, got {name!r}"
+        )
+    return name, make, fixed
 
 
 def build(
@@ -50,7 +63,6 @@ def build(
     dims: int,
     start: str,
     options: dict[str, Any],
-    asker: str = "insert",
 ) -> nn.Module:
     """One new block for a feature map; ``start`` and ``dims`` are passed on to blocks that have the option."""
     if start not in ("identity", "paper"):

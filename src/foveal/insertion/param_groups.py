@@ -1,4 +1,4 @@
-"""What an optimiser needs to know of inserted blocks."""
+"""Parameter groups for optimisers, and freezing: which parameters are inserted and which are the network's own."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from foveal.errors import FovealError
-from foveal.insertion.attach import inserted
-from foveal.insertion.find import match
+from foveal.insertion.hooks import inserted
+from foveal.insertion.patterns import match
 
 
 def parameter_groups(

@@ -1,4 +1,4 @@
-"""The one-line spelling of an insertion, as typed on the command line."""
+"""Parse an insertion written in one line, as on the command line."""
 
 import ast
 import re

@@ -1,7 +1,9 @@
 """A fused network gives the same outputs, says what it did, and leaves the original alone."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import foveal
+from foveal.errors import FovealError
 from foveal.fusion import GatedResidual, fuse
 
 
@@ -131,15 +134,6 @@ def test_a_network_that_cannot_be_traced_is_copied_and_said():
     assert fused.report[0].startswith("left everything: torch.fx cannot trace Branching")
 
 
-def test_a_strided_expansion_takes_its_squeeze_from_the_positions_it_reads():
-    convolution = nn.Conv2d(4, 16, 1, stride=2)
-    block = foveal.nn.SqueezeExcite(16, reduction=4)
-    joined = GatedResidual(block, convolution, relu=True).requires_grad_(False)
-    u, shortcut = torch.randn(2, 4, 7, 9), torch.randn(2, 16, 4, 5)
-    assert joined.squeezes_early
-    torch.testing.assert_close(joined(u, shortcut), torch.relu(block(convolution(u)) + shortcut))
-
-
 @pytest.mark.parametrize("name", ["inserted se", "inserted cbam"])
 def test_saliency_still_flows_to_the_input(name):
     net = NETS[name]()
@@ -147,3 +141,118 @@ def test_saliency_still_flows_to_the_input(name):
     x = torch.randn(2, 3, 16, 16, requires_grad=True)
     wanted, found = (torch.autograd.grad(n(x).sum(), x)[0] for n in (net, fused))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------- what is left as it is
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.se = foveal.nn.SqueezeExcite(8, reduction=2, start="paper")
+
+    def forward(self, x):
+        y = self.bn(input=self.conv(input=x))
+        return self.se(x=self.last(input=y)) + y
+
+
+def test_modules_called_by_keyword_are_read_as_by_position():
+    net = trained(ByKeyword())
+    fused = fuse(net, torch.randn(1, 3, 9, 9))
+    assert fused.report == ["folded bn into conv", "joined se with the addition"]
+    x = torch.randn(2, 3, 11, 11)
+    torch.testing.assert_close(fused(x), net(x))
+
+
+def test_timms_legacy_se_is_no_se_of_ours_and_is_left():
+    net = trained(timm.create_model("legacy_seresnet18", num_classes=4))
+    fused = fuse(net)
+    assert gated(fused) == []
+    assert "folded layer1.0.bn1 into layer1.0.conv1" in fused.report
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def torchs():
+    return torch.randn(1, 8, 1, 1)
+
+
+def pythons():
+    return random.random()
+
+
+def numpys():
+    return float(np.random.rand())
+
+
+class Drawing(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.conv, self.bn, self.draw = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), draw
+
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.draw()
+
+
+@pytest.mark.parametrize("draw", [torchs, pythons, numpys])
+def test_a_network_that_draws_noise_goes_on_drawing(draw):
+    fused = fuse(trained(Drawing(draw)))
+    assert fused.report[0].startswith("left everything: Drawing draws random numbers")
+    x = torch.randn(1, 3, 9, 9)
+    assert not torch.equal(fused(x), fused(x))
+
+
+def test_hooks_of_the_whole_network_and_of_its_parts_go_on_seeing():
+    net = trained(timm.create_model("resnet10t", num_classes=4))
+    seen = []
+    net.register_forward_hook(lambda module, args, output: output * 2)
+    net.register_forward_pre_hook(lambda module, args: seen.append("root"))
+    net.layer2.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    fused = fuse(net)
+    seen.clear()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-4, atol=1e-5)
+    assert seen == ["root", (1, 128, 8, 8)] * 2
+    assert "folded layer1.0.bn1 into layer1.0.conv1" in fused.report
+
+
+class WrittenInPlace(nn.Module):
+    """Its last change has no user in the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        y.mul_(3)
+        return y
+
+
+def test_a_change_in_place_that_nobody_reads_from_is_kept():
+    net = trained(WrittenInPlace())
+    fused = fuse(net)
+    x = torch.randn(1, 3, 9, 9)
+    torch.testing.assert_close(fused(x), net(x))
+    assert fused.report == ["folded bn into conv"]
+
+
+def test_a_forward_that_the_graph_does_not_show_is_found_by_the_example():
+    net = trained(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    plain = net.forward
+    net.forward = lambda x: plain(x) * 2
+    fused = fuse(net)
+    assert fused.report[0].startswith("left everything: the fused outputs differ")
+    x = torch.randn(1, 3, 9, 9)
+    assert torch.equal(fused(x), net(x))
+
+
+def test_where_no_example_can_be_made_up_the_report_says_so():
+    net = trained(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 49, 2)))
+    assert "not checked on an example" in fuse(net).report[-1]
+    assert fuse(net, torch.randn(1, 3, 9, 9)).report == ["folded 1 into 0"]
+    with pytest.raises(FovealError, match="must run on the example"):
+        fuse(net, torch.randn(1, 3, 8, 8))

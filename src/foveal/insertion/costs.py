@@ -1,4 +1,4 @@
-"""What an insertion would cost, site by site, measured on blocks of its own without changing the network."""
+"""The cost of an insertion per site, estimated on throw-away blocks; the network is unchanged."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveal.insertion.attach import usable
-from foveal.insertion.find import found
-from foveal.insertion.make import Block, build, resolve
-from foveal.insertion.trace import undisturbed
+from foveal.insertion.build import Block, build, resolve
+from foveal.insertion.example import preserve_state
+from foveal.insertion.locate import find_sites, require_usable
 from foveal.measure import count_macs, count_parameters
 
 
@@ -111,7 +110,7 @@ def plan(
     example: Any = None,
     **options: Any,
 ) -> Plan:
-    """What ``insert`` with the same arguments would add, without changing anything.
+    """Estimate what ``insert`` with the same arguments would add; the network is unchanged.
 
     Figures are for one image. A block is built and run on the CPU for every distinct shape of feature map; random
     state is put back. Multiply-accumulates are those of `foveal.measure.count_macs`: convolutions and matrix
@@ -141,22 +140,24 @@ def plan(
         site          stage  shape       parameters     MACs  activations
         ...
     """
-    name, make = resolve(block, asker="plan")
-    listed, watched = found(net, at, stages=stages, example=example, asker="plan")
-    dtypes = {call.name: call.dtype for call in watched.calls}
+    net = getattr(net, "_orig_mod", net)
+    name, make, fixed = resolve(block)
+    options = {**fixed, **options}
+    listed, trace = find_sites(net, at, stages=stages, example=example)
+    dtypes = {call.name: call.dtype for call in trace.calls}
     costs: dict[Any, tuple[int, int, int]] = {}
     rows = []
-    for site in usable(listed, net, at, asker="plan"):
+    for site in require_usable(listed, net, at):
         key = site.shape, dtypes[site.name]
         if key not in costs:
-            with torch.random.fork_rng(devices=[]):
-                module = build(name, make, site.channels, len(site.shape) - 1, start, options, asker="plan")
+            with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+                module = build(name, make, site.channels, len(site.shape) - 1, start, options)
                 costs[key] = _cost(module.to(dtypes[site.name]), site.shape, dtypes[site.name])
         rows.append(Row(site.name, site.stage, site.shape, *costs[key]))
-    args, kwargs = watched.example
+    args, kwargs = trace.example
     network_macs = None
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        with undisturbed(net):
+        with preserve_state(net):
             network_macs = count_macs(net, args[0]) // len(args[0])
     return Plan(type(net).__name__, name, at, tuple(rows), count_parameters(net), network_macs)
 
