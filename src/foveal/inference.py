@@ -294,11 +294,8 @@ def _image_of(source: Any, channels: int) -> UInt8[Tensor, "c h w"]:
     if isinstance(source, Tensor):
         image = source
     elif isinstance(source, np.ndarray):
-        image = (
-            torch.from_numpy(np.ascontiguousarray(source)).permute(2, 0, 1)
-            if source.ndim == 3
-            else torch.empty(0)
-        )
+        # a copy, as an array of Pillow's cannot be written to
+        image = torch.from_numpy(source.copy()).permute(2, 0, 1) if source.ndim == 3 else torch.empty(0)
     elif hasattr(source, "convert"):
         from foveal.data.decode import to_tensor
 

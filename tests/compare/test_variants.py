@@ -61,7 +61,7 @@ def test_refuses_what_cannot_be_compared(insertions, message):
 
 
 def test_norms_before_a_block_start_at_one_in_every_variant_alike():
-    """timm's ResNets start the last norm of a branch at zero, where a gate gets no gradient: all variants begin awake."""
+    """timm's ResNets start the last norm of a branch at zero, where a gate gets no gradient: all begin awake."""
     config = TrainConfig(model="resnet10t", seed=3)
     attention = parse_variants(["cbam@residual:4", "nonlocal@block:3"])
     norms = awake_norms(attention, config, classes=3, image_size=64)

@@ -87,7 +87,7 @@ class Regress(Classify):
     """What differs from classification, whose size and transforms it borrows."""
 
     Options, InferenceOptions = ToyOptions, NoOptions
-    metric, higher_is_better, is_share, bundled_recipe = "error", False, False, {}
+    metric, higher_is_better, is_share, bundled_recipes = "error", False, False, {}
     # there is no object to find: a property without a getter is as good as no attribute
     object_mask = property()
 

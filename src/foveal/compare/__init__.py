@@ -29,6 +29,7 @@ def compare(
     seeds: int = 8,
     control: bool = True,
     split: Literal["val", "test"] = "val",
+    tune: int = 0,
     engine: str = "local",
     jobs: int | None = None,
     out: str | None = None,
@@ -54,6 +55,9 @@ def compare(
             significant.
         control: compare with a plain convolution block of equal cost, too.
         split: the part of the data to measure on.
+        tune: learning rates to try for each variant before the seeds are run, on a quarter of the training images that
+            is held out for it: of the inserted block, and for none and the control of the network. 0 takes the default
+            rates, and the report says so.
         engine: where the runs are done: local, in processes of this machine.
         jobs: runs at a time. Default: one a core with one thread each, or one a GPU.
         out: output folder. Default: runs/compare/DATA-MODEL-BLOCKS.
@@ -86,6 +90,7 @@ def compare(
         seeds=seeds,
         control=control,
         split=split,
+        trials=tune,
         training={"channels_last": True, **training},
         engine=engine,
         jobs=jobs,

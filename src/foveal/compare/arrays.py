@@ -69,9 +69,13 @@ def _array(value: Any) -> np.ndarray:
 
 
 class ArrayDataset(Dataset):
-    """The items that `save_arrays` wrote, mapped into memory and read when used."""
+    """The items that `save_arrays` wrote, mapped into memory and read when used.
 
-    def __init__(self, folder: Path, split: str) -> None:
+    Args:
+        indices: only these items, in this order.
+    """
+
+    def __init__(self, folder: Path, split: str, indices: Sequence[int] | None = None) -> None:
         about = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
         self.classes: list[str] = about["classes"]
         self.mirror, self.augment = about.get("mirror", True), about.get("augment", True)
@@ -86,13 +90,15 @@ class ArrayDataset(Dataset):
             self._shapes[name] = entry["shapes"]
             sizes = [int(np.prod(shape)) for shape in entry["shapes"]]
             self._starts[name] = np.concatenate([[0], np.cumsum(sizes)])
-        self._length = len(next(iter(self._shapes.values())))
+        stored = len(next(iter(self._shapes.values())))
+        self.indices: Sequence[int] = range(stored) if indices is None else indices
+        self._all = indices is None
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        return {name: self._value(name, index) for name in self._flat}
+        return {name: self._value(name, self.indices[index]) for name in self._flat}
 
     def _value(self, name: str, index: int) -> Any:
         start, end = self._starts[name][index : index + 2]
@@ -104,7 +110,21 @@ class ArrayDataset(Dataset):
         for shapes in self._shapes.values():
             if any(shape != shapes[0] for shape in shapes):
                 return None
-        return {name: flat.reshape(len(self), *self._shapes[name][0]) for name, flat in self._flat.items()}
+        whole = {name: flat.reshape(-1, *self._shapes[name][0]) for name, flat in self._flat.items()}
+        chosen = torch.as_tensor(list(self.indices)) if not self._all else slice(None)
+        return {name: values[chosen] for name, values in whole.items()}
+
+
+def fold(length: int, share: float) -> tuple[list[int], list[int]]:
+    """Indices below ``length`` in two parts, the second with ``share`` of them, drawn once and for all.
+
+    Example:
+        >>> [len(part) for part in fold(10, 0.3)]
+        [7, 3]
+    """
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(0)).tolist()
+    second = min(max(1, round(share * length)), length - 1)
+    return sorted(order[second:]), sorted(order[:second])
 
 
 def spread(length: int, most: int) -> Sequence[int]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from foveal.statistics import FEWEST_SEEDS, Difference, seeds_needed
+from foveal.statistics import FEWEST_SEEDS, Difference, detectable_difference, seeds_needed
 from foveal.tasks import Task
 from foveal.train.progress import metric_name
 
@@ -73,8 +73,11 @@ def conclude(
     attention: Sequence[str],
     data: str,
     text: MetricText,
+    budget: str = "this budget",
+    tuned: bool = False,
+    idle: Sequence[str] = (),
 ) -> str:
-    """The outcome in a sentence or two.
+    """The outcome in a few sentences.
 
     Args:
         to_none: differences to the network without attention, of attention variants and of the control.
@@ -82,66 +85,104 @@ def conclude(
         attention: names of the attention variants.
         data: what the data is called.
         text: how values of the metric are written.
+        budget: how long each run was, in words.
+        tuned: whether every variant's learning rate was tuned.
+        idle: variants whose blocks never took part; nothing is concluded about them.
     """
     sign = 1 if text.higher_is_better else -1
-    tried = [name for name in attention if name in to_none]
+    taking_part = [name for name in attention if name not in idle]
+    tried = [name for name in taking_part if name in to_none]
+    slept = ""
+    if idle:
+        slept = (
+            f"Nothing can be said about {_list(idle)}: {'its' if len(idle) == 1 else 'their'} blocks never took part "
+            "(they change their input by less than 0.1 %); train longer, give them a higher rate, or another place."
+        )
     if not tried:
-        return f"Nothing can be said about {data}: no variant has finished a seed that the baseline has finished."
+        return slept or (
+            f"Nothing can be said about {data}: no variant has finished a seed that the baseline has finished."
+        )
     seeds = min(to_none[name].seeds for name in tried)
-    best = max(tried, key=lambda name: sign * to_none[name].mean)
     if seeds < FEWEST_SEEDS:
         largest = max(tried, key=lambda name: abs(to_none[name].mean))
         found = f"{largest} {text.difference(to_none[largest].mean)} {text.unit}"
-        return (
+        return _joined(
             f"Too few seeds to say whether attention helps on {data}: {seeds} where at least {FEWEST_SEEDS} are "
-            f"needed. The largest difference so far is {found}."
+            f"needed. The largest difference so far is {found}.",
+            slept,
         )
     helping = [name for name in tried if to_none[name].finding == "better"]
     hurting = [name for name in tried if to_none[name].finding == "worse"]
     beyond = [name for name in helping if name in to_control and to_control[name].finding == "better"]
-    sentences = []
+    best = max(beyond or helping or tried, key=lambda name: sign * to_none[name].mean)
+    shown = text.shown(best, to_none[best])
+    after = f"after {budget}"
     if not helping:
         blocks = f"none of the {len(tried)} blocks is better" if len(tried) > 1 else f"{best} is not better"
-        sentences.append(
-            f"No evidence that attention helps on {data}: {blocks} than the same network without it, beyond what "
-            f"chance explains over {seeds} seeds (largest difference: {text.shown(best, to_none[best])})."
+        first = (
+            f"No evidence that attention helps on {data} {after}: {blocks} than the same network without it, beyond "
+            f"what chance explains over {seeds} seeds (largest difference: {shown})."
         )
-        needed = seeds_needed(len(to_none))
-        if seeds < needed:
-            sentences.append(
-                f"{seeds} seeds cannot show it for {len(to_none)} variants at once, however large it is: "
-                f"use {needed} or more."
-            )
     elif beyond:
-        best = max(beyond, key=lambda name: sign * to_none[name].mean)
-        sentences.append(
-            f"Attention helps on {data}: {_list(beyond)} {_is(beyond)} better than the same network without it and "
-            f"better than a plain convolution block of equal cost (best: {text.shown(best, to_none[best])} over none, "
+        first = (
+            f"Attention helps on {data} {after}: {_list(beyond)} {_is(beyond)} better than the same network without it "
+            f"and better than a plain convolution block of equal cost (best: {shown} over none, "
             f"{text.difference(to_control[best].mean)} {text.unit} over the control; {seeds} seeds)."
         )
-        others = [name for name in helping if name not in beyond]
-        if others:
-            sentences.append(f"Better than none, but not than the control: {_list(others)}.")
     else:
-        best = max(helping, key=lambda name: sign * to_none[name].mean)
         doubt = "; without a control this may be the added capacity alone."
         if to_control:
             doubt = ", but there is no evidence of an advantage over a plain convolution block of equal cost."
-        sentences.append(
-            f"On {data}, {_list(helping)} {_is(helping)} better than the same network without attention "
-            f"(best: {text.shown(best, to_none[best])}; {seeds} seeds){doubt}"
+        first = (
+            f"On {data}, {_list(helping)} {_is(helping)} better than the same network without attention {after} "
+            f"(best: {shown}; {seeds} seeds){doubt}"
         )
-    if hurting:
-        worst = min(hurting, key=lambda name: sign * to_none[name].mean)
-        most = "most: " if len(hurting) > 1 else ""
-        sentences.append(
-            f"Worse than no attention: {_list(hurting)} ({most}{text.shown(worst, to_none[worst])})."
-        )
+    return _joined(
+        first,
+        _resolution(to_none, tried, seeds, text),
+        _only_better_than_none(helping, beyond),
+        _hurting(hurting, to_none, text, tuned),
+        _control(to_none, attention, text),
+        slept,
+    )
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _resolution(to_none: Mapping[str, Difference], tried: Sequence[str], seeds: int, text: MetricText) -> str:
+    """What this comparison could have found."""
+    needed = seeds_needed(len(to_none))
+    if seeds < needed:
+        shown = f"{seeds} seeds cannot show it for {len(to_none)} variants at once, however large it is"
+        return f"{shown}: use {needed} or more."
+    smallest = max(detectable_difference(to_none[name], comparisons=len(to_none)) for name in tried)
+    return f"It could have found a difference of {text.difference(smallest).lstrip('+')} {text.unit}."
+
+
+def _only_better_than_none(helping: Sequence[str], beyond: Sequence[str]) -> str:
+    others = [name for name in helping if name not in beyond] if beyond else []
+    return f"Better than none, but not than the control: {_list(others)}." if others else ""
+
+
+def _hurting(hurting: Sequence[str], to_none: Mapping[str, Difference], text: MetricText, tuned: bool) -> str:
+    """Worse is said of a block only where tuning found no rate at which it is not; otherwise of the rate."""
+    if not hurting:
+        return ""
+    sign = 1 if text.higher_is_better else -1
+    worst = min(hurting, key=lambda name: sign * to_none[name].mean)
+    most = "most: " if len(hurting) > 1 else ""
+    where = "no attention" if tuned else "no attention at this learning rate (another may do better: tune)"
+    return f"Worse than {where}: {_list(hurting)} ({most}{text.shown(worst, to_none[worst])})."
+
+
+def _control(to_none: Mapping[str, Difference], attention: Sequence[str], text: MetricText) -> str:
     control = [name for name in to_none if name not in attention]
-    if control and to_none[control[0]].finding in ("better", "worse"):
-        c = to_none[control[0]]
-        sentences.append(f"The control is itself {c.finding} than none ({text.shown('', c)}).")
-    return " ".join(sentences)
+    if not control or to_none[control[0]].finding not in ("better", "worse"):
+        return ""
+    found = to_none[control[0]]
+    return f"The control is itself {found.finding} than none ({text.shown('', found)})."
 
 
 def p_text(p: float) -> str:

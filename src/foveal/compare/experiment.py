@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,11 +13,12 @@ import torch
 import foveal
 from foveal.compare.arrays import PARTS, save_arrays
 from foveal.compare.costs import measure_costs
-from foveal.compare.engines import make_engine
 from foveal.compare.job import Job
 from foveal.compare.page import write_report
 from foveal.compare.progress import Progress
+from foveal.compare.runner import Runner, weights_path
 from foveal.compare.summary import Row, summarise
+from foveal.compare.tuning import BLOCK_FACTORS, Tuning, tune, with_factor
 from foveal.compare.variants import (
     NONE,
     Variant,
@@ -32,7 +31,7 @@ from foveal.compare.variants import (
 from foveal.data import JointTransform
 from foveal.data.joint import Rescale
 from foveal.errors import FovealError
-from foveal.files import file_name, locked, write_bytes, write_json
+from foveal.files import file_name, locked
 from foveal.tasks import task_named
 from foveal.train.config import TrainConfig
 from foveal.train.network import add_blocks, build_network, describe_network
@@ -83,12 +82,16 @@ class Plan:
         seeds: runs of each.
         data: the parts ``train`` and ``val``.
         job: any job, for what all have in common.
+        trials: rates that are tried for each variant before the seeds are run; 0 takes the default rates.
+        tuning: what they found, once they are done.
     """
 
     variants: list[Variant]
     seeds: int
     data: dict[str, Any]
     job: Job
+    trials: int = 0
+    tuning: Tuning | None = None
 
     @property
     def jobs(self) -> list[Job]:
@@ -98,6 +101,9 @@ class Plan:
     def _job(self, variant: Variant, seed: int) -> Job:
         settings = {**self.job.settings, "variant": asdict(variant), "seed": seed}
         config = replace(self.job.config, seed=seed)
+        if self.tuning is not None:
+            factor = self.tuning.chosen[variant.name]
+            config, settings = with_factor(config, variant, factor), {**settings, "factor": factor}
         return replace(self.job, variant=variant, config=config, keep_weights=seed == 0, settings=settings)
 
 
@@ -108,6 +114,7 @@ def plan_comparison(
     seeds: int,
     control: bool,
     split: str = "val",
+    trials: int = 0,
     training: Mapping[str, Any],
 ) -> Plan:
     """Settle what is to be compared.
@@ -115,12 +122,17 @@ def plan_comparison(
     Args:
         models: networks to compare by name instead of ``insertions``.
         split: the part of the data that is measured on.
+        trials: rates to try for each variant.
 
     Raises:
         FovealError: an option is wrong, the data cannot be opened, or a block cannot go where it was asked for.
     """
     if seeds < 1:
         raise FovealError(f"seeds must be at least 1, got {seeds}")
+    if not 0 <= trials <= len(BLOCK_FACTORS) or trials == 1:
+        raise FovealError(
+            f"tune must be 0, or 2 to {len(BLOCK_FACTORS)} rates for each variant, got {trials}"
+        )
     variants = parse_models(models) if models else [NONE, *parse_variants(insertions)]
     config = _config(training)
     if models:
@@ -158,7 +170,7 @@ def plan_comparison(
         keep_weights=False,
         settings=json.loads(json.dumps(settings)),
     )
-    return Plan(variants, seeds, data, job)
+    return Plan(variants, seeds, data, job, trials)
 
 
 def _config(training: Mapping[str, Any]) -> TrainConfig:
@@ -170,12 +182,11 @@ def _config(training: Mapping[str, Any]) -> TrainConfig:
         )
     options = dict(training)
     task = task_named(options.get("task", "classify"))
-    if options.get("data", "scenes") == "scenes":
-        recipe = dict(getattr(task, "bundled_recipe", {}))
-        size = options.get("image_size") or recipe.get("image_size")
-        if size:
-            options["data_options"] = {"size": size, **options.get("data_options", {})}
-        options = {**recipe, **options}
+    recipe = dict(getattr(task, "bundled_recipes", {}).get(options.get("data", "scenes"), {}))
+    size = options.get("image_size") or recipe.get("image_size")
+    if recipe and size:
+        options["data_options"] = {"size": size, **options.get("data_options", {})}
+    options = {**recipe, **options}
     options["accelerator"] = _device(options.get("accelerator", "auto"))
     return TrainConfig.from_dict(options)
 
@@ -195,6 +206,7 @@ def run(
     seeds: int,
     control: bool,
     split: str,
+    trials: int,
     training: Mapping[str, Any],
     engine: str,
     jobs: int | None,
@@ -205,7 +217,7 @@ def run(
     if jobs is not None and jobs < 1:
         raise FovealError(f"jobs must be at least 1, got {jobs}")
     plan = plan_comparison(
-        insertions, models=models, seeds=seeds, control=control, split=split, training=training
+        insertions, models=models, seeds=seeds, control=control, split=split, trials=trials, training=training
     )
     folder = _folder(out, plan)
     with locked(folder, "a comparison"):
@@ -213,27 +225,24 @@ def run(
 
 
 def _run_locked(plan: Plan, folder: Path, engine: str, jobs: int | None, quiet: bool) -> ComparisonResult:
-    planned = plan.jobs
-    results = {job.key: found for job in planned if (found := finished_result(folder, job)) is not None}
     progress = Progress(plan, quiet=quiet)
-    for result in results.values():
-        progress.finished(result)
-    pending = [job for job in planned if job.key not in results]
     try:
-        if pending:
-            results |= _train(plan, pending, folder, progress, engine, jobs)
+        with Runner(plan, folder, engine, jobs, progress) as runner:
+            if plan.trials:
+                plan = replace(plan, tuning=tune(plan.variants, plan.job, plan.trials, runner.do))
+            planned = plan.jobs
+            results = runner.do(planned)
         progress.say("measuring time and memory, drawing the report")
         costs = measure_costs(plan, folder)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped; {progress.done} of {len(planned)} runs are finished and kept in {folder}; "
+            f"stopped; {progress.done} of {progress.total} runs are finished and kept in {folder}; "
             "the same command continues with the rest"
         ) from None
     finally:
         progress.stop()
     runs = [results[job.key] for job in planned]
-    task = plan.job.config.the_task
-    rows, conclusion = summarise(plan.variants, runs, costs, data=data_name(plan.job.config), task=task)
+    rows, conclusion = summarise(plan, runs, costs, data=data_name(plan.job.config))
     result = ComparisonResult(conclusion, rows, folder)
     weights = {job.variant.name: weights_path(folder, job) for job in planned if job.keep_weights}
     kept = {name: path for name, path in weights.items() if path.exists()}
@@ -244,7 +253,7 @@ def _run_locked(plan: Plan, folder: Path, engine: str, jobs: int | None, quiet: 
 
 def data_name(config: TrainConfig) -> str:
     """What to call the data: their name, or that of their folder."""
-    return config.data if config.data == "scenes" or ":" in config.data else Path(config.data).resolve().name
+    return config.data if not Path(config.data).exists() else Path(config.data).resolve().name
 
 
 def _folder(out: str | None, plan: Plan) -> Path:
@@ -257,55 +266,6 @@ def _folder(out: str | None, plan: Plan) -> Path:
     except (FileExistsError, NotADirectoryError):
         raise FovealError(f"out must be a folder, got {folder}, where a file stands in the way") from None
     return folder
-
-
-def result_path(folder: Path, job: Job) -> Path:
-    """Where the result of a run is."""
-    return folder / "runs" / f"{job.key}.json"
-
-
-def weights_path(folder: Path, job: Job) -> Path:
-    """Where the weights of a run are, if they are kept."""
-    return folder / "runs" / f"{job.key}.safetensors"
-
-
-def finished_result(folder: Path, job: Job) -> dict[str, Any] | None:
-    """The result of an earlier run with these very settings on these very data."""
-    try:
-        result = json.loads(result_path(folder, job).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    same = isinstance(result, dict) and result.get("settings") == json.loads(json.dumps(job.settings))
-    return result if same else None
-
-
-def _train(
-    plan: Plan, pending: Sequence[Job], folder: Path, progress: Progress, engine: str, jobs: int | None
-) -> dict[str, dict[str, Any]]:
-    """Do the runs that are left, and write each result as it comes; key -> result."""
-    found: dict[str, dict[str, Any]] = {}
-    # of a comparison that was killed; the folder is locked, so nobody uses them
-    for left in folder.glob(".images-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".images-") as name:
-        images = Path(name)
-        log = images / "log.txt"
-        maker = make_engine(engine, device=plan.job.device, jobs=jobs, runs=len(pending), log=log)
-        progress.start(pending, maker.description)
-        store_images(plan, images)
-        with maker as workers:
-            for event in workers.run(pending, images):
-                if event.step is not None:
-                    progress.stepped(event.job, event.step)
-                if event.result is not None:
-                    if event.weights is not None:
-                        write_bytes(weights_path(folder, event.job), event.weights)
-                    write_json(
-                        result_path(folder, event.job), {**event.result, "settings": event.job.settings}
-                    )
-                    found[event.job.key] = event.result
-                    progress.finished(event.result)
-    return found
 
 
 def store_images(plan: Plan, folder: Path) -> None:

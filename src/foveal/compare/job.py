@@ -27,6 +27,7 @@ class Job:
         norms: paths of norms whose scale starts at one, in every variant.
         keep_weights: whether the trained weights come back with the result.
         settings: everything the result depends on; kept with it.
+        trial_share: for a trial of tuning, the share of the training images that are measured on; None for a run.
     """
 
     variant: Variant
@@ -36,6 +37,7 @@ class Job:
     norms: list[str]
     keep_weights: bool
     settings: dict[str, Any]
+    trial_share: float | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +66,7 @@ class Job:
             "norms": self.norms,
             "keep_weights": self.keep_weights,
             "settings": self.settings,
+            "trial_share": self.trial_share,
         }
 
     @classmethod

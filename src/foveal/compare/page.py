@@ -15,6 +15,7 @@ from foveal.compare.conclusion import MetricText, p_text
 from foveal.compare.figures import RANGE, attention_pictures, differences_svg, latency_svg
 from foveal.compare.job import Job
 from foveal.compare.summary import Row
+from foveal.compare.tuning import tunes_block
 from foveal.files import csv_text, write_json, write_text
 from foveal.machine import environment
 from foveal.statistics import FEWEST_SEEDS, Difference, Estimate, seeds_needed
@@ -48,6 +49,7 @@ def write_report(
         "metric": text.name,
         "variants": [asdict(row) for row in rows],
         "seeds": seeds,
+        "tuning": plan.tuning.to_dict() if plan.tuning else None,
         "settings": job.settings,
         "environment": machine,
         "runs": [{name: value for name, value in run.items() if name != "settings"} for run in runs],
@@ -67,6 +69,7 @@ def write_report(
         metric=escape(f"{text.name}{text.value_unit}"),
         latency=latency_svg(rows, text),
         costs=_costs_html(rows, text),
+        tuning=_tuning_html(plan, text),
         pictures=_pictures_html(rows, labels, photographs, maps),
         reading=_reading_html(rows, seeds, text),
         run=_run_html(rows, job, machine, runs, seeds),
@@ -170,6 +173,32 @@ def _table_html(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in body)
     return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _tuning_html(plan: Plan, text: MetricText) -> str:
+    """The metric over the rates that were tried, a line a variant; the chosen one is marked."""
+    tuning, config = plan.tuning, plan.job.config
+    if tuning is None:
+        return (
+            f"<p>No rate was tuned: the network's is {config.lr:g}, that of inserted blocks {config.block_lr:g}. "
+            "A block that comes out worse may only want another rate: <code>--tune 3</code> gives every variant "
+            "three.</p>"
+        )
+    head = ["variant", "tuned", *[f"trial {n + 1}" for n in range(plan.trials)]]
+    body = []
+    for variant in plan.variants:
+        values, rates = tuning.values[variant.name], tuning.rates[variant.name]
+        cells = [escape(variant.name), "block" if tunes_block(variant) else "network"]
+        for factor, found in values.items():
+            value = text.value(sum(found) / len(found)) if found else "failed"
+            shown = f"{value} <small>at {rates[factor]:g}</small>"
+            cells.append(f"<b>{shown}</b>" if factor == tuning.chosen[variant.name] else shown)
+        body.append(cells)
+    return _table_html(head, body) + (
+        f"<p><small>{escape(text.name)}{text.value_unit} on a quarter of the training images, which the trials are not "
+        "trained on; each rate once, the better half of them three times. The validation images were not used. Bold: "
+        "the rate that was taken.</small></p>"
+    )
 
 
 def _pictures_html(

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -41,44 +41,63 @@ class Progress:
         self.live: Live | None = None
         self.note = ""
         self.running: dict[tuple[str, int], float] = {}
-        self.total, self.kept, self.began = len(names) * seeds, 0, 0.0
-        self.steps = 1
+        self.total, self.began, self.steps = len(names) * seeds, 0.0, 1
+        # of the round of jobs under way: how many, finished, and finished before it began
+        self.round = self.round_done = self.round_kept = 0
 
     @property
     def done(self) -> int:
+        """Finished runs, trials of tuning not counted."""
         return sum(len(found) for found in self.values.values())
 
-    def start(self, pending: Sequence["Job"], description: str) -> None:
-        job = pending[0]
-        batches = max(1, job.settings["images"]["train"] // job.config.batch_size)
-        self.steps = job.config.epochs * batches
-        self.kept, self.began = self.done, time.monotonic()
-        text = f"{len(self.names)} variants x {self.seeds} seeds = {self.total} runs, "
-        text += description
-        if self.kept:
-            text += f"; {self.kept} finished before"
-        self.console.print(text)
-        if self.console.is_terminal and not self.quiet:
+    def begin(self, jobs: Sequence["Job"], finished: Iterable[Mapping[str, Any]]) -> None:
+        """A round of jobs, trials or runs, of which some are finished already."""
+        trials = jobs[0].trial_share is not None
+        finished = list(finished)
+        self.round, self.round_done, self.round_kept = len(jobs), len(finished), len(finished)
+        self.began = time.monotonic()
+        job = jobs[0]
+        images = job.settings["images"]["train"] * (1 - (job.trial_share or 0))
+        self.steps = max(1, job.config.epochs * max(1, int(images) // job.config.batch_size))
+        if trials:
+            self.say(f"tuning: {len(jobs)} trials of learning rates on a part of the training images")
+            return
+        for result in finished:
+            self._keep(result)
+        text = f"{len(self.names)} variants x {self.seeds} seeds = {self.total} runs"
+        self.say(text + (f"; {len(finished)} finished before" if finished else ""))
+        if self.console.is_terminal and not self.quiet and self.live is None:
             self.live = Live(
                 get_renderable=self._table, console=self.console, refresh_per_second=4, transient=True
             )
             self.live.start()
 
     def stepped(self, job: "Job", step: int) -> None:
+        """A run goes on."""
         self.running[job.variant.name, job.config.seed] = min(1.0, step / self.steps)
 
-    def finished(self, result: Mapping[str, Any]) -> None:
+    def finished(self, job: "Job", result: Mapping[str, Any]) -> None:
+        """A run or a trial is finished."""
         name, seed, value = result["variant"], result["seed"], result.get("metric")
         self.running.pop((name, seed), None)
-        self.values[name][seed] = value
-        if self.live is None and self.began:
-            text = self.text
-            said = "failed" if value is None else f"{text.name} {text.value(value)}{text.value_unit}"
-            took = f"{result['seconds']:.0f} s"
-            left = f", {self._left()}" if self._left() else ""
-            self.console.print(
-                f"{self.done:>3}/{self.total}  {name}, seed {seed}: {said} ({took}{left})", markup=False
+        self.round_done += 1
+        if job.trial_share is None:
+            self._keep(result)
+        if self.live is None:
+            said = (
+                "failed"
+                if value is None
+                else f"{self.text.name} {self.text.value(value)}{self.text.value_unit}"
             )
+            what = f"{name}, seed {seed}"
+            if job.trial_share is not None:
+                what = f"{name}, rate x {job.settings['trial']['factor']:g}"
+            left = f", {self._left()}" if self._left() else ""
+            line = f"{self.round_done:>3}/{self.round}  {what}: {said} ({result['seconds']:.0f} s{left})"
+            self.console.print(line, markup=False)
+
+    def _keep(self, result: Mapping[str, Any]) -> None:
+        self.values[result["variant"]][result["seed"]] = result.get("metric")
 
     def say(self, text: str) -> None:
         self.note = text
@@ -100,10 +119,11 @@ class Progress:
         console.print(Text(f"report: {report}"), soft_wrap=True)
 
     def _left(self) -> str:
-        progressed = self.done - self.kept + sum(self.running.values())
+        progressed = self.round_done - self.round_kept + sum(self.running.values())
         if progressed < 0.5:
             return ""
-        seconds = (time.monotonic() - self.began) / progressed * (self.total - self.kept - progressed)
+        left = self.round - self.round_kept - progressed
+        seconds = (time.monotonic() - self.began) / progressed * left
         return f"about {math.ceil(seconds / 60)} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
     def _table(self) -> Group:

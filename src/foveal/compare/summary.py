@@ -1,13 +1,18 @@
 """From finished runs to one row a variant and a verdict."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foveal.compare.conclusion import MetricText, conclude
-from foveal.compare.variants import Variant
+from foveal.compare.tuning import rate_of
 from foveal.statistics import Difference, Estimate, differences_to, estimate
-from foveal.tasks import Task
+from foveal.train.block_report import INACTIVE_BELOW
+
+if TYPE_CHECKING:
+    from foveal.compare.experiment import Plan
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,9 @@ class Row:
         chance: what a uniform map would have.
         seeds: finished runs.
         failed: seed -> reason of runs whose loss became infinite.
+        change: how much the block that did most changed its input, ||block(x) - x|| / ||x||, in the run where it was
+            most; None without an inserted block.
+        rate: the learning rate of the inserted block, or where that was not tuned of the network.
     """
 
     name: str
@@ -58,28 +66,27 @@ class Row:
     chance: float | None
     seeds: int
     failed: dict[int, str]
+    change: float | None = None
+    rate: float | None = None
 
 
 def summarise(
-    variants: Sequence[Variant],
-    runs: Sequence[Mapping[str, Any]],
-    costs: Mapping[str, Costs],
-    *,
-    data: str,
-    task: Task,
+    plan: Plan, runs: Sequence[Mapping[str, Any]], costs: Mapping[str, Costs], *, data: str
 ) -> tuple[list[Row], str]:
     """Rows in the order of the variants, and the conclusion.
 
     Args:
-        variants: the first is the network without attention.
+        plan: what was compared; its first variant is what the others are compared with.
         runs: results of `foveal.compare.worker.run_job`.
         costs: by variant name.
         data: what the data is called.
-        task: whose metric counts.
     """
+    variants, config = plan.variants, plan.job.config
+    task = config.the_task
     values: dict[str, dict[int, float]] = {v.name: {} for v in variants}
     shares: dict[str, list[float]] = {v.name: [] for v in variants}
     chances: dict[str, list[float]] = {v.name: [] for v in variants}
+    changes: dict[str, list[float]] = {v.name: [] for v in variants}
     failed: dict[str, dict[int, str]] = {v.name: {} for v in variants}
     for run in runs:
         name, seed = run["variant"], run["seed"]
@@ -87,6 +94,8 @@ def summarise(
             failed[name][seed] = run["failed"]
             continue
         values[name][seed] = run["metric"]
+        if run.get("change"):
+            changes[name].append(max(run["change"].values()))
         if run.get("share"):
             sites = run["share"].values()
             shares[name].append(sum(share for share, _ in sites) / len(sites))
@@ -114,10 +123,22 @@ def summarise(
             chance=sum(chances[v.name]) / len(chances[v.name]) if chances[v.name] else None,
             seeds=len(values[v.name]),
             failed=failed[v.name],
+            change=max(changes[v.name], default=None),
+            rate=rate_of(config, v, plan.tuning.chosen[v.name] if plan.tuning else 1.0),
         )
         for v in variants
     ]
-    sentence = conclude(to_none, to_control, attention=attention, data=data, text=text)
+    idle = [row.name for row in rows if row.change is not None and row.change < INACTIVE_BELOW]
+    sentence = conclude(
+        to_none,
+        to_control,
+        attention=attention,
+        data=data,
+        text=text,
+        budget=f"{config.epochs} epoch{'s' * (config.epochs != 1)}",
+        tuned=plan.tuning is not None,
+        idle=idle,
+    )
     broken = [
         f"{row.name} ({len(row.failed)} of {len(row.failed) + row.seeds} seeds)" for row in rows if row.failed
     ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.checkpoint import save
-from foveal.compare.arrays import ArrayDataset, spread
+from foveal.compare.arrays import ArrayDataset, fold, spread
 from foveal.compare.job import Job
 from foveal.data import JointTransform
 from foveal.data.loader import EpochBatchSampler, MemoryLoader, SequentialBatchSampler, make_loader
@@ -20,9 +20,12 @@ from foveal.look.record import watch
 from foveal.look.score import attention_map, has_map, share_on_object
 from foveal.tasks import Task
 from foveal.train import loop
+from foveal.train.block_report import block_report
 from foveal.train.nonfinite import NonFiniteError
 
 EVAL_BATCH = 256
+REPORT_IMAGES = 128
+"""Images on which is measured how much each block changes its input."""
 SHARE_IMAGES = 512
 """Images on which the share of attention on the object is measured."""
 
@@ -38,13 +41,14 @@ def run_job(
 
     Returns:
         The result: ``figures`` of the last epoch, ``metric`` (the one that counts), ``curve`` (it, epoch by epoch),
-        ``seconds``; ``share``: site -> [share of the attention on the object, chance], where images have objects and
-        the block has a map. A run whose loss became infinite has ``failed`` instead, with the reason. And the
-        trained weights as the bytes of a file, where the job keeps them.
+        ``seconds``; ``change``: site -> how much the block there changes its input; ``share``: site -> [share of the
+        attention on the object, chance], where images have objects and the block has a map. A run whose loss became
+        infinite has ``failed`` instead, with the reason. And the trained weights as the bytes of a file, where the job
+        keeps them.
     """
     start = time.perf_counter()
     config, task = job.config, job.config.the_task
-    train, val = (ArrayDataset(images, split) for split in ("train", "val"))
+    train, val = parts_of(job, images)
     net = job.build()
     batches = EpochBatchSampler(len(train), config.batch_size, seed=config.seed)
     training = loop.Training(net, task, config, job.info, batches)
@@ -52,7 +56,11 @@ def run_job(
     normalize = JointTransform([], job.info.mean, job.info.std)
     val_batches = SequentialBatchSampler(len(val), max(EVAL_BATCH, 2 * config.batch_size))
     train_loader = _loader(task, train, to_train if to_train.random else normalize, batches, config.seed)
-    val_loader = _loader(task, val, normalize, val_batches, 0)
+    # training images for random crops are stored as they are, and a trial measures on some of them
+    stored_whole = job.trial_share is not None and to_train.random
+    val_loader = _loader(
+        task, val, task.eval_transform(job.info) if stored_whole else normalize, val_batches, 0
+    )
     result: dict[str, Any] = {"variant": job.variant.name, "seed": config.seed}
     curve: list[float] = []
     figures: dict[str, float] = {}
@@ -72,10 +80,22 @@ def run_job(
     net = training.evaluated.eval()
     figures = {name.removeprefix("val_"): v for name, v in figures.items() if name.startswith("val_")}
     result |= {"metric": figures[task.metric], "figures": figures, "curve": curve}
-    if job.variant.attends and hasattr(task, "object_mask"):
+    if job.variant.attends and hasattr(task, "object_mask") and job.trial_share is None:
         result["share"] = attention_shares(net, val, job)
+    if job.variant.insert is not None and job.trial_share is None:
+        images_of = (batch["image"] for batch in prepared_batches(val, job, REPORT_IMAGES))
+        result["change"] = {row["site"]: row["contribution"] for row in block_report(net, images_of)}
     result["seconds"] = round(time.perf_counter() - start, 2)
     return result, _weights(net, job, figures) if job.keep_weights else None
+
+
+def parts_of(job: Job, images: Path) -> tuple[ArrayDataset, ArrayDataset]:
+    """What to train and what to measure on; a trial of tuning has both from the training images."""
+    if job.trial_share is None:
+        return ArrayDataset(images, "train"), ArrayDataset(images, "val")
+    whole = ArrayDataset(images, "train")
+    first, second = fold(len(whole), job.trial_share)
+    return ArrayDataset(images, "train", first), ArrayDataset(images, "train", second)
 
 
 def _weights(net: nn.Module, job: Job, figures: dict[str, float]) -> bytes:

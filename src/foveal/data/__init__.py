@@ -9,7 +9,7 @@ from foveal.data.decode import decode_image
 from foveal.data.joint import JointTransform
 from foveal.data.masks import decode_mask
 from foveal.data.opening import ImageKindError, LabelError
-from foveal.data.scenes import SceneMasks, Scenes, class_mask
+from foveal.data.scenes import CueScenes, SceneMasks, Scenes, class_mask
 from foveal.data.sources import open_dataset
 from foveal.data.stacking import as_tensors
 from foveal.data.transforms import (
@@ -20,6 +20,7 @@ from foveal.data.transforms import (
 )
 
 __all__ = [
+    "CueScenes",
     "ImageKindError",
     "JointTransform",
     "LabelError",

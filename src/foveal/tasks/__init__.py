@@ -74,7 +74,7 @@ class Task(Protocol):
       attention can be scored against it;
     - ``settle_inference(inference, info)``: its options of inference with the defaults that depend on the network;
     - ``inherited_data_options(info, data) -> dict``: which options of the training's data hold on other data;
-    - ``bundled_recipe``: training options, for the bundled data, of a run that takes seconds.
+    - ``bundled_recipes``: bundled data -> training options of a run that takes seconds.
 
     Attributes:
         Options: dataclass of the task's own options of training, each with a docstring; `foveal train --task NAME`

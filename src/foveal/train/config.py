@@ -12,6 +12,9 @@ from foveal.tasks.options import make_options
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
+# learning rate of inserted blocks as a factor of the network's: sign-like updates drive scales that start at zero, and
+# the attention before them, far too quickly at the network's own rate (docs/comparing.md has the measurements)
+BLOCK_LR_SCALE = {"sgd": 1.0, "adamw": 0.1}
 # an option -> the least value it may have
 LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "nodes"), 1),
@@ -73,7 +76,7 @@ class TrainConfig:
     lr: float | None = None
     """Highest learning rate, reached after the warm-up. Default: 0.1 for sgd, 0.001 for adamw."""
     inserted_lr: float | None = None
-    """Learning rate of inserted blocks. Default: lr."""
+    """Learning rate of inserted blocks. Default: lr for sgd, a tenth of it for adamw."""
     momentum: float = 0.9
     """Momentum of sgd, beta1 of adamw."""
     weight_decay: float = 5e-4
@@ -143,6 +146,12 @@ class TrainConfig:
                 "from a network that is whole on every device; take ddp"
             )
         self.task_options = asdict(make_options(task.Options, self.task_options, self.task))
+
+    @property
+    def block_lr(self) -> float:
+        """The learning rate of inserted blocks."""
+        assert self.lr is not None
+        return self.lr * BLOCK_LR_SCALE[self.optimizer] if self.inserted_lr is None else self.inserted_lr
 
     @property
     def the_task(self) -> Task:

@@ -193,7 +193,7 @@ def _optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         net,
         optimizer=config.optimizer,
         lr=config.lr,
-        inserted_lr=config.inserted_lr,
+        inserted_lr=config.block_lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )

@@ -62,7 +62,7 @@ def in_chans(config: TrainConfig) -> int:
 
 def data_options(config: TrainConfig) -> dict[str, Any]:
     """Options to open the data with: a network for grey images gets grey images."""
-    grey = in_chans(config) == 1 and config.data != "scenes"
+    grey = in_chans(config) == 1 and not config.data.startswith("scenes")
     return {**config.data_options, "channels": 1} if grey else config.data_options
 
 

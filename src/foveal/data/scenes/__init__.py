@@ -1,5 +1,6 @@
 """Bundled data: cluttered scenes of handwritten digits on photographs, drawn on the fly from scikit-learn's files."""
 
+from foveal.data.scenes.cue import CueScenes
 from foveal.data.scenes.dataset import SceneMasks, Scenes, class_mask
 
-__all__ = ["SceneMasks", "Scenes", "class_mask"]
+__all__ = ["CueScenes", "SceneMasks", "Scenes", "class_mask"]

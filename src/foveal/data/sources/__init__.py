@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foveal.data.scenes import SceneMasks, Scenes
+from foveal.data.scenes import CueScenes, SceneMasks, Scenes
 from foveal.data.sources.folder import open_folder
 from foveal.data.sources.parquet import find_parquet, open_parquet
 from foveal.data.sources.segmentation import open_segmentation
 from foveal.data.sources.torchvision import TORCHVISION, open_torchvision
 from foveal.errors import FovealError
+
+# bundled data sets for classification, by name
+BUNDLED: dict[str, Callable[..., Any]] = {"scenes": Scenes, "scenes:cue": CueScenes}
 
 
 def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **options: Any) -> Any:
@@ -34,7 +37,8 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
     Args:
         spec: what to open.
 
-            - ``"scenes"``: the bundled ones, see ``Scenes`` for the options (length, size, objects, seed, ...).
+            - ``"scenes"``: the bundled ones, see ``Scenes`` for the options (length, size, objects, seed, ...);
+              ``"scenes:cue"``: a question that only attention can answer, see ``CueScenes``.
             - A folder of class folders, or of train, val and test folders with class folders inside. Images lie
               at any depth below their class folder, each real file once; hidden files are ignored. A folder is a part
               if train, val, valid, validation, test, training or testing is a word of its name: ``training_set``,
@@ -83,15 +87,15 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
 
 def _opener(spec: str) -> tuple[Callable[..., Any], Any]:
     """The function that opens ``spec`` and its first argument, None for scenes."""
-    if spec == "scenes":
-        return Scenes, None
+    if spec in BUNDLED:
+        return BUNDLED[spec], None
     if spec.startswith(TORCHVISION):
         return open_torchvision, spec.removeprefix(TORCHVISION)
     root = Path(spec).expanduser()
     if not root.exists():
         raise FovealError(
-            f"data must be 'scenes', 'torchvision:NAME', or a folder or Parquet file that exists, "
-            f"got {spec!r}"
+            f"data must be {', '.join(map(repr, BUNDLED))}, 'torchvision:NAME', or a folder or Parquet file that "
+            f"exists, got {spec!r}"
         )
     if root.suffix == ".parquet" or (root.is_dir() and find_parquet(root)):
         return open_parquet, root

@@ -62,14 +62,24 @@ class Classify:
     higher_is_better: ClassVar[bool] = True
     is_share: ClassVar[bool] = True
     writes_folder: ClassVar[bool] = False
-    bundled_recipe: ClassVar[dict[str, Any]] = {
-        "image_size": 24,
-        "epochs": 2,
-        "batch_size": 32,
-        "optimizer": "adamw",
-        "lr": 0.01,
-        "weight_decay": 0.01,
-        "augment": False,
+    bundled_recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        "scenes": {
+            "image_size": 24,
+            "epochs": 2,
+            "batch_size": 32,
+            "optimizer": "adamw",
+            "lr": 0.01,
+            "weight_decay": 0.01,
+            "augment": False,
+        },
+        "scenes:cue": {
+            "epochs": 6,
+            "batch_size": 32,
+            "optimizer": "adamw",
+            "lr": 0.01,
+            "weight_decay": 0.01,
+            "augment": False,
+        },
     }
 
     def open(self, data: str, split: str, options: Mapping[str, Any]) -> Any:

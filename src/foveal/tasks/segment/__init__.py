@@ -141,7 +141,9 @@ class Segment:
     higher_is_better: ClassVar[bool] = True
     is_share: ClassVar[bool] = True
     writes_folder: ClassVar[bool] = True
-    bundled_recipe: ClassVar[dict[str, Any]] = {"epochs": 4, "optimizer": "adamw", "lr": 0.003}
+    bundled_recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        "scenes": {"epochs": 4, "optimizer": "adamw", "lr": 0.003}
+    }
 
     def open(self, data: str, split: str, options: Mapping[str, Any]) -> Any:
         from foveal.data import open_dataset
