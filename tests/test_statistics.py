@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from foveal.errors import FovealError
 from foveal.statistics import (
+    detectable_difference,
     differences_to,
     estimate,
     holm,
     seeds_needed,
+    seeds_to_detect,
     sign_flip_p,
 )
 
@@ -126,3 +129,53 @@ def test_lower_may_be_better():
     none, variant = paired([-0.01 - 0.001 * i for i in range(8)])
     assert differences_to(none, {"se": variant})["se"].finding == "worse"
     assert differences_to(none, {"se": variant}, higher_is_better=False)["se"].finding == "better"
+
+
+@pytest.mark.parametrize("seeds", [8, 16])
+def test_a_difference_of_the_size_it_names_is_found_as_often_as_it_says(seeds):
+    """400 simulated comparisons with 3 variants, of which one differs by just that much."""
+    generator = np.random.default_rng(seeds)
+    spread, comparisons = 0.01, 3
+    true = (
+        spread
+        * float(stats.t.ppf(1 - 0.05 / 2 / comparisons, seeds - 1) + stats.t.ppf(0.8, seeds - 1))
+        / math.sqrt(seeds)
+    )
+    found = 0
+    for _ in range(400):
+        none = dict.fromkeys(range(seeds), 0.8)
+        shifts = {"se": true, "cbam": 0.0, "dual": 0.0}
+        variants = {
+            name: {s: 0.8 + shift + generator.normal(0, spread) for s in range(seeds)}
+            for name, shift in shifts.items()
+        }
+        found += differences_to(none, variants)["se"].finding == "better"
+    assert 0.7 < found / 400 < 0.95
+
+
+def test_the_spread_is_read_from_the_interval():
+    none, variant = paired([0.01 * math.sin(7 * i) for i in range(8)])
+    d = differences_to(none, {"se": variant})["se"]
+    values = [variant[i] - none[i] for i in range(8)]
+    error = float(np.std(values, ddof=1)) / math.sqrt(8)
+    quantiles = float(stats.t.ppf(0.975, 7) + stats.t.ppf(0.8, 7))
+    assert detectable_difference(d, comparisons=1) == pytest.approx(quantiles * error)
+
+
+def test_seeds_grow_as_the_difference_shrinks_and_suffice():
+    needed = [seeds_to_detect(d, 0.012, comparisons=6) for d in (0.05, 0.02, 0.01, 0.005)]
+    assert needed == sorted(needed)
+    assert needed[0] == 8, "the exact test needs these whatever the difference"
+    with pytest.raises(FovealError, match="difference must be above 0"):
+        seeds_to_detect(0.0, 0.01, comparisons=1)
+
+
+def test_nothing_against_nothing_is_found_in_one_of_twenty():
+    """1,000 simulated comparisons of five variants that are all the same: any finding is an error."""
+    generator = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(1000):
+        none = {s: generator.normal(0.8, 0.01) for s in range(8)}
+        variants = {f"v{k}": {s: generator.normal(0.8, 0.01) for s in range(8)} for k in range(5)}
+        wrong += any(d.finding != "no evidence" for d in differences_to(none, variants).values())
+    assert wrong / 1000 < 0.07

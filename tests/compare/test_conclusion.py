@@ -16,7 +16,9 @@ NAMES = ["se", "cbam"]
 def test_conclusion_without_evidence():
     to_none = {"se": difference(0.01, "no evidence", p=0.4), "cbam": difference(0.002, "no evidence", p=0.8)}
     text = conclude(to_none, {}, attention=NAMES, data="scenes", text=TEXT)
-    assert text.startswith("No evidence that attention helps on scenes: none of the 2 blocks is better")
+    assert text.startswith(
+        "No evidence that attention helps on scenes after this budget: none of the 2 blocks is better"
+    )
     assert "largest difference: se +1.0 points, 95 % interval +0.0 to +2.0, corrected p = 0.40" in text
 
 
@@ -45,7 +47,7 @@ def test_conclusion_wants_the_control_beaten_too():
     better = {"se": difference(0.02, "better"), "cbam": difference(-0.03, "no evidence")}
     text = conclude(to_none, better, attention=NAMES, data="scenes", text=TEXT)
     assert text.startswith(
-        "Attention helps on scenes: se is better than the same network without it and better than"
+        "Attention helps on scenes after this budget: se is better than the same network without it"
     )
 
 
@@ -61,7 +63,7 @@ def test_conclusion_names_what_hurts_and_a_control_that_helps():
         "cbam": difference(-0.05, "worse"),
     }
     text = conclude(to_none, {}, attention=NAMES, data="scenes", text=TEXT)
-    assert "Worse than no attention: cbam (cbam −5.0 points" in text
+    assert "(another may do better: tune): cbam (cbam −5.0 points" in text
     assert "The control is itself better than none (+4.0 points" in text
 
 
@@ -82,3 +84,40 @@ def test_a_metric_that_is_no_share_is_written_as_it_is_and_lower_may_be_best():
     to_none = {"se": difference(-0.02, "better"), "cbam": difference(-0.01, "better")}
     said = conclude(to_none, {}, attention=["se", "cbam"], data="scenes", text=text)
     assert "best: se −0.02 of error" in said
+
+
+def test_worse_is_said_of_the_rate_unless_it_was_tuned():
+    to_none = {"se": difference(-0.05, "worse")}
+    one, other = (
+        conclude(to_none, {}, attention=["se"], data="scenes", text=TEXT, tuned=tuned)
+        for tuned in (False, True)
+    )
+    assert "Worse than no attention at this learning rate (another may do better: tune): se" in one
+    assert "Worse than no attention: se" in other
+
+
+def test_a_block_that_never_took_part_is_no_verdict():
+    to_none = {"se": difference(0.0, "no evidence", p=1.0), "cbam": difference(0.02, "better")}
+    said = conclude(to_none, {}, attention=NAMES, data="scenes", text=TEXT, idle=["se"])
+    assert "Nothing can be said about se: its blocks never took part" in said
+    assert "cbam is better" in said
+    alone = conclude({"se": to_none["se"]}, {}, attention=["se"], data="scenes", text=TEXT, idle=["se"])
+    assert alone.startswith("Nothing can be said about se")
+    assert "No evidence" not in alone
+
+
+def test_the_budget_and_the_resolution_are_named():
+    to_none = {"se": difference(0.001, "no evidence", p=0.9)}
+    said = conclude(to_none, {}, attention=["se"], data="scenes", text=TEXT, budget="2 epochs")
+    assert "after 2 epochs" in said
+    assert "It could have found a difference of 1.4 points." in said
+
+
+def test_few_seeds_have_no_interval_and_the_largest_is_by_size():
+    to_none = {
+        "se": difference(0.01, "too few seeds", seeds=2),
+        "cbam": difference(-0.09, "too few seeds", seeds=2),
+    }
+    said = conclude(to_none, {}, attention=NAMES, data="scenes", text=TEXT)
+    assert "The largest difference so far is cbam −9.0 points." in said
+    assert "interval" not in said

@@ -23,6 +23,7 @@ SEEDS = 2
 """Runs of each rate that is still in the race in the second round."""
 FIRST_SEED = 1000
 """Seeds of trials are none of the comparison's."""
+DEFAULT = 1.0
 BLOCK_FACTORS = (1.0, 0.1, 0.3, 0.03, 3.0, 0.01)
 """Factors on the learning rate of inserted blocks, in the order in which they are tried; 1 is the default rate."""
 NETWORK_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125)
@@ -91,6 +92,7 @@ def tune(
     Source: Jamieson and Talwalkar, Non-stochastic Best Arm Identification (2016): successive halving, with two rounds.
     """
     task = job.config.the_task
+    order: dict[str, list[float]] = {}
     values: dict[str, dict[float, list[float]]] = {
         v.name: {factor: [] for factor in factors_of(v, trials)} for v in variants
     }
@@ -109,18 +111,30 @@ def tune(
                 values[name][factor].append(result["metric"])
             elif factor in racing[name]:
                 racing[name].remove(factor)
-        racing = {
-            name: ranked(task, values[name], left)[: (len(left) + 1) // 2] for name, left in racing.items()
-        }
-    chosen = {name: left[0] if left else 1.0 for name, left in racing.items()}
+        order = {name: ranked(task, values[name], left) for name, left in racing.items()}
+        racing = {name: better_half(left) for name, left in order.items()}
+    chosen = {name: left[0] if left else DEFAULT for name, left in order.items()}
     rates = {v.name: {f: rate_of(job.config, v, f) for f in values[v.name]} for v in variants}
     return Tuning(chosen, values, rates)
+
+
+def better_half(order: Sequence[float]) -> list[float]:
+    """The first half of a ranking; the default rate stays in the race, as one lucky run is no reason to leave it.
+
+    Example:
+        >>> better_half([0.1, 0.3, 1.0, 3.0]), better_half([0.1, 1.0, 0.3])
+        ([0.1, 1.0], [0.1, 1.0])
+    """
+    half = list(order[: (len(order) + 1) // 2])
+    if DEFAULT in order and DEFAULT not in half:
+        half[-1] = DEFAULT
+    return half
 
 
 def ranked(task: Task, values: Mapping[float, Sequence[float]], left: Sequence[float]) -> list[float]:
     """The factors in the race from the best mean to the worst; the default goes first among equals."""
     sign = -1 if task.higher_is_better else 1
-    return sorted(left, key=lambda factor: (sign * fmean(values[factor]), abs(factor - 1)))
+    return sorted(left, key=lambda factor: (sign * fmean(values[factor]), abs(factor - DEFAULT)))
 
 
 def trial_job(job: Job, variant: Variant, factor: float, seed: int) -> Job:
