@@ -11,10 +11,12 @@ import foveal
 ROOT = Path(foveal.__file__).parent
 
 # from the ground up: what each room may import of the others
-GROUND = {"errors", "files", "machine", "measure", "ops", "palette", "statistics"}
+GROUND = {"errors", "files", "folders", "image_files", "machine", "measure", "ops", "palette", "statistics"}
 ROOMS = {
     "errors": set(),
-    "files": {"errors"},
+    "files": set(),
+    "folders": {"errors"},
+    "image_files": {"errors"},
     "machine": {"errors"},
     "statistics": {"errors"},
     "palette": {"errors"},
@@ -23,7 +25,7 @@ ROOMS = {
     "nn": {"errors", "ops"},
     "measure": {"errors", "ops", "nn"},
     "insertion": {"errors", "ops", "nn", "measure"},
-    "data": {"errors", "files", "machine"},
+    "data": {"errors", "files", "image_files", "machine"},
 }
 ROOMS["fusion"] = GROUND | {"nn", "insertion"}
 ROOMS["models"] = GROUND | {"nn", "insertion"}
@@ -34,7 +36,7 @@ ROOMS["tasks"] = GROUND | {"data", "model_info", "models"}
 ROOMS["inference"] = GROUND | {"checkpoint", "data", "model_info", "models", "tasks"}
 ROOMS["train"] = ROOMS["inference"] | {"insertion", "nn"}
 ROOMS["evaluate"] = ROOMS["train"] | {"inference", "train"}
-ROOMS["predict"] = {"errors", "files", "inference"}
+ROOMS["predict"] = {"errors", "folders", "inference"}
 ROOMS["look"] = GROUND | {"data", "inference", "insertion", "nn", "tasks"}
 ROOMS["compare"] = ROOMS["train"] | {"look", "train"}
 ROOMS["cli"] = set(ROOMS)

@@ -92,7 +92,7 @@ def evaluate(
         >>> evaluate(open_bundled(), split="test", data_options={"length": 20}).images
         20
     """
-    from foveal.train.run import open_split
+    from foveal.train.parts import open_split
 
     ready = weights if isinstance(weights, Predictor) else predictor(weights, device)
     task, info = ready.task, ready.info

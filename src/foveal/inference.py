@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from foveal.checkpoint import load
 from foveal.data import JointTransform, decode_image
 from foveal.errors import FovealError
-from foveal.files import find_images
+from foveal.image_files import find_images
 from foveal.machine import choose_device
 from foveal.model_info import ModelInfo
 from foveal.models import create_model, data_config, list_models

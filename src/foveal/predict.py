@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foveal.errors import FovealError
-from foveal.files import new_numbered_folder
+from foveal.folders import new_numbered_folder
 from foveal.inference import Predictor, image_files, predictor
 
 

@@ -12,7 +12,7 @@ from foveal.compare import compare
 from foveal.compare.engines.local import LocalEngine
 from foveal.compare.experiment import finished_result, plan_comparison, result_path
 from foveal.errors import FovealError
-from foveal.files import locked
+from foveal.folders import locked
 from foveal.train.run import Interrupted
 
 TINY = {

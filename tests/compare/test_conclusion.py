@@ -42,7 +42,9 @@ def test_conclusion_wants_the_control_beaten_too():
     to_none = {"se": difference(0.03, "better"), "cbam": difference(0.0, "no evidence")}
     no_better = {"se": difference(0.0, "no evidence"), "cbam": difference(-0.03, "no evidence")}
     text = conclude(to_none, no_better, attention=NAMES, data="scenes", text=TEXT)
-    assert text.startswith("On scenes, se is better than the same network without attention")
+    assert text.startswith(
+        "On scenes after this budget, se is better than the same network without attention"
+    )
     assert "no evidence of an advantage over a plain convolution block" in text
     better = {"se": difference(0.02, "better"), "cbam": difference(-0.03, "no evidence")}
     text = conclude(to_none, better, attention=NAMES, data="scenes", text=TEXT)

@@ -37,7 +37,6 @@ def finish(process):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.slow
 def test_two_processes_make_one_run_that_stops_and_continues_to_the_same_weights(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     process = start("train", *WORDS, "--out", whole)

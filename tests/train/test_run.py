@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import foveal
 from foveal.data.loader import EpochBatchSampler
-from foveal.files import locked
+from foveal.folders import locked
 from foveal.train import Interrupted, TrainConfig, fit, loop, run_folder
 from foveal.train import run as run_module
 from foveal.train.network import add_blocks, build_network

@@ -207,7 +207,7 @@ def _pixel(query: str | None) -> tuple[int, int] | None:
 
 
 def _output_folder(out: str | None, source: str) -> Path:
-    from foveal.files import new_folder, new_numbered_folder
+    from foveal.folders import new_folder, new_numbered_folder
 
     if out is not None:
         return new_folder(out)

@@ -89,7 +89,6 @@ def conclude(
         tuned: whether every variant's learning rate was tuned.
         idle: variants whose blocks never took part; nothing is concluded about them.
     """
-    sign = 1 if text.higher_is_better else -1
     taking_part = [name for name in attention if name not in idle]
     tried = [name for name in taking_part if name in to_none]
     slept = ""
@@ -114,29 +113,9 @@ def conclude(
     helping = [name for name in tried if to_none[name].finding == "better"]
     hurting = [name for name in tried if to_none[name].finding == "worse"]
     beyond = [name for name in helping if name in to_control and to_control[name].finding == "better"]
-    best = max(beyond or helping or tried, key=lambda name: sign * to_none[name].mean)
-    shown = text.shown(best, to_none[best])
-    after = f"after {budget}"
-    if not helping:
-        blocks = f"none of the {len(tried)} blocks is better" if len(tried) > 1 else f"{best} is not better"
-        first = (
-            f"No evidence that attention helps on {data} {after}: {blocks} than the same network without it, beyond "
-            f"what chance explains over {seeds} seeds (largest difference: {shown})."
-        )
-    elif beyond:
-        first = (
-            f"Attention helps on {data} {after}: {_list(beyond)} {_is(beyond)} better than the same network without it "
-            f"and better than a plain convolution block of equal cost (best: {shown} over none, "
-            f"{text.difference(to_control[best].mean)} {text.unit} over the control; {seeds} seeds)."
-        )
-    else:
-        doubt = "; without a control this may be the added capacity alone."
-        if to_control:
-            doubt = ", but there is no evidence of an advantage over a plain convolution block of equal cost."
-        first = (
-            f"On {data}, {_list(helping)} {_is(helping)} better than the same network without attention {after} "
-            f"(best: {shown}; {seeds} seeds){doubt}"
-        )
+    first = _finding(
+        tried, helping, beyond, to_none, to_control, data=f"{data} after {budget}", seeds=seeds, text=text
+    )
     return _joined(
         first,
         _resolution(to_none, tried, seeds, text),
@@ -144,6 +123,42 @@ def conclude(
         _hurting(hurting, to_none, text, tuned),
         _control(to_none, attention, text),
         slept,
+    )
+
+
+def _finding(
+    tried: Sequence[str],
+    helping: Sequence[str],
+    beyond: Sequence[str],
+    to_none: Mapping[str, Difference],
+    to_control: Mapping[str, Difference],
+    *,
+    data: str,
+    seeds: int,
+    text: MetricText,
+) -> str:
+    """The first sentence: whether attention helps."""
+    sign = 1 if text.higher_is_better else -1
+    best = max(beyond or helping or tried, key=lambda name: sign * to_none[name].mean)
+    shown = text.shown(best, to_none[best])
+    if not helping:
+        blocks = f"none of the {len(tried)} blocks is better" if len(tried) > 1 else f"{best} is not better"
+        return (
+            f"No evidence that attention helps on {data}: {blocks} than the same network without it, beyond what "
+            f"chance explains over {seeds} seeds (largest difference: {shown})."
+        )
+    if beyond:
+        return (
+            f"Attention helps on {data}: {_list(beyond)} {_is(beyond)} better than the same network without it and "
+            f"better than a plain convolution block of equal cost (best: {shown} over none, "
+            f"{text.difference(to_control[best].mean)} {text.unit} over the control; {seeds} seeds)."
+        )
+    doubt = "; without a control this may be the added capacity alone."
+    if to_control:
+        doubt = ", but there is no evidence of an advantage over a plain convolution block of equal cost."
+    return (
+        f"On {data}, {_list(helping)} {_is(helping)} better than the same network without attention "
+        f"(best: {shown}; {seeds} seeds){doubt}"
     )
 
 

@@ -31,11 +31,12 @@ from foveal.compare.variants import (
 from foveal.data import JointTransform
 from foveal.data.joint import Rescale
 from foveal.errors import FovealError
-from foveal.files import file_name, locked
+from foveal.folders import file_name, locked
 from foveal.tasks import task_named
 from foveal.train.config import TrainConfig
 from foveal.train.network import add_blocks, build_network, describe_network
-from foveal.train.run import Interrupted, open_parts
+from foveal.train.parts import open_parts
+from foveal.train.run import Interrupted
 
 # options of training that are no setting of a comparison: they vary in it, or change no result
 NOT_SETTINGS = (

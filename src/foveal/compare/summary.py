@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from foveal.compare.conclusion import MetricText, conclude
@@ -70,6 +71,30 @@ class Row:
     rate: float | None = None
 
 
+@dataclass
+class Gathered:
+    """What the runs of one variant found."""
+
+    values: dict[int, float] = field(default_factory=dict)
+    shares: list[float] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def add(self, run: Mapping[str, Any]) -> None:
+        """One run; of several sites the mean share, and the largest change."""
+        if "failed" in run:
+            self.failed[run["seed"]] = run["failed"]
+            return
+        self.values[run["seed"]] = run["metric"]
+        if run.get("change"):
+            self.changes.append(max(run["change"].values()))
+        if run.get("share"):
+            sites = run["share"].values()
+            self.shares.append(fmean(share for share, _ in sites))
+            self.chances.append(fmean(chance for _, chance in sites))
+
+
 def summarise(
     plan: Plan, runs: Sequence[Mapping[str, Any]], costs: Mapping[str, Costs], *, data: str
 ) -> tuple[list[Row], str]:
@@ -83,24 +108,10 @@ def summarise(
     """
     variants, config = plan.variants, plan.job.config
     task = config.the_task
-    values: dict[str, dict[int, float]] = {v.name: {} for v in variants}
-    shares: dict[str, list[float]] = {v.name: [] for v in variants}
-    chances: dict[str, list[float]] = {v.name: [] for v in variants}
-    changes: dict[str, list[float]] = {v.name: [] for v in variants}
-    failed: dict[str, dict[int, str]] = {v.name: {} for v in variants}
+    gathered = {v.name: Gathered() for v in variants}
     for run in runs:
-        name, seed = run["variant"], run["seed"]
-        if "failed" in run:
-            failed[name][seed] = run["failed"]
-            continue
-        values[name][seed] = run["metric"]
-        if run.get("change"):
-            changes[name].append(max(run["change"].values()))
-        if run.get("share"):
-            sites = run["share"].values()
-            shares[name].append(sum(share for share, _ in sites) / len(sites))
-            chances[name].append(sum(chance for _, chance in sites) / len(sites))
-
+        gathered[run["variant"]].add(run)
+    values = {name: found.values for name, found in gathered.items()}
     text = MetricText.of(task)
     better = {"higher_is_better": task.higher_is_better}
     baseline = variants[0].name
@@ -119,11 +130,11 @@ def summarise(
             to_none=to_none.get(v.name),
             to_control=to_control.get(v.name),
             costs=costs[v.name],
-            share=estimate(shares[v.name]) if shares[v.name] else None,
-            chance=sum(chances[v.name]) / len(chances[v.name]) if chances[v.name] else None,
+            share=estimate(gathered[v.name].shares) if gathered[v.name].shares else None,
+            chance=fmean(gathered[v.name].chances) if gathered[v.name].chances else None,
             seeds=len(values[v.name]),
-            failed=failed[v.name],
-            change=max(changes[v.name], default=None),
+            failed=gathered[v.name].failed,
+            change=max(gathered[v.name].changes, default=None),
             rate=rate_of(config, v, plan.tuning.chosen[v.name] if plan.tuning else 1.0),
         )
         for v in variants

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from foveal.data.opening import ImageKindError, LabelError
 from foveal.errors import FovealError
-from foveal.files import open_regular
+from foveal.image_files import open_regular
 
 LOOKED_AT = 16  # items whose sizes `median_size` takes
 

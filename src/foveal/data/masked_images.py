@@ -14,7 +14,7 @@ from foveal.data.dataset import file_looks_whole
 from foveal.data.decode import decode_image, stored_size
 from foveal.data.masks import Palette, PaletteUse, StoredMask, grey_levels, mask_header, read_mask
 from foveal.data.opening import LabelError
-from foveal.files import fingerprint
+from foveal.image_files import fingerprint
 
 UNKNOWN = 254  # in a value table: no class
 OWN = "turned by their own EXIF"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from foveal.errors import FovealError
-from foveal.files import open_regular
+from foveal.image_files import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image

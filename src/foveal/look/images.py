@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveal.data import decode_image
 from foveal.errors import FovealError
-from foveal.files import find_images, is_hidden, is_image_name
+from foveal.image_files import find_images, is_hidden, is_image_name
 from foveal.inference import Predictor
 from foveal.tasks import Task
 

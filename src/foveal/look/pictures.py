@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from foveal.errors import FovealError
-from foveal.files import UniqueNames, atomic_write, is_image_name, write_text
+from foveal.files import atomic_write, write_text
+from foveal.folders import UniqueNames
+from foveal.image_files import is_image_name
 from foveal.inference import Predictor
 from foveal.look import draw
 from foveal.look.cam import grad_cam

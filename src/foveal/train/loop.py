@@ -1,8 +1,8 @@
 """The one training loop, for every task, on one device or many: two functions that one reads from top to bottom.
 
-`Training` is what changes while a network trains; `train_epoch` and `validate` are the loop. Lightning Fabric takes
-care of devices, precision and processes. Files, progress and signals are the business of whoever calls: `Run` for a
-run folder, a worker of `foveal.compare` for many short runs.
+`train_epoch` and `validate` are the loop; `foveal.train.training.Training` is all that changes meanwhile. Lightning
+Fabric takes care of devices, precision and processes. Files, progress and signals are the business of whoever calls:
+`Run` for a run folder, a worker of `foveal.compare` for many short runs.
 
 Every random choice is a function of (seed, position in the run), never of what was drawn before. A run can therefore
 stop anywhere and continue to the same weights.
@@ -10,196 +10,18 @@ stop anywhere and continue to the same weights.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.distributed
-from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveal.data.loader import EpochBatchSampler, seed_for
-from foveal.errors import FovealError
-from foveal.model_info import ModelInfo
-from foveal.tasks import Metric, Task
-from foveal.train.config import TrainConfig
-from foveal.train.ema import ModelEma
-from foveal.train.freeze import Freezer
 from foveal.train.nonfinite import NonFiniteError, first_non_finite
-from foveal.train.optim import lr_scale, make_optimizer, set_lr
+from foveal.train.processes import any_process, broadcast_buffers, merged
+from foveal.train.training import Training
 
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 Batches = Iterable[list[dict[str, Any]]]
-
-
-def launch_fabric(config: TrainConfig) -> Fabric:
-    """Lightning Fabric for the devices, precision and strategy of a config; from here on there are all its processes.
-
-    Raises:
-        FovealError: this machine cannot run what was asked for.
-    """
-    if config.precision == "float16" and not torch.cuda.is_available():
-        raise FovealError("precision float16 needs a CUDA GPU, got none here; bfloat16 runs on any device")
-    try:
-        with _quiet_lightning():
-            fabric = Fabric(
-                accelerator=config.accelerator,
-                devices=config.devices,
-                num_nodes=config.nodes,
-                strategy=config.strategy,
-                precision=PRECISIONS[config.precision],  # pyright: ignore[reportArgumentType]
-            )
-            fabric.launch()
-        return fabric
-    except (RuntimeError, ValueError, TypeError) as error:
-        names = ("accelerator", "devices", "nodes", "strategy")
-        chosen = ", ".join(f"{name}={getattr(config, name)}" for name in names)
-        reason = " ".join(str(error).split())
-        raise FovealError(f"Lightning must be able to run {chosen}, got: {reason}") from error
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's banner of processes; its logger is as before afterwards."""
-    logger = logging.getLogger("lightning_fabric")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-class Training:
-    """A network in training: everything that changes, and all that a checkpoint must hold to continue.
-
-    Attributes:
-        net: the network itself; ``model`` is the same, wrapped for precision and several processes.
-        optimizers: one, unless the task makes its own.
-        ema: the running average of the weights, if one is kept.
-        epoch, batch: how many are done; ``batch`` counts within the epoch.
-        step: optimiser steps done.
-        loss_sums: the parts of the loss, summed over the batches of this epoch; ``loss_count`` batches.
-    """
-
-    def __init__(
-        self,
-        net: nn.Module,
-        task: Task,
-        config: TrainConfig,
-        info: ModelInfo,
-        batches: EpochBatchSampler,
-        fabric: Fabric | None = None,
-    ) -> None:
-        self.net, self.task, self.config, self.info, self.batches = net, task, config, info, batches
-        self.options = config.options
-        self.fabric = fabric or launch_fabric(config)
-        self.freezer = Freezer(net, config.freeze_epochs)
-        self.model = self.fabric.setup_module(net)
-        self.ema = ModelEma(net, config.ema) if config.ema else None
-        own = getattr(task, "make_optimizers", None)
-        made = own(net, config) if own is not None else [_optimizer(net, config)]
-        self.optimizers: list[Any] = [self.fabric.setup_optimizers(optimizer) for optimizer in made]
-        self.epoch = self.batch = self.step = 0
-        self.loss_sums: dict[str, float] = {}
-        self.loss_count = 0
-        self.steps_per_epoch = -(-len(batches) // config.accumulate)
-        self.modes_set_for = -1
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """What is validated and kept: the running average where there is one."""
-        return self.net if self.ema is None else self.ema.net
-
-    @property
-    def lr(self) -> float:
-        """The highest learning rate of the last step."""
-        return max(group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups)
-
-    def seed(self) -> int:
-        """The seed of this batch in this process."""
-        return seed_for(self.config.seed, "step", self.epoch, self.batch, self.fabric.global_rank)
-
-    def set_modes(self) -> None:
-        """Put the network into the mode of this epoch, once: a frozen backbone thaws when its epochs are over."""
-        if self.modes_set_for == self.epoch:
-            return
-        self.modes_set_for = self.epoch
-        changed = self.freezer.start_epoch(self.epoch)
-        if changed and self.fabric.world_size > 1:
-            # DistributedDataParallel settles when it is made for which gradients the processes wait
-            self.model = self.fabric.setup_module(self.net)
-
-    def set_lr(self) -> None:
-        """Give the optimisers the learning rate of this step."""
-        scale = lr_scale(
-            self.step,
-            steps=self.config.epochs * self.steps_per_epoch,
-            warmup_steps=round(self.config.warmup_epochs * self.steps_per_epoch),
-            schedule=self.config.schedule,
-        )
-        for optimizer in self.optimizers:
-            set_lr(optimizer, scale)
-
-    def group_size(self) -> int:
-        """How many batches share this batch's optimiser step: fewer than ``accumulate`` where an epoch ends."""
-        first = self.batch - self.batch % self.config.accumulate
-        return min(self.config.accumulate, len(self.batches) - first)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to continue to the same weights."""
-        return {
-            "net": self.net.state_dict(),
-            "ema": None
-            if self.ema is None
-            else {"net": self.ema.net.state_dict(), "updates": self.ema.updates},
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "step": self.step,
-            "loss_sums": self.loss_sums,
-            "loss_count": self.loss_count,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where another process stopped."""
-        self.net.load_state_dict(state["net"])
-        if self.ema is not None:
-            self.ema.net.load_state_dict(state["ema"]["net"])
-            self.ema.updates = state["ema"]["updates"]
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
-        self.loss_sums, self.loss_count = dict(state["loss_sums"]), state["loss_count"]
-
-    def refuse_broken_weights(self) -> None:
-        """Raise before anything good is overwritten by weights that are not finite."""
-        for name, value in self.net.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise NonFiniteError(
-                    f"the weights must be finite, got {name} with a value that is not, in epoch {self.epoch + 1}, "
-                    "while the loss still was"
-                )
-
-
-def _optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    assert config.lr is not None
-    return make_optimizer(
-        net,
-        optimizer=config.optimizer,
-        lr=config.lr,
-        inserted_lr=config.block_lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------ the loop
 
 
 def train_epoch(
@@ -330,49 +152,3 @@ def on_device(t: Training, batch: dict[str, Any]) -> dict[str, Any]:
     if t.config.channels_last:
         batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
     return batch
-
-
-# --------------------------------------------------------------------------------------------------- several processes
-
-
-def any_process(fabric: Fabric, mine: bool) -> bool:
-    """Whether it is true in any process."""
-    if fabric.world_size == 1:
-        return mine
-    flag = torch.tensor([float(mine)], device=fabric.device)
-    return bool(fabric.all_reduce(flag, reduce_op="sum") > 0)  # pyright: ignore[reportOperatorIssue]
-
-
-def broadcast_buffers(fabric: Fabric, net: nn.Module) -> None:
-    """Give all processes the batch statistics of the first one, so that all validate the network that is kept.
-
-    DistributedDataParallel does so before a forward pass in training; none comes after the last batch of an epoch.
-    """
-    if fabric.world_size > 1:
-        for buffer in net.buffers():
-            torch.distributed.broadcast(buffer, src=0)
-
-
-def merged(fabric: Fabric, metric: Metric) -> Metric:
-    """The metric of all processes together, in each of them."""
-    if fabric.world_size == 1:
-        return metric
-    gathered: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(gathered, metric)
-    first, *others = gathered
-    for other in others:
-        first.merge(other)
-    return first
-
-
-def refuse_empty_shares(sizes: dict[str, int], processes: int) -> None:
-    """Every process needs an image of every part.
-
-    Raises:
-        FovealError: a part has fewer images than there are processes.
-    """
-    for part, size in sizes.items():
-        if size < processes:
-            raise FovealError(
-                f"the data must hold an image for {part} for each of {processes} processes, got {size}"
-            )

@@ -24,18 +24,20 @@ from foveal.data.loader import (
     worker_count,
 )
 from foveal.errors import FovealError
-from foveal.files import atomic_write, csv_text, locked, write_json, write_text
+from foveal.files import atomic_write, csv_text, write_json, write_text
+from foveal.folders import locked
 from foveal.machine import versions
 from foveal.tasks import Task
 from foveal.train import loop, run_folder
 from foveal.train.block_report import block_report
 from foveal.train.config import RESUMABLE_OPTIONS, TrainConfig
-from foveal.train.network import add_blocks, build_network, data_options, describe_network
+from foveal.train.network import add_blocks, build_network, describe_network
 from foveal.train.nonfinite import NonFiniteError
+from foveal.train.parts import open_parts
+from foveal.train.processes import any_process, launch_fabric, refuse_empty_shares
 from foveal.train.progress import Progress, opening_lines
-from foveal.train.run_folder import CHECKPOINT
+from foveal.train.run_folder import CHECKPOINT, CHECKPOINT_FORMAT, read_checkpoint
 
-CHECKPOINT_FORMAT = 2
 REPORT_IMAGES = 128
 # values of all images for the block report together
 REPORT_VALUES = 3 * 2**23
@@ -136,12 +138,12 @@ class Run:
 
     def __init__(self, config: TrainConfig, folder: Path | None, *, quiet: bool = False) -> None:
         self.config, self.task = config, config.the_task
-        self.fabric = loop.launch_fabric(config)
+        self.fabric = launch_fabric(config)
         self.data = open_parts(config)
         net = build_network(config, classes=len(self.data["train"].classes))
         self.info = describe_network(config, net, self.data)
         net = add_blocks(net, config, self.info.image_size)
-        loop.refuse_empty_shares({part: len(d) for part, d in self.data.items()}, self.fabric.world_size)
+        refuse_empty_shares({part: len(d) for part, d in self.data.items()}, self.fabric.world_size)
         self._make_loaders()
         self.training = loop.Training(net, self.task, config, self.info, self.batches, self.fabric)
         self.rows: list[dict[str, Any]] = []
@@ -292,7 +294,7 @@ class Run:
         if t.batch == len(self.batches):
             # the epoch's end saves
             return
-        every, stopping = self.config.checkpoint_steps, loop.any_process(self.fabric, self.stop_asked)
+        every, stopping = self.config.checkpoint_steps, any_process(self.fabric, self.stop_asked)
         if stopping or (every and t.step % every == 0):
             self.save_checkpoint()
         if stopping:
@@ -327,7 +329,7 @@ class Run:
             save(t.evaluated, weights / "last.safetensors", **info)
             write_text(self.folder / "metrics.csv", csv_text(self.rows))
         self.save_checkpoint()
-        if len(self.rows) < self.config.epochs and loop.any_process(self.fabric, self.stop_asked):
+        if len(self.rows) < self.config.epochs and any_process(self.fabric, self.stop_asked):
             raise Stopped
 
     @contextmanager
@@ -428,64 +430,6 @@ def _settled(
     return replace(stored, **{name: getattr(given, name) for name in changed}), folder
 
 
-def open_parts(config: TrainConfig, val: str = "val") -> dict[str, Any]:
-    """The parts ``train`` and ``val`` of a config's data.
-
-    Args:
-        val: the split that is measured on.
-
-    Raises:
-        FovealError: a part cannot be opened or is empty, or the parts have different classes.
-    """
-    splits = {"train": "train", "val": val}
-    data = {
-        part: open_split(config.the_task, config.data, split, data_options(config))
-        for part, split in splits.items()
-    }
-    classes = list(data["train"].classes)
-    if list(data["val"].classes) != classes:
-        differ = sorted(set(classes) ^ set(data["val"].classes))
-        raise FovealError(
-            f"training and validation data must have the same classes, got {', '.join(differ)} in one only"
-        )
-    for part, images in data.items():
-        if len(images) == 0:
-            raise FovealError(f"the data must hold at least 1 image for {part}, got 0 in {config.data}")
-    return data
-
-
-def open_split(task: Task, data: str, split: str, options: dict[str, Any]) -> Any:
-    """One split of a data set, with options that a person typed.
-
-    Raises:
-        FovealError: as the task's ``open``, or the value of an option has the wrong type.
-    """
-    try:
-        return task.open(data, split, options)
-    except TypeError as error:
-        raise FovealError(f"data_options must fit {data}, got {options}: {error}") from error
-
-
 def is_better(task: Task, value: float, best: float) -> bool:
     """Whether a value of the task's metric is better than the best one so far."""
     return value > best if task.higher_is_better else value < best
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint that `Run` wrote. Nothing in the file is run.
-
-    Raises:
-        FovealError: a foreign or damaged file.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        known = isinstance(state, dict) and state.get("foveal") == CHECKPOINT_FORMAT
-    # a foreign or damaged file fails in many ways, none of them by running its code
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FovealError(f"resume needs a checkpoint this library wrote, got {path}: {reason}") from None
-    if not known:
-        raise FovealError(
-            f"resume needs a checkpoint this library wrote (format {CHECKPOINT_FORMAT}), got {path}"
-        )
-    return state

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from foveal.errors import FovealError
-from foveal.files import atomic_write, new_folder, new_numbered_folder, write_json, write_text
+from foveal.files import atomic_write, write_json, write_text
+from foveal.folders import new_folder, new_numbered_folder
 from foveal.machine import environment
 from foveal.train.config import TrainConfig
 
 CHECKPOINT = "checkpoint.ckpt"
+CHECKPOINT_FORMAT = 2
 
 
 def make_run_folder(config: TrainConfig) -> Path:
@@ -86,3 +89,23 @@ def write_curves(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> Non
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint that `Run` wrote. Nothing in the file is run.
+
+    Raises:
+        FovealError: a foreign or damaged file.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        known = isinstance(state, dict) and state.get("foveal") == CHECKPOINT_FORMAT
+    # a foreign or damaged file fails in many ways, none of them by running its code
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FovealError(f"resume needs a checkpoint this library wrote, got {path}: {reason}") from None
+    if not known:
+        raise FovealError(
+            f"resume needs a checkpoint this library wrote (format {CHECKPOINT_FORMAT}), got {path}"
+        )
+    return state

@@ -20,7 +20,7 @@ from foveal.data.decode import check_decoding, decode_image
 from foveal.data.opening import MAX_PIXELS
 from foveal.data.split import SPLIT_NAMES, choose_part, hold_out, split_of
 from foveal.errors import FovealError
-from foveal.files import fingerprint, folders_in, survey_images
+from foveal.image_files import fingerprint, folders_in, survey_images
 
 
 class FolderImages:

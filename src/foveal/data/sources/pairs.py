@@ -11,7 +11,7 @@ from typing import NamedTuple
 from foveal.data.dataset import few
 from foveal.data.split import split_of, splits_in
 from foveal.errors import FovealError
-from foveal.files import folders_in, survey_images
+from foveal.image_files import folders_in, survey_images
 
 IMAGE_FOLDERS = ("images", "image", "img", "imgs", "jpegimages")
 MASK_FOLDERS = ("labels", "masks", "annotations", "label", "mask", "gt", "segmentationclass")

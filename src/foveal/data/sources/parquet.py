@@ -24,7 +24,7 @@ from foveal.data.decode import check_decoding, decode_image
 from foveal.data.opening import MAX_PIXELS, LabelError
 from foveal.data.split import choose_part, hold_out, splits_in
 from foveal.errors import FovealError
-from foveal.files import fingerprint, survey_images, walk_files
+from foveal.image_files import fingerprint, survey_images, walk_files
 
 BOX_COLUMN = "box_xyxy"
 

@@ -19,7 +19,7 @@ from foveal.data.masked_images import UNKNOWN
 from foveal.data.opening import MAX_PIXELS, line_of, opened
 from foveal.data.split import choose_part, hold_out
 from foveal.errors import FovealError
-from foveal.files import fingerprint
+from foveal.image_files import fingerprint
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from foveal.files import UniqueNames, atomic_write, csv_text, new_folder, write_json, write_text
+from foveal.files import atomic_write, csv_text, write_json, write_text
+from foveal.folders import UniqueNames, new_folder
 from foveal.model_info import ModelInfo
 from foveal.palette import coloured, legend, overlay, palette
 from foveal.tasks.segment import SegmentInference

@@ -1,0 +1,88 @@
+"""The Python of the docs runs as written, given what a reader has at that point."""
+
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import foveal
+from foveal.tasks import TASKS
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "```python" in path.read_text(encoding="utf-8"))
+# these train for minutes, or need data that a reader has and a test has not
+NOT_RUN = {"comparing.md": "compares on the reader's own photographs, with processes of its own"}
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def write_masks(folder: Path) -> None:
+    """Two parts of two images with index masks, one value of which is ignored."""
+    (folder).mkdir()
+    (folder / "classes.txt").write_text("sky\nroad\n")
+    for part in ("train", "val"):
+        for kind in ("images", "labels"):
+            (folder / part / kind).mkdir(parents=True)
+        for name in ("a", "b"):
+            Image.new("RGB", (16, 12), "grey").save(folder / part / "images" / f"{name}.png")
+            mask = np.zeros((12, 16), dtype=np.uint8)
+            mask[6:], mask[:, 15] = 1, 11
+            Image.fromarray(mask).save(folder / part / "labels" / f"{name}.png")
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch, photo):
+    """A network with a block of each kind, images, and files of the names that the pages use."""
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    (tmp_path / "photo.jpg").write_bytes(photo.read_bytes())
+    write_masks(tmp_path / "camvid")
+    published = foveal.create_model("cbam_resnet18", num_classes=5, variant="official")
+    torch.save(foveal.published.export(published, "cbam-official"), "in.pth")
+    net = foveal.create_model("cifar_resnet8", num_classes=10)
+    foveal.insert(net, "cbam", stages=(1,), reduction=4)
+    foveal.insert(net, "nonlocal", at="block", stages=(2,))
+    foveal.insert(net, "dual", at="block", stages=(3,))
+    x = torch.randn(2, 16, 8, 8, requires_grad=True)
+    query, key, value = torch.randn(3, 2, 64, 16).unbind(0)
+    return {
+        "foveal": foveal,
+        "torch": torch,
+        "net": net.eval(),
+        "images": torch.randn(2, 3, 32, 32),
+        "x": x,
+        "y": 3,
+        "spatial_gate": torch.rand(2, 1, 8, 8),
+        "block": foveal.nn.CBAM(16, reduction=4),
+        "query": query,
+        "key": key,
+        "value": value,
+    }
+
+
+@contextmanager
+def undone(dictionary):
+    """What the page puts into it is taken out again."""
+    before = dict(dictionary)
+    try:
+        yield
+    finally:
+        dictionary.clear()
+        dictionary.update(before)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_examples_run(page, given):
+    name = page.relative_to(DOCS).as_posix()
+    if NOT_RUN.get(name):
+        pytest.skip(NOT_RUN[name])
+    with undone(TASKS):
+        for code in blocks(page):
+            exec(compile(code, name, "exec"), given)
