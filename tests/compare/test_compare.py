@@ -10,7 +10,8 @@ from PIL import Image
 
 from foveal.compare import compare
 from foveal.compare.engines.local import LocalEngine
-from foveal.compare.experiment import finished_result, plan_comparison, result_path
+from foveal.compare.experiment import plan_comparison
+from foveal.compare.runner import finished_result, result_path
 from foveal.errors import FovealError
 from foveal.folders import locked
 from foveal.train.run import Interrupted

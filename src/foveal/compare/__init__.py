@@ -23,7 +23,7 @@ reduction of 4, which the widths of small networks want."""
 
 
 def compare(
-    insert: Sequence[str] = BLOCKS,
+    insert: Sequence[str] | None = None,
     *,
     models: Sequence[str] = (),
     seeds: int = 8,
@@ -48,7 +48,7 @@ def compare(
 
     Args:
         insert: the blocks to compare, each written ``name[(option=value,...)][@residual|block|stage|pattern]
-            [:stages]``; one variant each.
+            [:stages]``; one variant each. Default: five blocks, at the places that suit the bundled data.
         models: instead of blocks inserted into one network, networks to compare by name, options in brackets, such as
             "danet_resnet18(channel_form=paper)"; the first is what the others are compared with.
         seeds: runs of each variant; with 5 blocks and a control, 8 is the fewest with which anything can become
@@ -85,7 +85,7 @@ def compare(
     from foveal.compare.experiment import run
 
     return run(
-        list(insert),
+        None if insert is None else list(insert),
         models=list(models),
         seeds=seeds,
         control=control,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import foveal
+from foveal.compare import BLOCKS
 from foveal.compare.arrays import PARTS, save_arrays
 from foveal.compare.costs import measure_costs
 from foveal.compare.job import Job
@@ -109,7 +110,7 @@ class Plan:
 
 
 def plan_comparison(
-    insertions: Sequence[str],
+    insertions: Sequence[str] | None,
     *,
     models: Sequence[str] = (),
     seeds: int,
@@ -134,7 +135,8 @@ def plan_comparison(
         raise FovealError(
             f"tune must be 0, or 2 to {len(BLOCK_FACTORS)} rates for each variant, got {trials}"
         )
-    variants = parse_models(models) if models else [NONE, *parse_variants(insertions)]
+    blocks: Sequence[str] = recipe_of(training).get("insert", BLOCKS) if insertions is None else insertions
+    variants = parse_models(models) if models else [NONE, *parse_variants(blocks)]
     config = _config(training)
     if models:
         config = replace(config, model=variants[0].model or "")
@@ -182,14 +184,19 @@ def _config(training: Mapping[str, Any]) -> TrainConfig:
             f"the options of training that a comparison takes do not include {', '.join(refused)}"
         )
     options = dict(training)
-    task = task_named(options.get("task", "classify"))
-    recipe = dict(getattr(task, "bundled_recipes", {}).get(options.get("data", "scenes"), {}))
+    recipe = {name: value for name, value in recipe_of(training).items() if name != "insert"}
     size = options.get("image_size") or recipe.get("image_size")
     if recipe and size:
         options["data_options"] = {"size": size, **options.get("data_options", {})}
     options = {**recipe, **options}
     options["accelerator"] = _device(options.get("accelerator", "auto"))
     return TrainConfig.from_dict(options)
+
+
+def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The task's recipe for the bundled data that are asked for; empty for a person's own."""
+    task = task_named(training.get("task", "classify"))
+    return dict(getattr(task, "bundled_recipes", {}).get(training.get("data", "scenes"), {}))
 
 
 def _device(accelerator: str) -> str:
@@ -201,7 +208,7 @@ def _device(accelerator: str) -> str:
 
 
 def run(
-    insertions: Sequence[str],
+    insertions: Sequence[str] | None,
     *,
     models: Sequence[str],
     seeds: int,

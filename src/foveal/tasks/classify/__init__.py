@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from foveal.tasks.classify.prediction import LabelPrediction
 
 LARGEST_NATURAL_SIZE = 96
+CUE_BLOCKS = ("se(reduction=4)", "cbam(reduction=4)", "nonlocal", "selfattention", "dual")
 USUAL_SIZE = 224
 
 
@@ -73,7 +74,9 @@ class Classify:
             "augment": False,
         },
         "scenes:cue": {
-            "epochs": 6,
+            # where positions read each other while digits and cue are still apart: later they are averaged
+            "insert": [f"{block}@stage:2" for block in CUE_BLOCKS],
+            "epochs": 5,
             "batch_size": 32,
             "optimizer": "adamw",
             "lr": 0.01,
