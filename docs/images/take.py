@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from foveal.inference import open_bundled, predictor
 from foveal.look.images import bundled_images
-from foveal.look.serve import make_app, serving
+from foveal.look.page.server import make_app, serving
 
 HERE = Path(__file__).parent
 GAP = 24

@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveal.inference import Predictor, predictor
 from foveal.look.images import bundled_images
-from foveal.look.serve import make_app, serving
+from foveal.look.page.server import make_app, serving
 
 CHROMIUM = Path("/usr/bin/chromium")
 sync_api = pytest.importorskip("playwright.sync_api")
