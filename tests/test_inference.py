@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foveal.look.predict import predict_recorded
 from PIL import Image
 
 import foveal
 from foveal.data import eval_transform, segmentation_eval_transform
 from foveal.inference import Predictor, open_bundled, predictor
+from foveal.look.predict import predict_recorded
 from foveal.model_info import ModelInfo
 
 

@@ -47,7 +47,7 @@ def show(page: Page, site: str, view: str | None = None, panel: int = 0) -> None
         choices.locator("select.view").select_option(view)
     waited = [panel, f"|{value}|{view or ''}"]
     page.wait_for_function(
-        "([n, s]) => document.querySelectorAll('.panel')[n].dataset.drawn.includes(s)", arg=waited
+        "([n, s]) => document.querySelectorAll('.panel')[n].dataset.drawn?.includes(s)", arg=waited
     )
 
 

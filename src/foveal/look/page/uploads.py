@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -15,6 +16,9 @@ from foveal.data.decode import guarded, to_tensor
 from foveal.data.opening import MAX_PIXELS, opened
 from foveal.errors import FovealError
 from foveal.look.page.refusals import HTTPError, printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_UPLOAD = 20 * 2**20
 """Bytes of one upload."""
@@ -26,8 +30,9 @@ MAX_WAITING_BYTES = 2**28
 """Bytes of all uploads that are under way or wait for the networks."""
 FULL_PIXELS = 40_000_000
 """Images with more pixels are scaled down while they are decoded, to about as many."""
-MAX_JPEG_PIXELS = 200_000_000
-"""A JPEG is decoded at a half, a quarter or an eighth without its full size ever being in memory; other formats are
+MOST_PIXELS = {"JPEG": 178_000_000, "MPO": 178_000_000, "WEBP": FULL_PIXELS}
+"""Images with more pixels are refused by their header. A JPEG is decoded at a half, a quarter or an eighth, without its
+full size ever being in memory, so the limit is Pillow's own. WebP takes four times the memory of others, which are
 decoded whole, up to ``foveal.data.opening.MAX_PIXELS``."""
 MAX_ASPECT = 8
 """How many times as long as wide an image may be: its shorter side is brought to the network's size."""
@@ -101,31 +106,35 @@ def decode_upload(body: bytes, name: str) -> tuple[Tensor, str]:
     if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
         raise HTTPError(415, f"{name} is no JPEG, PNG, WebP, GIF, BMP or TIFF image by its content")
     try:
-        with opened(body, name, MAX_JPEG_PIXELS) as (image, _, _):
+        # what Pillow thinks of damaged metadata would fill the terminal
+        with (
+            warnings.catch_warnings(action="ignore"),
+            opened(body, name, max(MOST_PIXELS.values())) as (image, _, _),
+        ):
             width, height = image.size
-            jpeg = image.format in ("JPEG", "MPO")
-            if not jpeg and width * height > MAX_PIXELS:
+            most = MOST_PIXELS.get(str(image.format), MAX_PIXELS)
+            if width * height > most:
                 raise HTTPError(
                     413,
-                    f"a {image.format} image may have at most {MAX_PIXELS} pixels, got {width}x{height} in {name}",
+                    f"a {image.format} image may have at most {most} pixels, got {width}x{height} in {name}",
                 )
             _check_aspect(height, width, name)
             note = ""
             if width * height > FULL_PIXELS:
-                guarded(lambda: _scale_down(image, jpeg), name)
+                guarded(lambda: _scale_down(image), name)
                 note = f"{width} × {height} pixels were scaled down to {image.width} × {image.height}"
             return guarded(lambda: to_tensor(image), name), note
     except FovealError as error:
         raise HTTPError(413 if "pixels" in str(error) else 422, str(error)) from error
 
 
-def _scale_down(image: Any, jpeg: bool) -> None:
+def _scale_down(image: Image) -> None:
     """Bring a Pillow image to at most `FULL_PIXELS`, in place; a JPEG while it is decoded, others after."""
     from PIL import Image as pillow
 
     factor = (FULL_PIXELS / (image.width * image.height)) ** 0.5
     wanted = max(1, int(image.width * factor)), max(1, int(image.height * factor))
-    if jpeg:
+    if image.format in ("JPEG", "MPO"):
         # draft keeps at least the wanted size, of the eighths that the format offers; the half of it is below
         image.draft(None, (max(1, wanted[0] // 2), max(1, wanted[1] // 2)))
     if image.width * image.height > FULL_PIXELS:
