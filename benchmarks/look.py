@@ -23,7 +23,7 @@ import torch
 import foveal
 from foveal.bench import describe_machine
 from foveal.inference import Predictor
-from foveal.look.serve import make_app, serving
+from foveal.look.page.server import make_app, serving
 from foveal.model_info import ModelInfo
 from foveal.nn.non_local import PAIRWISE
 from foveal.nn.self_attention import SIMILARITIES

@@ -108,7 +108,8 @@ def test_no_room_of_the_list_is_missing():
 
 def test_recording_attention_needs_no_task():
     """`foveal.watch` is for any network: what records, draws and scores knows neither weights files nor data sets."""
-    files = ("record", "readers", "score", "draw", "cam", "curves", "profile")
+    files = ("recording", "watching", "changes", "geometry", "readers", "measures", "canvas", "draw", "plot")
+    files += ("cam", "curves", "profile")
     wrong = {
         f"look/{name}.py imports foveal.{room}"
         for name in files

@@ -10,7 +10,7 @@ from PIL import Image
 import foveal
 from foveal.data import eval_transform, segmentation_eval_transform
 from foveal.inference import Predictor, open_bundled, predictor
-from foveal.look.recorded import predict_recorded
+from foveal.look.predict import predict_recorded
 from foveal.model_info import ModelInfo
 
 

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from foveal.inference import open_bundled, predictor
 from foveal.look.images import bundled_images
-from foveal.look.serve import make_app, serving
+from foveal.look.page.server import make_app, serving
 
 HERE = Path(__file__).parent
 GAP = 24
@@ -47,7 +47,7 @@ def show(page: Page, site: str, view: str | None = None, panel: int = 0) -> None
         choices.locator("select.view").select_option(view)
     waited = [panel, f"|{value}|{view or ''}"]
     page.wait_for_function(
-        "([n, s]) => document.querySelectorAll('.panel')[n].dataset.drawn.includes(s)", arg=waited
+        "([n, s]) => document.querySelectorAll('.panel')[n].dataset.drawn?.includes(s)", arg=waited
     )
 
 

@@ -23,12 +23,15 @@ MOST_EXACT = 16
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of ``count`` values with its two-sided 95 % t interval; the ends are nan below 2 values."""
+    """A mean of ``count`` values with its two-sided t interval, of 95 % by default; the ends are nan below 2 values."""
 
     mean: float
     low: float
     high: float
     count: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,11 @@ class Difference:
     finding: str
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % t interval of independent values.
+def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
+    """Mean and t interval of independent values.
+
+    Args:
+        level: the chance that the interval misses the mean, by default 0.05 for an interval of 95 %.
 
     Example:
         >>> e = estimate([1.0, 2.0, 3.0])
@@ -67,7 +73,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     # scipy takes a second to import, and much of what imports this file needs none of it
     from scipy import stats
 
-    half = float(stats.t.ppf(1 - LEVEL / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    half = float(stats.t.ppf(1 - level / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
     return Estimate(mean, mean - half, mean + half, len(x))
 
 

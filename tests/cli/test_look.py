@@ -20,8 +20,8 @@ def test_a_photograph_gives_a_picture_of_every_site_and_a_page(
         [
             "index.html",
             *(f"photo--{block1}--{kind}.png" for kind in ("gates", "mask", "grad-cam")),
-            *(f"photo--{block2}--{kind}.png" for kind in ("row", "atlas", "grad-cam")),
-            *(f"photo--{block3}--{kind}.png" for kind in ("row", "atlas", "channels", "grad-cam")),
+            *(f"photo--{block2}--{kind}.png" for kind in ("row", "row-grid", "grad-cam")),
+            *(f"photo--{block3}--{kind}.png" for kind in ("row", "row-grid", "channels", "grad-cam")),
         ]
     )
     assert "photo.jpg: 10 pictures" in capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_a_danet_shows_classes_rows_and_channels_of_the_whole_image(
 ) -> None:
     look(str(photo), str(danet), query="10,299", out=str(tmp_path / "out"))
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
-    sites = ("channel.1--channels", "position.1--atlas", "position.1--row")
+    sites = ("channel.1--channels", "position.1--row-grid", "position.1--row")
     assert names == sorted(["index.html", "photo--classes.png", *(f"photo--{site}.png" for site in sites)])
 
 
@@ -157,5 +157,5 @@ def test_a_folder_that_is_not_empty_is_not_written_to(photo: Path, weights: Path
 
 def test_an_empty_folder_is_refused(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="must hold an image that can be read"):
+    with pytest.raises(ValueError, match="source must hold an image that can be read"):
         look(str(tmp_path / "empty"), str(weights), out=str(tmp_path / "out"))

@@ -1,51 +1,22 @@
-"""A small network with one block of each kind, its scales away from zero, saved as training saves it."""
+"""Networks with one block of a kind, its scales away from zero."""
 
-import io
-from collections.abc import Iterator
-from pathlib import Path
-
-import httpx
-import numpy as np
-import pytest
 import torch
-from PIL import Image
+from torch import nn
 
-from foveal.inference import Predictor, predictor
-from foveal.look import serve
-
-PAGE = {"X-Foveal": "1"}
+from foveal.nn import BLOCKS
 
 
-@pytest.fixture(scope="session")
-def network(weights: Path) -> Predictor:
-    return predictor(weights, "cpu")
+def small_net(*blocks: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), *blocks)
 
 
-@pytest.fixture(scope="session")
-def networks(weights: Path, other_weights: Path) -> list[Predictor]:
-    return [predictor(weights, "cpu"), predictor(other_weights, "cpu")]
+def random_block(name: str, **options: object) -> nn.Module:
+    torch.manual_seed(1)
+    block = BLOCKS[name](16, **options)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return block.eval()
 
 
-@pytest.fixture(scope="session")
-def address(networks: list[Predictor]) -> Iterator[str]:
-    black = [("black", torch.zeros(3, 40, 40, dtype=torch.uint8))]
-    with serve.serving(serve.make_app(networks, black, allow_hosts=("lab",))) as address:
-        yield address
-
-
-@pytest.fixture
-def client(address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, headers=PAGE, timeout=60) as opened:
-        yield opened
-
-
-def png(width: int = 40, height: int = 40, seed: int = 0) -> bytes:
-    """A file of random pixels."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
-
-
-def refusal(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["error"]
+IMAGES = torch.rand(2, 3, 14, 18, generator=torch.Generator().manual_seed(0))

@@ -6,15 +6,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from foveal.look import draw
-from foveal.look.record import Record, watch
+from foveal.look import canvas, draw
+from foveal.look.recording import SiteRecording
+from foveal.look.watching import watch
 from foveal.nn import BLOCKS
 from foveal.palette import palette
 
 IMAGE = torch.randint(0, 256, (3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def record(name: str, **options: object) -> Record:
+def record(name: str, **options: object) -> SiteRecording:
     torch.manual_seed(0)
     block = BLOCKS[name](8, **options)
     for parameter in block.parameters():
@@ -41,7 +42,7 @@ def test_every_picture_says_site_block_options_weights_and_has_a_legend() -> Non
         draw.draw_gates(record("se", reduction=2)),
         draw.draw_mask(record("cbam", reduction=2), IMAGE),
         draw.draw_rows(record("nonlocal"), IMAGE, [(3, 4)]),
-        draw.draw_atlas(record("nonlocal"), IMAGE, grid=2),
+        draw.draw_row_grid(record("nonlocal"), IMAGE, grid=2),
         draw.draw_channels(record("channel")),
         draw.draw_grad_cam(record("se", reduction=2), IMAGE, torch.rand(8, 12), "7"),
     ]
@@ -101,13 +102,42 @@ def test_maps_are_never_smoothed() -> None:
 def test_signed_weights_get_two_colours_around_zero() -> None:
     figure = draw.draw_rows(record("nonlocal", pairwise="dot_product"), IMAGE, [(3, 4)])
     heat = figure.axes[0].get_images()[-1]
-    assert heat.get_cmap().name == draw.SIGNED
+    assert heat.get_cmap().name == canvas.SIGNED
     assert heat.norm(0.0) == pytest.approx(0.5)
 
 
-def test_a_constant_map_is_not_drawn_as_noise() -> None:
-    norm = draw._norm(1 + torch.rand(5, 5) * 1e-8)
-    assert norm(1.0) == pytest.approx(0.5, abs=0.01)
+class Planted(nn.Module):
+    """A block whose mask is what the caller plants in the image's first channel."""
+
+    def attention(self, x: torch.Tensor, positions: object = None) -> dict[str, torch.Tensor]:
+        return {"spatial_mask": x[:, :1]}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def planted(mask: torch.Tensor) -> SiteRecording:
+    with watch(block := Planted()) as seen:
+        block(mask.expand(1, 3, *mask.shape))
+    return seen[""]
+
+
+@pytest.mark.parametrize("level", [1.0, 0.5, 0.003, 7.0])
+def test_rounding_noise_is_drawn_flat(level: float) -> None:
+    """A block that still passes everything on has a mask of one value and the noise of float32."""
+    noise = torch.rand(8, 12, generator=torch.Generator().manual_seed(0)) * 1e-6 * level
+    figure = draw.draw_mask(planted(level + noise), IMAGE)
+    heat = figure.axes[1].get_images()[-1]
+    shares = heat.norm(np.asarray(heat.get_array()))
+    assert shares.max() - shares.min() < 1e-5
+
+
+def test_a_mask_that_differs_is_seen_to_differ() -> None:
+    mask = torch.full((8, 12), 0.2)
+    mask[:4] = 0.9
+    heat = draw.draw_mask(planted(mask), IMAGE).axes[1].get_images()[-1]
+    shares = heat.norm(np.asarray(heat.get_array()))
+    assert shares.max() - shares.min() == pytest.approx(0.7, abs=1e-6)
 
 
 def test_clips_show_their_frames_side_by_side_with_the_query_in_its_own() -> None:

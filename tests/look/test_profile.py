@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from foveal.look.profile import gate_profile
-from foveal.look.record import watch
+from foveal.look.watching import watch
 from foveal.nn import BLOCKS
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from foveal.look.measures import VS_CHANCE, score_sites
 from foveal.look.report import table, write_scores
-from foveal.look.score import CHANCE, score_sites
 
-from .test_score import Planted, classifier, planted_batches
+from .test_measures import Planted, classifier, planted_batches
 
 
 def test_scores_are_written_as_table_csv_and_json(tmp_path: Path) -> None:
@@ -23,4 +23,4 @@ def test_scores_are_written_as_table_csv_and_json(tmp_path: Path) -> None:
     assert float(rows["share"]["mean"]) == pytest.approx(1)
     document = json.loads((tmp_path / "scores.json").read_text())
     assert document["sites"][0]["values"]["deletion"]["low"] is None
-    assert set(CHANCE) <= set(document["measures"])
+    assert set(VS_CHANCE) <= set(document["measures"])

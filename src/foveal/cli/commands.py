@@ -150,7 +150,7 @@ def look(
         score: Instead of pictures, measure over the data set: entropy, query dependence, gates, contribution and,
             where masks or boxes are known, how much of the attention lies on the object, against chance; with
             deletion and insertion curves against random order and Grad-CAM.
-        html: Write only one HTML file to this path, with the maps inside and no other file.
+        html: Write only one HTML file to this path, with the maps of all sites inside and no other file.
         out: Folder to write to; must be new or empty. Default: the first free runs/look/NAME.
         split: Which part of a data set.
         images: How many images at most. Default: 12 pictures, or 256 to score.
@@ -159,42 +159,62 @@ def look(
     """
     from foveal.evaluate import data_options_for
     from foveal.inference import open_bundled, predictor
-    from foveal.look.images import named_images, prepared_batches
-    from foveal.look.pictures import PictureFolder, write_page, write_site_scores
-    from foveal.look.report import table
+    from foveal.look.images import NamedImages
+    from foveal.look.pictures import PageFile, PictureFolder, see
 
     if images is not None and images < 1:
         raise FovealError(f"images must be at least 1, got {images}")
     if score and (html is not None or query is not None or grad_cam):
         raise FovealError("score must be given without html, query and grad_cam, for it draws no image")
+    if html is not None and (out is not None or query is not None or grad_cam):
+        raise FovealError(
+            "html must be given without out, query and grad_cam, for it writes that one file only"
+        )
     pixel = _pixel(query)
     ready = open_bundled() if weights is None else predictor(weights, device)
     options = data_options_for(ready.info, source, data_options or {}, ready.task)
+    limit = images or (DEFAULT_SCORED if score else DEFAULT_PICTURES)
+    named = NamedImages(ready.task, source, split, limit, options)
+    _write_out("".join(f"{note}\n" for note in named.notes))
     if score:
-        batches = prepared_batches(ready, source, split, images or DEFAULT_SCORED, options)
-        folder = _output_folder(out, source)
-        scores = write_site_scores(ready, batches, folder, sites)
-        total = sum(len(batch["image"]) for batch in batches)
-        _write_out(
-            f"{ready.name} on {total} images of {source}; mean [95 % interval over images]\n\n{table(scores)}\n"
-        )
-        _write_out(f"\nscores.csv and scores.json in {folder}\n")
+        return _score(ready, named, sites, out)
+    page, folder, pictures, total = PageFile(ready, sites), None, None, 0
+    for name, image in named:
+        seen = see(ready, name, image)
+        page.add(seen)
+        if html is None:
+            if folder is None or pictures is None:
+                folder = _output_folder(out, source)
+                pictures = PictureFolder(ready, folder, sites=sites, pixel=pixel, cam=grad_cam)
+            made = pictures.draw(seen)
+            total += made
+            _write_out(f"{name}: {made} pictures\n")
+    _write_skipped(named)
+    if folder is None:
+        _write_out(page.write(Path(html or "")) + "\n")
         return 0
-    samples, notes = named_images(ready.task, source, split, images or DEFAULT_PICTURES, options)
-    _write_out("".join(f"{note}\n" for note in notes))
-    if html is not None:
-        _write_out(write_page(ready, samples, Path(html)) + "\n")
-        return 0
-    folder = _output_folder(out, source)
-    pictures = PictureFolder(ready, folder, sites=sites, pixel=pixel, cam=grad_cam)
-    total = 0
-    for name, image in samples:
-        made = pictures.draw(name, image)
-        total += made
-        _write_out(f"{name}: {made} pictures\n")
-    _write_out(write_page(ready, samples, folder / "index.html") + "\n")
+    _write_out(page.write(folder / "index.html") + "\n")
     _write_out(f"{total} pictures in {folder}; open {folder / 'index.html'} to move over them\n")
     return 0
+
+
+def _score(ready: Any, named: Any, sites: str, out: str | None) -> int:
+    from foveal.look.images import prepared_batches
+    from foveal.look.pictures import write_site_scores
+    from foveal.look.report import table
+
+    batches = list(prepared_batches(ready, named))
+    _write_skipped(named)
+    folder = _output_folder(out, named.source)
+    scores = write_site_scores(ready, batches, folder, sites)
+    total = sum(len(batch["image"]) for batch in batches)
+    title = f"{ready.name} on {total} images of {named.source}; mean [95 % interval over images]"
+    _write_out(f"{title}\n\n{table(scores)}\n\nscores.csv and scores.json in {folder}\n")
+    return 0
+
+
+def _write_skipped(named: Any) -> None:
+    _write_out("".join(f"skipped: {' '.join(reason.split())}\n" for reason in named.unreadable.values()))
 
 
 def _pixel(query: str | None) -> tuple[int, int] | None:
@@ -236,16 +256,19 @@ def serve(
     import socket
 
     from foveal.inference import open_bundled, predictor
-    from foveal.look.images import bundled_images
-    from foveal.look.serve import make_app, run_server
+    from foveal.look.images import bundled_images, own_images
+    from foveal.look.page.server import make_app, run_server
 
-    ready = [predictor(path, device) for path in weights or []] or [open_bundled()]
     if not 0 <= port <= 65535:
         raise FovealError(f"port must be from 0 to 65535, got {port}")
+    ready = [predictor(path, device) for path in weights or []] or [open_bundled()]
+    examples, note = own_images(ready[0])
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = listener.getsockname()[1]
-    app = make_app(ready, bundled_images(ready[0].task), allow_hosts=tuple(allow_hosts or ()))
+    app = make_app(ready, examples + bundled_images(ready[0].task), allow_hosts=tuple(allow_hosts or ()))
     shown = f"[{host}]" if ":" in host else host
+    if note:
+        _write_out(f"{note}\n")
     print(f"open http://{shown}:{port} (Ctrl-C ends)", flush=True)
     run_server(app, listener)
     return 0

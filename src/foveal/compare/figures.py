@@ -21,8 +21,9 @@ from foveal.compare.arrays import spread
 from foveal.compare.conclusion import MetricText
 from foveal.compare.summary import Row
 from foveal.data import JointTransform
-from foveal.look.record import on_pixels, watch
-from foveal.look.score import attention_map, has_map
+from foveal.look.geometry import on_pixels
+from foveal.look.measures import attention_map, has_map
+from foveal.look.watching import watch
 from foveal.statistics import FEWEST_SEEDS
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from foveal.compare.arrays import ArrayDataset, fold, spread
 from foveal.compare.job import Job
 from foveal.data import JointTransform
 from foveal.data.loader import EpochBatchSampler, MemoryLoader, SequentialBatchSampler, make_loader
-from foveal.look.record import watch
-from foveal.look.score import attention_map, has_map, share_on_object
+from foveal.look.measures import attention_map, has_map, share_on_object
+from foveal.look.watching import watch
 from foveal.tasks import Task
 from foveal.train import loop
 from foveal.train.block_report import block_report

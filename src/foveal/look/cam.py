@@ -29,7 +29,7 @@ def grad_cam(
         {site: (b, h, w)}, at least 0 and not normalised; and the logits.
 
     Raises:
-        ValueError: if the network returns no (b, k) logits or a site no map.
+        FovealError: if the network returns no (b, k) logits or a site no map.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -43,9 +43,8 @@ def grad_cam(
 
     def keep(site: str, _module: nn.Module, _args: object, output: Tensor) -> Tensor:
         outputs[site] = output
-        return (
-            output.clone()
-        )  # what follows may work in place (``x += shortcut``, ReLU) and must not reach ours
+        # what follows may work in place (``x += shortcut``, ReLU) and must not reach ours
+        return output.clone()
 
     handles = [net.get_submodule(site).register_forward_hook(partial(keep, site)) for site in sites]
     try:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foveal.look.record import on_pixels
+from foveal.look.geometry import on_pixels
 
 
 def perturbation_curves(

@@ -12,152 +12,171 @@ Example:
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4), *blocks)
     >>> with foveal.watch(net.eval(), weights="random") as seen:
     ...     y = net(image[None] / 255)
-    >>> figures = [draw_rows(seen["1"], image, [(3, 4), (30, 20)]), draw_atlas(seen["1"], image)]
+    >>> figures = [draw_rows(seen["1"], image, [(3, 4), (30, 20)]), draw_row_grid(seen["1"], image)]
     >>> figures += [draw_gates(seen["2"]), draw_mask(seen["2"], image)]
     >>> figures[0].get_suptitle()
     'Attention rows: what the marked position gathers from'
 """
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from foveal.errors import FovealError
-from foveal.look.record import Record, on_pixels
+from foveal.look.canvas import (
+    HEAT_OPACITY,
+    MASK_TOP,
+    SEQUENTIAL,
+    UNIFORM_TOP,
+    colour,
+    limits,
+    mark,
+    new_figure,
+    set_title,
+    show_heat,
+    show_image,
+    show_legend,
+)
+from foveal.look.geometry import on_pixels
+from foveal.look.recording import SiteRecording
 from foveal.palette import coloured, palette
 
-SEQUENTIAL = "viridis"
-SIGNED = "RdBu_r"
-HEAT_OPACITY = 0.72
 
-
-def draw_gates(record: Record, index: int = 0) -> Figure:
+def draw_gates(recording: SiteRecording, index: int = 0) -> Figure:
     """Channel gates of one image as bars, largest first; the dashed line at 1 is "passes unchanged"."""
-    gates = record.gates[index].cpu().numpy()
+    gates = recording.gates[index].cpu().numpy()
     order = np.argsort(-gates, kind="stable")
-    figure = _figure(7.2, 3.6)
+    figure = new_figure(7.2, 3.6)
     axes = figure.subplots()
     norm = Normalize(0, max(1.0, float(gates.max())))
     bars = axes.bar(np.arange(len(gates)), gates[order], width=0.9 if len(gates) <= 128 else 1.0)
     axes.set(ylim=(min(0.0, gates.min() * 1.05), max(1.2, gates.max() * 1.2)), xlim=(-0.8, len(gates) - 0.2))
     for bar, value in zip(bars, gates[order], strict=True):
-        bar.set_facecolor(_colour(norm(float(value))))
+        bar.set_facecolor(colour(norm(float(value))))
     axes.axhline(1, color="black", linestyle="--", linewidth=1, label="1: passes unchanged")
     axes.axhline(gates.mean(), color="crimson", linewidth=1, label=f"mean {gates.mean():.3f}")
     first = ", ".join(str(channel) for channel in order[:5])
     axes.set_xlabel(f"{len(gates)} channels, largest gate first (channels {first}, ...)")
     axes.set_ylabel("gate (factor on the channel)")
     axes.legend(loc="upper right", fontsize=8, ncols=2, framealpha=1, edgecolor="white")
-    _title(figure, f"Channel gates, spread (standard deviation) {gates.std():.3f}", record)
+    set_title(figure, f"Channel gates, spread (standard deviation) {gates.std():.3f}", recording)
     return figure
 
 
-def draw_mask(record: Record, image: UInt8[Tensor, "3 H W"], index: int = 0) -> Figure:
+def draw_mask(recording: SiteRecording, image: UInt8[Tensor, "3 H W"], index: int = 0) -> Figure:
     """Spatial mask of one image over it, with mean and spread of the mask and, where there is one, of the gate."""
-    attention = record.attention()
+    attention = recording.attention()
     if "spatial_mask" not in attention:
-        raise FovealError(f"{record.name!r} ({record.block}) has no spatial mask")
+        raise FovealError(f"{recording.name!r} ({recording.block}) has no spatial mask")
     mask = attention["spatial_mask"][index, 0].cpu()
     text = f"mask: mean {mask.mean():.3f}, spread {mask.std(unbiased=False):.3f}"
     if "channel_gate" in attention:
         gate = attention["channel_gate"][index].cpu()
         text += f"; channel gate: mean {gate.mean():.3f}, spread {gate.std(unbiased=False):.3f}"
-    figure = _figure(7.2, 4.0)
+    figure = new_figure(7.2, 4.0)
     left, right = figure.subplots(1, 2)
-    _image(left, image)
-    _heat(right, image, on_pixels(mask, record.spatial, tuple(image.shape[1:])), _norm(mask))
-    _legend(figure, [right], _norm(mask), "factor on the position")
-    _title(figure, f"Spatial mask ({text})", record)
+    show_image(left, image)
+    show_heat(
+        right, image, on_pixels(mask, recording.spatial, tuple(image.shape[1:])), limits(mask, MASK_TOP)
+    )
+    show_legend(figure, [right], limits(mask, MASK_TOP), "factor on the position")
+    set_title(figure, f"Spatial mask ({text})", recording)
     return figure
 
 
 def draw_rows(
-    record: Record, image: UInt8[Tensor, "3 H W"], pixels: Sequence[tuple[int, ...]], index: int = 0
+    recording: SiteRecording, image: UInt8[Tensor, "3 H W"], pixels: Sequence[tuple[int, ...]], index: int = 0
 ) -> Figure:
     """Where the asked query pixels look: one panel a query, marked with a cross, on one colour scale."""
-    rows, relative = _relative_rows(record, [record.cell(p, tuple(image.shape[1:])) for p in pixels], index)
-    figure = _figure(3.5 * len(pixels) + 0.9, 4.2)
+    rows, relative = _relative_rows(
+        recording, [recording.cell(p, tuple(image.shape[1:])) for p in pixels], index
+    )
+    figure = new_figure(3.5 * len(pixels) + 0.9, 4.2)
     panels = figure.subplots(1, len(pixels), squeeze=False)[0]
-    norm = _from_zero(rows)
+    norm = limits(rows, UNIFORM_TOP)
     for axes, row, pixel in zip(panels, rows, pixels, strict=True):
-        _heat(axes, image, on_pixels(row, record.spatial, tuple(image.shape[1:])), norm)
-        _mark(axes, pixel)
+        show_heat(axes, image, on_pixels(row, recording.spatial, tuple(image.shape[1:])), norm)
+        mark(axes, pixel)
         axes.set_title(f"query y={pixel[0]}, x={pixel[1]}", fontsize=9)
-    _legend(figure, list(panels), norm, relative)
-    _title(
+    show_legend(figure, list(panels), norm, relative)
+    set_title(
         figure,
         f"Attention row{'s' if len(pixels) > 1 else ''}: what the marked position gathers from",
-        record,
+        recording,
     )
     return figure
 
 
-def draw_atlas(record: Record, image: UInt8[Tensor, "3 H W"], grid: int = 4, index: int = 0) -> Figure:
-    """Attention rows of a ``grid`` x ``grid`` lattice of queries, each panel at the place of its query."""
+def draw_row_grid(
+    recording: SiteRecording, image: UInt8[Tensor, "3 H W"], grid: int = 4, index: int = 0
+) -> Figure:
+    """Attention rows of a grid of ``grid`` x ``grid`` queries, each panel at the place of its query."""
     height, width = image.shape[1:]
     pixels = [
         (int((row + 0.5) * height / grid), int((column + 0.5) * width / grid))
         for row in range(grid)
         for column in range(grid)
     ]
-    rows, relative = _relative_rows(record, [record.cell(p, (height, width)) for p in pixels], index)
-    figure = _figure(8.2, 7.6)
+    rows, relative = _relative_rows(recording, [recording.cell(p, (height, width)) for p in pixels], index)
+    figure = new_figure(8.2, 7.6)
     panels = figure.subplots(grid, grid, squeeze=False)
-    norm = _from_zero(rows)
+    norm = limits(rows, UNIFORM_TOP)
     for axes, row, pixel in zip(panels.flat, rows, pixels, strict=True):
-        _heat(axes, image, on_pixels(row, record.spatial, (height, width)), norm)
-        _mark(axes, pixel, size=7)
-    _legend(figure, list(panels.flat), norm, relative)
-    _title(figure, f"Attention rows of {grid} x {grid} queries, each drawn at its place", record)
+        show_heat(axes, image, on_pixels(row, recording.spatial, (height, width)), norm)
+        mark(axes, pixel, size=7)
+    show_legend(figure, list(panels.flat), norm, relative)
+    set_title(figure, f"Attention rows of {grid} x {grid} queries, each drawn at its place", recording)
     return figure
 
 
-def draw_channels(record: Record, index: int = 0) -> Figure:
+def draw_channels(recording: SiteRecording, index: int = 0) -> Figure:
     """Channel attention as a matrix: row i holds the weights from which channel i is mixed."""
-    matrix = record.channels[index].cpu()
-    figure = _figure(5.6, 5.2)
+    matrix = recording.channels[index].cpu()
+    figure = new_figure(5.6, 5.2)
     axes = figure.subplots()
     scaled = matrix * matrix.shape[-1]
-    drawn = axes.imshow(scaled.numpy(), cmap=SEQUENTIAL, norm=_from_zero(scaled), interpolation="nearest")
+    drawn = axes.imshow(
+        scaled.numpy(), cmap=SEQUENTIAL, norm=limits(scaled, UNIFORM_TOP), interpolation="nearest"
+    )
     axes.set(xlabel="channel read from", ylabel="channel written to")
     figure.colorbar(drawn, ax=axes, label="weight × channels (1 = uniform)", shrink=0.8)
-    _title(figure, "Channel attention", record)
+    set_title(figure, "Channel attention", recording)
     return figure
 
 
 def draw_clip_rows(
-    record: Record, frames: UInt8[Tensor, "3 t H W"], voxel: tuple[int, int, int], index: int = 0
+    recording: SiteRecording, frames: UInt8[Tensor, "3 t H W"], voxel: tuple[int, int, int], index: int = 0
 ) -> Figure:
     """The time-space row of one query ``(t, y, x)`` in pixels of a clip: its frames side by side, one scale."""
-    (row,), relative = _relative_rows(record, [record.cell(voxel, tuple(frames.shape[1:]))], index)
+    (row,), relative = _relative_rows(recording, [recording.cell(voxel, tuple(frames.shape[1:]))], index)
     count = frames.shape[1]
     columns = min(count, 8)
     lines = math.ceil(count / columns)
-    figure = _figure(max(1.7 * columns + 0.8, 6.0), 1.9 * lines + 1.0)
+    figure = new_figure(max(1.7 * columns + 0.8, 6.0), 1.9 * lines + 1.0)
     panels = figure.subplots(lines, columns, squeeze=False)
-    norm = _from_zero(row)
+    norm = limits(row, UNIFORM_TOP)
     share = row.flatten(1).sum(1) / row.sum().clamp_min(1e-12)
     for axes in panels.flat[count:]:
         axes.axis("off")
     for t, axes in enumerate(panels.flat[:count]):
         key = t * len(row) // count
-        _heat(axes, frames[:, t], on_pixels(row[key], record.spatial[1:], tuple(frames.shape[2:])), norm)
+        show_heat(
+            axes, frames[:, t], on_pixels(row[key], recording.spatial[1:], tuple(frames.shape[2:])), norm
+        )
         axes.set_title(
             f"t={t}" + (f", {share[t]:.0%}" if len(row) == count and row.min() >= 0 else ""), fontsize=8
         )
         if t == voxel[0]:
-            _mark(axes, voxel[1:])
-    _legend(figure, list(panels.flat), norm, relative)
-    _title(figure, f"Time-space attention row of query t={voxel[0]}, y={voxel[1]}, x={voxel[2]}", record)
+            mark(axes, voxel[1:])
+    show_legend(figure, list(panels.flat), norm, relative)
+    set_title(
+        figure, f"Time-space attention row of query t={voxel[0]}, y={voxel[1]}, x={voxel[2]}", recording
+    )
     return figure
 
 
@@ -167,19 +186,19 @@ def draw_gate_profile(
     """Mean gate per channel and class over a data set, one panel a site in order of depth (SENet paper, figure 5).
 
     Args:
-        profile: {site: (classes, channels) mean gates}, as ``score.gate_profile`` returns.
+        profile: {site: (classes, channels) mean gates}, as `gate_profile` returns.
         classes: class names; at most 8 are drawn, and the mean over all in black.
     """
     columns = min(len(profile), 2)
     lines = math.ceil(len(profile) / columns)
-    figure = _figure(4.4 * columns + 0.4, 2.5 * lines + 1.0)
+    figure = new_figure(4.4 * columns + 0.4, 2.5 * lines + 1.0)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in panels[len(profile) :]:
         axes.axis("off")
     drawn = np.linspace(0, len(classes) - 1, min(len(classes), 8)).round().astype(int)
     for axes, (site, gates) in zip(panels, profile.items(), strict=False):
         for place, which in enumerate(drawn):
-            axes.plot(gates[which].numpy(), color=_colour(place / max(len(drawn) - 1, 1), 0.92), linewidth=0.9,
+            axes.plot(gates[which].numpy(), color=colour(place / max(len(drawn) - 1, 1), 0.92), linewidth=0.9,
                       label=classes[which])  # fmt: skip
         axes.plot(gates.mean(0).numpy(), color="black", linewidth=1.4, linestyle=":", label="all classes")
         axes.set_title(
@@ -200,10 +219,10 @@ def draw_segmentation(
     """The predicted class of every pixel over the image, with the classes that occur and their share of it."""
     pixels, colours = class_map.cpu().numpy(), palette(classes)
     counts = np.bincount(pixels.ravel(), minlength=len(classes))
-    figure = _figure(7.2, 4.0)
+    figure = new_figure(7.2, 4.0)
     left, right = figure.subplots(1, 2)
-    _image(left, image)
-    _image(right, image, grey=True)
+    show_image(left, image)
+    show_image(right, image, grey=True)
     right.imshow(coloured(pixels, colours), alpha=HEAT_OPACITY, interpolation="nearest")
     for which in np.argsort(-counts, kind="stable")[:12]:
         if counts[which]:
@@ -217,85 +236,22 @@ def draw_segmentation(
 
 
 def draw_grad_cam(
-    record: Record, image: UInt8[Tensor, "3 H W"], cam: Float[Tensor, "h w"], label: str
+    recording: SiteRecording, image: UInt8[Tensor, "3 H W"], cam: Float[Tensor, "h w"], label: str
 ) -> Figure:
     """Grad-CAM at the record's site, for comparison; it explains a class score and is not attention."""
-    figure = _figure(7.2, 4.0)
+    figure = new_figure(7.2, 4.0)
     left, right = figure.subplots(1, 2)
-    _image(left, image)
+    show_image(left, image)
     cam = cam.cpu()
-    _heat(right, image, on_pixels(cam, tuple(cam.shape), tuple(image.shape[1:])), _norm(cam))
-    _legend(figure, [right], _norm(cam), "evidence for the class")
-    _title(figure, f"Grad-CAM for class {label} (not attention)", record)
+    show_heat(right, image, on_pixels(cam, tuple(cam.shape), tuple(image.shape[1:])), limits(cam, 0.0))
+    show_legend(figure, [right], limits(cam, 0.0), "evidence for the class")
+    set_title(figure, f"Grad-CAM for class {label} (not attention)", recording)
     return figure
 
 
-# ------------------------------------------------------------------------------------------------------- pieces
-
-
-def _relative_rows(record: Record, cells: Sequence[tuple[int, ...]], index: int) -> tuple[Tensor, str]:
+def _relative_rows(
+    recording: SiteRecording, cells: Sequence[tuple[int, ...]], index: int
+) -> tuple[Tensor, str]:
     """Rows times the number of keys, so that 1 is what uniform attention gives at any resolution."""
-    rows = record.rows(*cells)[index].cpu()
+    rows = recording.rows(*cells)[index].cpu()
     return rows * rows[0].numel(), "weight × keys (1 = uniform)"
-
-
-def _norm(values: Tensor) -> Normalize:
-    low, high = float(values.min()), float(values.max())
-    if low < 0:
-        return TwoSlopeNorm(0, vmin=min(low, -1e-12), vmax=max(high, 1e-12))
-    if high - low < 1e-6 * max(
-        abs(high), 1e-6
-    ):  # a constant map is drawn as one colour, not as rounding noise
-        return Normalize(0, max(2 * high, 1e-6))
-    return Normalize(low, high)
-
-
-def _from_zero(weights: Tensor) -> Normalize:
-    """For weights in units of uniform attention: an even row is to look even, so colours begin at 0 and reach 2."""
-    return _norm(weights) if float(weights.min()) < 0 else Normalize(0, max(2.0, float(weights.max())))
-
-
-def _colour(share: float, top: float = 1.0) -> tuple[float, float, float, float]:
-    return colormaps[SEQUENTIAL](min(max(share, 0.0), 1.0) * top)
-
-
-def _image(axes: Axes, image: Tensor, grey: bool = False) -> None:
-    pixels = image.permute(1, 2, 0).cpu().numpy()
-    if grey:
-        pixels = np.repeat((pixels @ [0.299, 0.587, 0.114])[..., None], 3, axis=2).astype(np.uint8)
-    axes.imshow(pixels, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-
-
-def _heat(axes: Axes, image: Tensor, heat: Tensor, norm: Normalize) -> None:
-    _image(axes, image, grey=True)
-    axes.imshow(heat.numpy(), cmap=_colours(norm), norm=norm, alpha=HEAT_OPACITY, interpolation="nearest")
-
-
-def _legend(figure: Figure, panels: Sequence[Axes], norm: Normalize, label: str) -> None:
-    bar = figure.colorbar(ScalarMappable(norm, _colours(norm)), ax=panels, shrink=0.8, alpha=HEAT_OPACITY)
-    bar.set_label(label, fontsize=9)
-
-
-def _colours(norm: Normalize) -> str:
-    return SIGNED if isinstance(norm, TwoSlopeNorm) else SEQUENTIAL
-
-
-def _mark(axes: Axes, pixel: Sequence[int], size: int = 12) -> None:
-    y, x = pixel
-    axes.plot(x, y, marker="+", color="white", markersize=size + 3, markeredgewidth=4)
-    axes.plot(x, y, marker="+", color="red", markersize=size, markeredgewidth=1.8)
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
-
-
-def _title(figure: Figure, what: str, record: Record) -> None:
-    """What is shown above, where it was taken from below."""
-    width = int(figure.get_figwidth() * 15)
-    figure.suptitle(textwrap.fill(what, int(width * 0.85)), fontsize=10, fontweight="bold")
-    block = f"{record.block}({record.options})" if record.options else record.block
-    lines = [f"site {record.name or '(the block itself)'}: {block}", f"weights: {record.weights}"]
-    text = "\n".join(textwrap.fill(line, width) for line in lines)
-    figure.supxlabel(text, fontsize=8, color="0.35")

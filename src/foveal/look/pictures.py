@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from foveal.errors import FovealError
@@ -15,16 +17,51 @@ from foveal.image_files import is_image_name
 from foveal.inference import Predictor
 from foveal.look import draw
 from foveal.look.cam import grad_cam
-from foveal.look.html import page_with
-from foveal.look.payload import image_payload
+from foveal.look.measures import SiteScore, score_sites
+from foveal.look.page.html import page_with
+from foveal.look.page.payload import image_payload
+from foveal.look.predict import predict_recorded
 from foveal.look.profile import gate_profile
-from foveal.look.record import Record
-from foveal.look.recorded import predict_recorded
+from foveal.look.recording import Recordings, SiteRecording
 from foveal.look.report import write_scores
-from foveal.look.score import SiteScore, automatic_query, score_sites
 
 PAGE_IMAGES = 24
 """Images in one page; more would make it slow to open."""
+LONGEST_STEM = 120
+"""Bytes of an image's name in the names of its pictures; file systems take 255, and the site comes behind."""
+
+
+@dataclass(frozen=True)
+class SeenImage:
+    """One image, what the network sees of it, its answer and the recording."""
+
+    name: str
+    size: tuple[int, int]
+    view: Tensor
+    answer: Any
+    recordings: Recordings
+
+
+def see(predictor: Predictor, name: str, image: Tensor) -> SeenImage:
+    """Run the network on an image, uint8 (3, h, w), and record its attention."""
+    view = predictor.view({"image": image})["image"]
+    return SeenImage(name, (image.shape[1], image.shape[2]), view, *predict_recorded(predictor, view))
+
+
+def matching_sites(recordings: Recordings, sites: str) -> list[SiteRecording]:
+    """The recordings of the sites whose path matches a pattern.
+
+    Raises:
+        FovealError: none does.
+    """
+    chosen = [
+        recording
+        for name, recording in recordings.items()
+        if fnmatchcase(name, sites) or fnmatchcase(name, f"{sites}.*")
+    ]
+    if not chosen:
+        raise FovealError(f"sites must match one of {', '.join(recordings)}, got {sites!r}")
+    return chosen
 
 
 class PictureFolder:
@@ -42,62 +79,54 @@ class PictureFolder:
         self.predictor, self.folder, self.sites, self.pixel, self.cam = predictor, folder, sites, pixel, cam
         self.unique = UniqueNames()
 
-    def draw(self, name: str, image: Tensor) -> int:
+    def draw(self, image: SeenImage) -> int:
         """Draw all there is of one image; the number of pictures.
 
         Raises:
-            FovealError: no site matches.
+            FovealError: no site matches, or the pixel lies outside of what the network sees.
         """
-        predictor = self.predictor
-        view = predictor.view({"image": image})["image"]
-        size = (image.shape[1], image.shape[2])
-        point = predictor.point(size, self.pixel) if self.pixel is not None else None
-        answer, seen = predict_recorded(predictor, view)
-        chosen = [
-            r
-            for r in seen.values()
-            if fnmatchcase(r.name, self.sites) or fnmatchcase(r.name, f"{self.sites}.*")
-        ]
-        if not chosen:
-            raise FovealError(f"sites must match one of {', '.join(seen)}, got {self.sites!r}")
-        stem, count = self.unique(Path(name).stem if is_image_name(name) else name), 0
-        if getattr(answer, "class_map", None) is not None:
-            self._save(
-                draw.draw_segmentation(view, answer.class_map, predictor.info.classes, predictor.name),
-                f"{stem}--classes",
+        point = self.predictor.point(image.size, self.pixel) if self.pixel is not None else None
+        stem = self.unique(_shortened(Path(image.name).stem if is_image_name(image.name) else image.name))
+        figures: dict[str, Figure] = {}
+        class_map = getattr(image.answer, "class_map", None)
+        if class_map is not None:
+            info = self.predictor.info
+            figures["classes"] = draw.draw_segmentation(
+                image.view, class_map, info.classes, self.predictor.name
             )
-            count += 1
-        for record in chosen:
-            figures = self._figures(record, view, point)
-            if self.cam and not record.tokens:
-                cams, _ = grad_cam(
-                    predictor.net, predictor.prepare(view)[None].to(predictor.device), [record.name]
-                )
-                figures["grad-cam"] = draw.draw_grad_cam(
-                    record, view, cams[record.name][0], answer.labels[0][0]
-                )
-            for kind, figure in figures.items():
-                self._save(figure, f"{stem}--{record.name}--{kind}")
-            count += len(figures)
-        return count
+        for recording in matching_sites(image.recordings, self.sites):
+            for kind, figure in self._figures(recording, image, point).items():
+                figures[f"{recording.name}--{kind}"] = figure
+        for kind, figure in figures.items():
+            save_figure(figure, self.folder / f"{stem}--{kind}.png")
+        return len(figures)
 
-    def _figures(self, record: Record, view: Tensor, point: tuple[int, int] | None) -> dict[str, Any]:
-        shows = record.shows()
-        figures: dict[str, Any] = {}
+    def _figures(
+        self, recording: SiteRecording, image: SeenImage, point: tuple[int, ...] | None
+    ) -> dict[str, Figure]:
+        shows, view = recording.shows(), image.view
+        figures: dict[str, Figure] = {}
         if "channel_gate" in shows:
-            figures["gates"] = draw.draw_gates(record)
+            figures["gates"] = draw.draw_gates(recording)
         if "spatial_mask" in shows:
-            figures["mask"] = draw.draw_mask(record, view)
+            figures["mask"] = draw.draw_mask(recording, view)
         if "rows" in shows:
-            query = point if point is not None else record.pixel(automatic_query(record))
-            figures["row"] = draw.draw_rows(record, view, [query])
-            figures["atlas"] = draw.draw_atlas(record, view)
+            query = point if point is not None else recording.pixel(recording.most_distinct_query())
+            figures["row"] = draw.draw_rows(recording, view, [query])
+            figures["row-grid"] = draw.draw_row_grid(recording, view)
         if "channel_matrix" in shows:
-            figures["channels"] = draw.draw_channels(record)
+            figures["channels"] = draw.draw_channels(recording)
+        if self.cam and not recording.tokens:
+            prepared = self.predictor.prepare(view)[None].to(self.predictor.device)
+            cams, _ = grad_cam(self.predictor.net, prepared, [recording.name])
+            label = image.answer.labels[0][0]
+            figures["grad-cam"] = draw.draw_grad_cam(recording, view, cams[recording.name][0], label)
         return figures
 
-    def _save(self, figure: Any, name: str) -> None:
-        save_figure(figure, self.folder / f"{name}.png")
+
+def _shortened(stem: str) -> str:
+    """Short enough for a file name with the site and the kind behind it, in any writing."""
+    return stem.encode("utf-8", "surrogateescape")[:LONGEST_STEM].decode("utf-8", "ignore")
 
 
 def save_figure(figure: Any, path: Path) -> None:
@@ -105,21 +134,31 @@ def save_figure(figure: Any, path: Path) -> None:
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def write_page(predictor: Predictor, samples: list[tuple[str, Tensor]], path: Path) -> str:
-    """Write one HTML page with the maps of the first images inside; returns what to print."""
-    images = []
-    for name, image in samples[:PAGE_IMAGES]:
-        view = predictor.view({"image": image})["image"]
-        payload = image_payload(predictor, name, view, *predict_recorded(predictor, view), rows=True)
-        images.append({"name": name, "networks": [payload]})
-    more = len(samples) > PAGE_IMAGES
-    text = page_with(
-        images, f"This file holds the first {PAGE_IMAGES} of {len(samples)} images." if more else ""
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
-    size = f"{len(text) / 1e6:.1f} MB" if len(text) >= 1e5 else f"{len(text) / 1e3:.0f} kB"
-    return f"{path}: {size}, opens without a network"
+class PageFile:
+    """One HTML file with the maps of the first images inside, gathered image by image."""
+
+    def __init__(self, predictor: Predictor, sites: str = "*") -> None:
+        self.predictor, self.sites = predictor, sites
+        self._images: list[dict[str, Any]] = []
+        self._count = 0
+
+    def add(self, image: SeenImage) -> None:
+        """Take up what the page shows of an image; of more than `PAGE_IMAGES` the rest are counted alone."""
+        self._count += 1
+        if self._count <= PAGE_IMAGES:
+            shown = matching_sites(image.recordings, self.sites)
+            payload = image_payload(self.predictor, image.name, image.view, image.answer, shown, rows=True)
+            self._images.append({"name": image.name, "networks": [payload]})
+
+    def write(self, path: Path) -> str:
+        """Write the file; what to print."""
+        more = self._count > PAGE_IMAGES
+        note = f"This file holds the first {PAGE_IMAGES} of {self._count} images." if more else ""
+        text = page_with(self._images, note)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+        size = f"{len(text) / 1e6:.1f} MB" if len(text) >= 1e5 else f"{len(text) / 1e3:.0f} kB"
+        return f"{path}: {size}, opens without a network"
 
 
 def write_site_scores(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foveal.look.record import watch
+from foveal.look.watching import watch
 
 
 def gate_profile(
@@ -34,8 +34,8 @@ def gate_profile(
             net(batch["image"])
         one_hot = nn.functional.one_hot(batch["label"].cpu(), classes).float()
         counts += one_hot.sum(0)
-        for name, record in seen.items():
-            gates = record.attention().get("channel_gate")
+        for name, recording in seen.items():
+            gates = recording.attention().get("channel_gate")
             if gates is not None:
                 sums[name] = sums.get(name, 0) + one_hot.T @ gates.cpu().float()
     return {name: total / counts[:, None] for name, total in sums.items()}

@@ -1,13 +1,11 @@
 """Scores as a person reads them, and as files."""
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from foveal.files import write_json, write_text
-from foveal.look.score import MEASURES, SiteScore
+from foveal.files import csv_text, write_json, write_text
+from foveal.look.measures import MEASURES, SiteScore
+from foveal.statistics import Estimate
 
 
 def table(scores: Sequence[SiteScore]) -> str:
@@ -23,16 +21,23 @@ def table(scores: Sequence[SiteScore]) -> str:
 def write_scores(scores: Sequence[SiteScore], folder: Path) -> list[Path]:
     """Write ``scores.csv`` (one row a site and measure) and ``scores.json`` into ``folder``."""
     rows = [
-        {"site": site.site, "block": site.block, "measure": key, **asdict(value), "verdict": site.verdict}
+        {"site": site.site, "block": site.block, "measure": key, **_figures(value), "verdict": site.verdict}
         for site in scores
         for key, value in site.values.items()
     ]
-    text = io.StringIO()
-    columns = ["site", "block", "measure", "mean", "low", "high", "images", "verdict"]
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "scores.csv", text.getvalue())
-    document = {"measures": MEASURES, "sites": [asdict(site) for site in scores]}
-    write_json(folder / "scores.json", document)
+    write_text(folder / "scores.csv", csv_text(rows))
+    sites = [
+        {
+            "site": site.site,
+            "block": site.block,
+            "values": {key: _figures(value) for key, value in site.values.items()},
+            "verdict": site.verdict,
+        }
+        for site in scores
+    ]
+    write_json(folder / "scores.json", {"measures": MEASURES, "sites": sites})
     return [folder / "scores.csv", folder / "scores.json"]
+
+
+def _figures(value: Estimate) -> dict[str, float]:
+    return {"mean": value.mean, "low": value.low, "high": value.high, "images": value.count}

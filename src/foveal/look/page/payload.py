@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,23 +11,31 @@ import torch
 from torch import Tensor
 
 from foveal.inference import Predictor
-from foveal.look.record import Record, Seen
-from foveal.look.score import automatic_query, lattice
+from foveal.look.geometry import query_grid
+from foveal.look.recording import SiteRecording
 from foveal.palette import palette
 
 LARGEST_MATRIX = 256
 """Channel matrices above this many channels are averaged in blocks, which the page says."""
 LARGEST_ROWS = 700_000
-"""Weights of one site in a file; larger maps get a coarser lattice of queries, never coarser rows."""
+"""Weights of one site in a file; larger maps get a coarser grid of queries, never coarser rows."""
 
 
 def image_payload(
-    predictor: Predictor, name: str, view: Tensor, prediction: Any, seen: Seen, *, rows: bool
+    predictor: Predictor,
+    name: str,
+    view: Tensor,
+    prediction: Any,
+    sites: Iterable[SiteRecording],
+    *,
+    rows: bool,
 ) -> dict[str, Any]:
     """One image seen by one network.
 
     Args:
         view: uint8 (3, H, W), as the network saw it.
+        prediction: the network's answer.
+        sites: the recordings to show; those that are not of an image, such as of clips, are left out.
         rows: embed the attention rows (for a file); without, the page asks the server for each.
     """
     classes = None
@@ -40,19 +49,19 @@ def image_payload(
         "size": list(view.shape[1:]),
         "prediction": [[label, round(share, 4)] for label, share in prediction.labels],
         "segmentation": classes,
-        "sites": [site_payload(record, rows=rows) for record in seen.values() if len(record.spatial) == 2],
+        "sites": [site_payload(recording, rows=rows) for recording in sites if len(recording.spatial) == 2],
     }
 
 
-def site_payload(record: Record, *, rows: bool) -> dict[str, Any]:
+def site_payload(recording: SiteRecording, *, rows: bool) -> dict[str, Any]:
     """One site of one image: everything but the rows of single queries, unless ``rows`` asks for those too."""
-    attention = record.attention()
+    attention = recording.attention()
     found: dict[str, Any] = {
-        "name": record.name,
-        "block": record.block,
-        "options": record.options,
-        "spatial": list(record.spatial),
-        "contribution": None if record.tokens else _finite(float(record.contribution()[0])),
+        "name": recording.name,
+        "block": recording.block,
+        "options": recording.options,
+        "spatial": list(recording.spatial),
+        "contribution": None if recording.tokens else _finite(float(recording.contribution()[0])),
     }
     if "channel_gate" in attention:
         found["gates"] = [round(float(gate), 5) for gate in attention["channel_gate"][0]]
@@ -67,26 +76,26 @@ def site_payload(record: Record, *, rows: bool) -> dict[str, Any]:
             )[0]
         found["channels"] = _packed(matrix) | {"step": step}
     if "rows" in attention:
-        found["query"] = list(automatic_query(record))
+        found["query"] = list(recording.most_distinct_query())
         found["keys"] = list(attention["rows"].shape[2:])
         if rows:
-            found["rows"] = rows_payload(record)
+            found["rows"] = rows_payload(recording)
     return found
 
 
-def row_payload(record: Record, cell: tuple[int, int]) -> dict[str, Any]:
+def row_payload(recording: SiteRecording, cell: tuple[int, int]) -> dict[str, Any]:
     """The row of one query as float32, times the number of keys (1 = uniform)."""
-    row = record.rows(cell)[0, 0].float()
+    row = recording.rows(cell)[0, 0].float()
     return {"shape": list(row.shape), "float32": _base64((row * row.numel()).cpu().numpy())}
 
 
-def rows_payload(record: Record) -> dict[str, Any]:
-    """The rows of a lattice of queries, each rounded to 255 steps between its lowest and highest weight."""
-    keys = math.prod(record.attention()["rows"].shape[2:])
+def rows_payload(recording: SiteRecording) -> dict[str, Any]:
+    """The rows of a grid of queries, each rounded to 255 steps between its lowest and highest weight."""
+    keys = math.prod(recording.attention()["rows"].shape[2:])
     queries = max(1, math.isqrt(LARGEST_ROWS // keys))
-    points = lattice(record, queries)
+    points = query_grid(recording.spatial, queries)
     rows = torch.cat(
-        [record.rows(*points[i : i + 64])[0].float().cpu() * keys for i in range(0, len(points), 64)]
+        [recording.rows(*points[i : i + 64])[0].float().cpu() * keys for i in range(0, len(points), 64)]
     )
     return _packed(rows, lead=1) | {"queries": [len({y for y, _ in points}), len({x for _, x in points})]}
 

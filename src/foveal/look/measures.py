@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from scipy import stats
 from torch import Tensor, nn
 
 from foveal.data.objects import object_mask
 from foveal.errors import FovealError
 from foveal.look.cam import grad_cam
 from foveal.look.curves import perturbation_curves
-from foveal.look.record import Record, on_pixels, watch
+from foveal.look.geometry import on_pixels, query_grid
+from foveal.look.recording import SiteRecording
+from foveal.look.watching import watch
+from foveal.statistics import LEVEL, Estimate, estimate
 
 MEASURES = {
     "entropy": "entropy of a row (or mask) over log of its cells: 1 = uniform, 0 = one cell",
@@ -38,7 +40,7 @@ MEASURES = {
     "insertion_vs_grad_cam": "insertion - insertion of Grad-CAM",
 }
 # A map is evidence only where these lie above 0: {measure: what it is called in the verdict}.
-CHANCE = {
+VS_CHANCE = {
     "share_gain": "attention on the object",
     "pointing_gain": "pointing game",
     "deletion_vs_random": "deletion",
@@ -47,51 +49,23 @@ CHANCE = {
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Mean over images with its two-sided 95 % t interval; ``low`` and ``high`` are nan below 2 images."""
-
-    mean: float
-    low: float
-    high: float
-    images: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclass(frozen=True)
 class SiteScore:
     """Scores of one site: ``values`` by the names in ``MEASURES``, and a sentence that says what beat chance."""
 
     site: str
     block: str
-    values: dict[str, Interval]
+    values: dict[str, Estimate]
     verdict: str
 
 
-def interval(values: Sequence[float] | Tensor, level: float = 0.95) -> Interval:
-    """Mean and t interval of independent values; nan values are left out.
-
-    Example:
-        >>> str(interval([1.0, 2.0, 3.0]))
-        '2.000 [-0.484, 4.484]'
-    """
-    kept = torch.as_tensor(values, dtype=torch.float64)
-    kept = kept[~kept.isnan()]
-    n = len(kept)
-    mean = float(kept.mean()) if n else math.nan
-    half = float(stats.t.ppf(0.5 + level / 2, n - 1) * kept.std() / math.sqrt(n)) if n > 1 else math.nan
-    return Interval(mean, mean - half, mean + half, n)
-
-
-def attention_map(record: Record, queries: int = 4) -> Float[Tensor, "b h w"]:
+def attention_map(recording: SiteRecording, queries: int = 4) -> Float[Tensor, "b h w"]:
     """One non-negative map per image of where a site attends, on its own grid.
 
     The spatial mask where the block has one; else the attention that each position receives, averaged over a
-    ``queries`` x ``queries`` lattice of query positions (signed weights count by size).
+    grid of ``queries`` x ``queries`` query positions (signed weights count by size).
 
     Raises:
-        ValueError: if the block weighs channels only, or the site is not two-dimensional.
+        FovealError: if the block weighs channels only, or the site is not two-dimensional.
 
     Example:
         >>> import foveal
@@ -100,32 +74,12 @@ def attention_map(record: Record, queries: int = 4) -> Float[Tensor, "b h w"]:
         >>> attention_map(seen["0"]).sum((1, 2)).round(decimals=4).tolist()
         [1.0, 1.0]
     """
-    attention = record.attention(lattice(record, queries))
-    if len(record.spatial) == 2 and "spatial_mask" in attention:
+    attention = recording.attention(query_grid(recording.spatial, queries))
+    if len(recording.spatial) == 2 and "spatial_mask" in attention:
         return attention["spatial_mask"][:, 0].abs()
-    if len(record.spatial) == 2 and "rows" in attention:
-        return on_pixels(attention["rows"].abs().mean(1), record.spatial, record.spatial)
-    raise FovealError(f"{record.name!r} ({record.block}) has no map over image positions")
-
-
-def lattice(record: Record, queries: int) -> list[tuple[int, ...]]:
-    """Query positions on an even ``queries`` x ``queries`` (x ...) lattice of the site's map, without repeats."""
-    axes = [
-        sorted({int((i + 0.5) * size / min(queries, size)) for i in range(min(queries, size))})
-        for size in record.spatial
-    ]
-    return [
-        tuple(int(v) for v in point)
-        for point in torch.cartesian_prod(*map(torch.tensor, axes)).reshape(-1, len(axes))
-    ]
-
-
-def automatic_query(record: Record, index: int = 0, queries: int = 8) -> tuple[int, ...]:
-    """The query whose row differs most from the mean row, over a lattice: the one with most of its own to show."""
-    points = lattice(record, queries)
-    rows = record.rows(*points)[index].flatten(1)
-    shares = rows / rows.abs().sum(-1, keepdim=True).clamp_min(1e-30)
-    return points[int((shares - shares.mean(0)).abs().sum(-1).argmax())]
+    if len(recording.spatial) == 2 and "rows" in attention:
+        return on_pixels(attention["rows"].abs().mean(1), recording.spatial, recording.spatial)
+    raise FovealError(f"{recording.name!r} ({recording.block}) has no map over image positions")
 
 
 def share_on_object(
@@ -178,7 +132,7 @@ def score_sites(
             as ``mask`` (b, H, W, non-zero on it) or ``box_xyxy`` (b, 4, pixels). Consumed once.
         sites: path patterns as in ``watch``.
         curve_images: how many images get deletion and insertion curves (6 curves each and site); 0 for none.
-        queries: side of the lattice of query positions.
+        queries: side of the grid of query positions.
         steps: points on a curve.
         seed: of the random orders.
 
@@ -187,7 +141,7 @@ def score_sites(
         interval at level 1 - 0.05 / (number of comparisons with chance, over all sites) above 0.
 
     Raises:
-        ValueError: if ``net`` has no attention site or there are no images.
+        FovealError: if ``net`` has no attention site or there are no images.
 
     Example:
         >>> import foveal
@@ -207,14 +161,16 @@ def score_sites(
         objects = object_mask(batch)
         logits = output if isinstance(output, Tensor) and output.ndim == 2 else None
         curved = images[: max(0, curve_images - seen_images) if logits is not None else 0]
-        mapped = {name: attention_map(record, queries) for name, record in seen.items() if has_map(record)}
+        mapped = {
+            name: attention_map(recording, queries) for name, recording in seen.items() if has_map(recording)
+        }
         cams = {}
         explained = [name for name in mapped if not seen[name].tokens]
         if len(curved) and explained:
             cams, _ = grad_cam(net, curved, explained)
-        for name, record in seen.items():
-            blocks[name] = record.block
-            found = _measure(record, queries)
+        for name, recording in seen.items():
+            blocks[name] = recording.block
+            found = _measure(recording, queries)
             if name in mapped and objects is not None:
                 share, pointing, chance = share_on_object(mapped[name], objects)
                 centre = objects[:, objects.shape[1] // 2, objects.shape[2] // 2].float()
@@ -224,20 +180,20 @@ def score_sites(
             if name in mapped and logits is not None and len(curved):
                 noise = torch.Generator().manual_seed(seed + seen_images)
                 maps = mapped[name][: len(curved)]
-                rivals = {"random": torch.rand(maps.shape, generator=noise).to(maps)}
+                baselines = {"random": torch.rand(maps.shape, generator=noise).to(maps)}
                 if name in cams:
-                    rivals["grad_cam"] = cams[name]
-                found |= _curves(net, curved, maps, rivals, logits[: len(curved)].argmax(1), steps, seed)
+                    baselines["grad_cam"] = cams[name]
+                found |= _curves(net, curved, maps, baselines, logits[: len(curved)].argmax(1), steps, seed)
             for key, values in found.items():
                 gathered.setdefault(name, {}).setdefault(key, []).append(values.cpu().double())
         seen_images += len(images)
     if not seen_images:
         raise FovealError("the data set must hold at least one image, got none")
-    tests = sum(key in CHANCE for found in gathered.values() for key in found)
+    tests = sum(key in VS_CHANCE for found in gathered.values() for key in found)
     scores = []
     for name, found in gathered.items():
         values = {key: torch.cat(found[key]) for key in MEASURES if key in found}
-        intervals = {key: interval(value) for key, value in values.items()}
+        intervals = {key: _over_images(value) for key, value in values.items()}
         scores.append(SiteScore(name, blocks[name], intervals, _verdict(values, max(tests, 1))))
     return scores
 
@@ -249,29 +205,29 @@ def _curves(
     net: nn.Module,
     images: Tensor,
     maps: Tensor,
-    rivals: dict[str, Tensor],
+    baselines: dict[str, Tensor],
     classes: Tensor,
     steps: int,
     seed: int,
 ) -> dict[str, Tensor]:
     deletion, insertion = perturbation_curves(net, images, maps, classes, steps=steps, seed=seed)
     found = {"deletion": deletion, "insertion": insertion}
-    for name, rival in rivals.items():
-        rival_deletion, rival_insertion = perturbation_curves(
-            net, images, rival, classes, steps=steps, seed=seed
+    for name, baseline in baselines.items():
+        baseline_deletion, baseline_insertion = perturbation_curves(
+            net, images, baseline, classes, steps=steps, seed=seed
         )
-        found[f"deletion_vs_{name}"] = rival_deletion - deletion
-        found[f"insertion_vs_{name}"] = insertion - rival_insertion
+        found[f"deletion_vs_{name}"] = baseline_deletion - deletion
+        found[f"insertion_vs_{name}"] = insertion - baseline_insertion
     return found
 
 
-def has_map(record: Record) -> bool:
+def has_map(recording: SiteRecording) -> bool:
     """Whether the site has a map over image positions (and not over channels or time alone)."""
-    return len(record.spatial) == 2 and bool({"spatial_mask", "rows"} & record.shows())
+    return len(recording.spatial) == 2 and bool({"spatial_mask", "rows"} & recording.shows())
 
 
-def _measure(record: Record, queries: int) -> dict[str, Tensor]:
-    attention = record.attention(lattice(record, queries))
+def _measure(recording: SiteRecording, queries: int) -> dict[str, Tensor]:
+    attention = recording.attention(query_grid(recording.spatial, queries))
     found: dict[str, Tensor] = {}
     if "rows" in attention:
         rows = attention["rows"].flatten(2)
@@ -288,8 +244,8 @@ def _measure(record: Record, queries: int) -> dict[str, Tensor]:
         mask = attention["spatial_mask"].flatten(1)
         found |= {"mask_mean": mask.mean(1), "mask_spread": mask.std(1, unbiased=False)}
         found["entropy"] = _entropy(mask.clamp_min(0))
-    if not record.tokens:
-        found["contribution"] = record.contribution()
+    if not recording.tokens:
+        found["contribution"] = recording.contribution()
     return found
 
 
@@ -302,11 +258,16 @@ def _entropy(weights: Tensor) -> Tensor:
 def _verdict(values: Mapping[str, Tensor], tests: int) -> str:
     """Which of the comparisons with chance hold at a level shared by all sites."""
     said = []
-    for key, name in CHANCE.items():
+    for key, name in VS_CHANCE.items():
         if key in values:
-            above = interval(values[key], 1 - 0.05 / tests).low > 0
+            above = _over_images(values[key], LEVEL / tests).low > 0
             verdict = "above chance" if above else "does not beat chance"
             if above and key == "pointing_gain" and values["pointing_vs_centre"].mean() <= 0:
                 verdict += ", but no better than the centre of the image"
             said.append(f"{name}: {verdict}")
     return "; ".join(said) or "no map or no known object: nothing to compare with chance"
+
+
+def _over_images(values: Tensor, level: float = LEVEL) -> Estimate:
+    """Mean and interval over images; images where a measure is undefined (nan) are left out, and not counted."""
+    return estimate(values[~values.isnan()].tolist(), level)

@@ -9,7 +9,7 @@ _SLOT = '<script type="application/json" id="foveal-data">null</script>'
 
 def page() -> str:
     """The page as ``foveal serve`` sends it, with no images inside."""
-    return (resources.files("foveal.look") / "page.html").read_text(encoding="utf-8")
+    return (resources.files("foveal.look.page") / "page.html").read_text(encoding="utf-8")
 
 
 def page_with(images: list[dict[str, Any]], note: str = "") -> str:

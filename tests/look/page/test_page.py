@@ -2,16 +2,22 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from foveal.inference import Predictor, predictor
+from foveal.look import canvas
 from foveal.look.images import bundled_images
-from foveal.look.serve import make_app, serving
+from foveal.look.page.html import page_with
+from foveal.look.page.payload import _packed
+from foveal.look.page.server import make_app, serving
+
+from .conftest import png
 
 CHROMIUM = Path("/usr/bin/chromium")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -60,7 +66,7 @@ def drawn(page: "sync_api.Page", panel: int = 0) -> str:
 def show(page: "sync_api.Page", site: str, panel: int = 0) -> None:
     page.locator("select.site").nth(panel).select_option(site)
     page.wait_for_function(
-        "([n, s]) => document.querySelectorAll('.panel')[n].dataset.drawn.includes(s)", arg=[panel, site]
+        "([n, s]) => document.querySelectorAll('.panel')[n].dataset.drawn?.includes(s)", arg=[panel, site]
     )
 
 
@@ -68,7 +74,7 @@ def click(page: "sync_api.Page", y: float, x: float, cell: str, panel: int = 0) 
     box = page.locator("canvas.map").nth(panel).bounding_box()
     page.locator("canvas.map").nth(panel).click(position={"x": x * box["width"], "y": y * box["height"]})
     page.wait_for_function(
-        "([n, c]) => document.querySelectorAll('.panel')[n].dataset.drawn.endsWith(c)",
+        "([n, c]) => document.querySelectorAll('.panel')[n].dataset.drawn?.endsWith(c)",
         arg=[panel, f"|{cell}"],
     )
 
@@ -96,7 +102,7 @@ def test_the_row_follows_the_pointer_without_a_click(page: "sync_api.Page") -> N
     for y, x in ((2, 3), (9, 14)):
         page.mouse.move(box["x"] + (x + 0.5) / 16 * box["width"], box["y"] + (y + 0.5) / 16 * box["height"])
         page.wait_for_function(
-            "c => document.querySelector('.panel').dataset.drawn.endsWith(c)", arg=f"|{y},{x}"
+            "c => document.querySelector('.panel').dataset.drawn?.endsWith(c)", arg=f"|{y},{x}"
         )
 
 
@@ -113,7 +119,7 @@ def test_every_site_and_view_can_be_shown(page: "sync_api.Page") -> None:
         show(page, site)
         page.locator("select.view").first.select_option(view)
         page.wait_for_function(
-            "v => document.querySelector('.panel').dataset.drawn.includes(v)", arg=f"|{view}|"
+            "v => document.querySelector('.panel').dataset.drawn?.includes(v)", arg=f"|{view}|"
         )
         shown.append(pixels(page).tobytes())
     assert len(set(shown)) == 4
@@ -131,7 +137,7 @@ def test_two_weights_are_compared_side_by_side_at_one_point(page: "sync_api.Page
     for panel in (0, 1):
         show(page, BLOCK2, panel)
     click(page, 0.3, 0.6, "4,9")
-    page.wait_for_function("() => document.querySelectorAll('.panel')[1].dataset.drawn.endsWith('|4,9')")
+    page.wait_for_function("() => document.querySelectorAll('.panel')[1].dataset.drawn?.endsWith('|4,9')")
     assert drawn(page, 0).startswith("one.safetensors|")
     assert drawn(page, 1).startswith("two.safetensors|")
     assert not np.array_equal(pixels(page, 0), pixels(page, 1))
@@ -143,7 +149,7 @@ def test_the_keyboard_alone_moves_holds_and_lets_go(page: "sync_api.Page") -> No
     start = [int(v) for v in drawn(page).rpartition("|")[2].split(",")]
     page.keyboard.press("ArrowUp" if start[0] else "ArrowDown")
     expected = f"|{start[0] - 1 if start[0] else 1},{start[1]}"
-    page.wait_for_function("c => document.querySelector('.panel').dataset.drawn.endsWith(c)", arg=expected)
+    page.wait_for_function("c => document.querySelector('.panel').dataset.drawn?.endsWith(c)", arg=expected)
     assert "(held)" in page.inner_text(".readout")
     page.keyboard.press("Escape")
     page.wait_for_function("() => !document.querySelector('.readout').textContent.includes('(held)')")
@@ -219,8 +225,104 @@ def test_a_danet_shows_its_classes_a_row_and_the_channel_matrix(
             show(page, site)
             page.locator("select.view").first.select_option(view)
             page.wait_for_function(
-                "v => document.querySelector('.panel').dataset.drawn.includes(v)", arg=f"|{view}|"
+                "v => document.querySelector('.panel').dataset.drawn?.includes(v)", arg=f"|{view}|"
             )
             shown.append(pixels(page).tobytes())
         assert len(set(shown)) == 3
         page.close()
+
+
+def drop(page: "sync_api.Page", selector: str, name: str, content: bytes | None) -> bool:
+    """Drop a file, or a piece of text, on an element; whether the browser would leave the page for it."""
+    return page.evaluate(
+        """([selector, name, content]) => {
+            const transfer = new DataTransfer();
+            if (content === null) transfer.setData("text/uri-list", "https://example.org");
+            else transfer.items.add(new File([Uint8Array.from(content)], name));
+            const options = { dataTransfer: transfer, bubbles: true, cancelable: true };
+            const target = document.querySelector(selector);
+            return ["dragover", "drop"].some(kind => target.dispatchEvent(new DragEvent(kind, options)));
+        }""",
+        [selector, name, None if content is None else list(content)],
+    )
+
+
+@pytest.mark.parametrize("selector", ["canvas.map", "body", "html", "#choose", "select.site"])
+def test_an_image_may_be_dropped_anywhere(page: "sync_api.Page", selector: str) -> None:
+    assert not drop(page, selector, "dropped.png", png())
+    page.wait_for_function("() => document.querySelector('#status').textContent.startsWith('dropped.png')")
+
+
+def test_what_is_dropped_and_is_no_file_is_said_to_be_none(page: "sync_api.Page") -> None:
+    assert not drop(page, "canvas.map", "", None)
+    assert "what was dropped is no file" in page.inner_text("#status")
+
+
+def test_a_photograph_of_very_many_pixels_is_shown_with_a_word(
+    page: "sync_api.Page", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foveal.look.page.uploads.FULL_PIXELS", 1000)
+    drop(page, "body", "large.png", png(60, 40))
+    page.wait_for_function("() => document.querySelector('#status').textContent.startsWith('large.png')")
+    assert "60 × 40 pixels were scaled down to 37 × 25" in page.inner_text("#status")
+
+
+@pytest.fixture
+def carried(browser: "sync_api.Browser", tmp_path: Path) -> Callable[..., "sync_api.Page"]:
+    """Open a file with one site whose maps the test gives."""
+
+    def opened(site: dict) -> "sync_api.Page":
+        sites = [{"name": "site", "block": "CBAM", "options": "", "contribution": 0.0, **site}]
+        view = np.zeros((8, 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(view).save(file, "png")
+        network = {
+            "name": "a",
+            "weights": "w",
+            "image": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+            "size": [8, 8],
+            "prediction": [["cat", 1.0]],
+            "segmentation": None,
+            "sites": sites,
+        }
+        path = tmp_path / "page.html"
+        path.write_text(page_with([{"name": "a", "networks": [network]}]))
+        page = browser.new_page()
+        page.goto(path.as_uri())
+        page.wait_for_selector(".panel[data-drawn]")
+        return page
+
+    return opened
+
+
+@pytest.mark.parametrize("stretch", [False, True])
+@pytest.mark.parametrize("level", [1.0, 0.25, 3.0])
+def test_rounding_noise_is_drawn_flat_as_in_the_pictures(
+    carried: Callable[..., "sync_api.Page"], level: float, stretch: bool
+) -> None:
+    noise = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) * 1e-5 * level
+    page = carried({"spatial": [8, 8], "mask": _packed(level + noise)})
+    page.set_checked("#stretch", stretch)
+    page.wait_for_function("() => true")
+    assert len(np.unique(pixels(page).reshape(-1, 4), axis=0)) <= 2
+    page.close()
+
+
+@pytest.mark.parametrize("values", [(0.2, 0.9), (0.5, 2.5), (-1.0, 3.0)])
+def test_colours_have_the_same_limits_as_in_the_pictures(
+    carried: Callable[..., "sync_api.Page"], values: tuple[float, float]
+) -> None:
+    mask = torch.full((8, 8), values[0])
+    mask[4:] = values[1]
+    page = carried({"spatial": [8, 8], "mask": _packed(mask)})
+    shown = [float(page.inner_text(f".{end}")) for end in ("low", "high")]
+    norm = canvas.limits(mask, canvas.MASK_TOP)
+    assert shown == pytest.approx([norm.vmin, norm.vmax], abs=0.005)
+    page.close()
+
+
+def test_a_file_does_not_take_a_dropped_image_and_stays(carried: Callable[..., "sync_api.Page"]) -> None:
+    page = carried({"spatial": [8, 8], "mask": _packed(torch.rand(8, 8))})
+    assert not drop(page, "canvas.map", "dropped.png", png())
+    assert "shows the images inside it" in page.inner_text("#status")
+    page.close()

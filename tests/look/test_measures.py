@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foveal.look import score as scoring
+from foveal.look import measures
 from foveal.look.curves import perturbation_curves
 
 
@@ -60,7 +60,7 @@ def planted_batches(on_object: bool, images: int = 24) -> list[dict[str, Tensor]
 
 
 def test_a_mask_on_the_object_beats_chance_and_its_curves_beat_random() -> None:
-    (site,) = scoring.score_sites(classifier(Planted()), planted_batches(on_object=True))
+    (site,) = measures.score_sites(classifier(Planted()), planted_batches(on_object=True))
     values = site.values
     assert values["share"].mean == pytest.approx(1)
     assert values["share_chance"].mean == pytest.approx(4 / 64)
@@ -68,11 +68,11 @@ def test_a_mask_on_the_object_beats_chance_and_its_curves_beat_random() -> None:
     assert values["deletion_vs_random"].low > 0
     assert "attention on the object: above chance" in site.verdict
     assert "pointing game: above chance" in site.verdict
-    assert values["share"].images == 24
+    assert values["share"].count == 24
 
 
 def test_a_random_mask_is_said_not_to_beat_chance() -> None:
-    (site,) = scoring.score_sites(classifier(Planted()), planted_batches(on_object=False))
+    (site,) = measures.score_sites(classifier(Planted()), planted_batches(on_object=False))
     assert site.values["share_gain"].low < 0 < site.values["share_gain"].high
     for name in ("attention on the object", "pointing game", "deletion", "insertion"):
         assert f"{name}: does not beat chance" in site.verdict
@@ -86,15 +86,15 @@ def test_pointing_above_chance_is_said_to_be_no_better_than_the_centre_where_it_
     objects[:6] = 0
     objects[:6, :2, :2] = 1
     image[:, 1, 4, 4] = 1
-    (site,) = scoring.score_sites(classifier(Planted()), [{"image": image, "mask": objects}], curve_images=0)
+    (site,) = measures.score_sites(classifier(Planted()), [{"image": image, "mask": objects}], curve_images=0)
     assert site.values["pointing_vs_centre"].mean == 0
     assert "pointing game: above chance, but no better than the centre of the image" in site.verdict
 
 
 def test_uniform_rows_are_one_global_context_and_own_rows_are_not() -> None:
     batches = planted_batches(on_object=True)
-    (uniform,) = scoring.score_sites(classifier(Rows(own=False)), batches)
-    (own,) = scoring.score_sites(classifier(Rows(own=True)), batches)
+    (uniform,) = measures.score_sites(classifier(Rows(own=False)), batches)
+    (own,) = measures.score_sites(classifier(Rows(own=True)), batches)
     assert uniform.values["entropy"].mean == pytest.approx(1)
     assert uniform.values["query_dependence"].mean == pytest.approx(0, abs=1e-6)
     assert own.values["entropy"].mean == pytest.approx(0)
@@ -120,16 +120,16 @@ def test_curves_of_a_known_case() -> None:
 
 def test_a_box_is_a_mask_where_there_is_no_mask() -> None:
     batch = {"image": torch.zeros(1, 3, 6, 8), "box_xyxy": torch.tensor([[2.0, 1.0, 5.0, 4.0]])}
-    objects = scoring.object_mask(batch)
+    objects = measures.object_mask(batch)
     assert objects is not None
     assert objects.sum() == 9
     assert objects[0, 1:4, 2:5].all()
-    assert scoring.object_mask({"image": batch["image"]}) is None
+    assert measures.object_mask({"image": batch["image"]}) is None
 
 
 def test_without_known_objects_nothing_is_claimed() -> None:
     batches = [{"image": batch["image"]} for batch in planted_batches(on_object=True)]
-    (site,) = scoring.score_sites(classifier(Planted()), batches, curve_images=0)
+    (site,) = measures.score_sites(classifier(Planted()), batches, curve_images=0)
     assert "share" not in site.values
     assert "nothing to compare with chance" in site.verdict
 
@@ -137,19 +137,29 @@ def test_without_known_objects_nothing_is_claimed() -> None:
 def test_pointing_counts_ties_by_their_part_on_the_object() -> None:
     objects = torch.zeros(1, 4, 4, dtype=torch.bool)
     objects[:, :, :1] = True
-    _, pointing, chance = scoring.share_on_object(torch.ones(1, 2, 2), objects)
+    _, pointing, chance = measures.share_on_object(torch.ones(1, 2, 2), objects)
     assert pointing.item() == pytest.approx(0.25)
     assert chance.item() == pytest.approx(0.25)
 
 
-def test_the_interval_is_the_t_interval_and_skips_nan() -> None:
-    low_high = scoring.interval([1.0, 2.0, 4.0, math.nan])
-    # mean 7/3, standard error sqrt(7/9), t(0.975, 2) = 4.302653
-    assert low_high.images == 3
-    assert low_high.low == pytest.approx(7 / 3 - 4.302653 * math.sqrt(7 / 9), abs=1e-4)
-    assert math.isnan(scoring.interval([1.0]).low)
+def test_images_where_a_measure_is_undefined_are_left_out_of_its_interval() -> None:
+    """A mask of zeros has no entropy; the others' interval is the t interval over them alone."""
+    batches = planted_batches(on_object=True)
+    batches[0]["image"][:2, 1] = 0
+    (site,) = measures.score_sites(classifier(Planted()), batches, curve_images=0)
+    assert site.values["entropy"].count == 22
+    assert site.values["mask_mean"].count == 24
+    assert math.isfinite(site.values["entropy"].low)
+
+
+def test_one_image_has_a_mean_and_no_interval() -> None:
+    batch = {name: value[:1] for name, value in planted_batches(on_object=True)[0].items()}
+    (site,) = measures.score_sites(classifier(Planted()), [batch], curve_images=0)
+    assert site.values["share"].mean == pytest.approx(1)
+    assert math.isnan(site.values["share"].low)
+    assert "does not beat chance" in site.verdict
 
 
 def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one image"):
-        scoring.score_sites(classifier(Planted()), [])
+        measures.score_sites(classifier(Planted()), [])

@@ -1,0 +1,72 @@
+"""A small network with one block of each kind, its scales away from zero, saved as training saves it."""
+
+import io
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foveal.inference import Predictor, predictor
+from foveal.look.page import server
+
+PAGE = {"X-Foveal": "1"}
+
+
+@pytest.fixture(scope="session")
+def network(weights: Path) -> Predictor:
+    return predictor(weights, "cpu")
+
+
+@pytest.fixture(scope="session")
+def networks(weights: Path, other_weights: Path) -> list[Predictor]:
+    return [predictor(weights, "cpu"), predictor(other_weights, "cpu")]
+
+
+@pytest.fixture(scope="session")
+def address(networks: list[Predictor]) -> Iterator[str]:
+    black = [("black", torch.zeros(3, 40, 40, dtype=torch.uint8))]
+    with server.serving(server.make_app(networks, black, allow_hosts=("lab",))) as address:
+        yield address
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, headers=PAGE, timeout=60) as opened:
+        yield opened
+
+
+def png(width: int = 40, height: int = 40, seed: int = 0) -> bytes:
+    """A file of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def connected(address: str) -> socket.socket:
+    """A connection of one's own, to send what no client library would."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def upload_header(address: str, length: int = 999, expect: bool = False) -> bytes:
+    """The header of an upload whose body is left to the caller."""
+    lines = [
+        "POST /api/images HTTP/1.1",
+        f"Host: {address.removeprefix('http://')}",
+        "X-Foveal: 1",
+        f"Content-Length: {length}",
+        *(["Expect: 100-continue"] if expect else []),
+        "",
+        "",
+    ]
+    return "\r\n".join(lines).encode()
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]
