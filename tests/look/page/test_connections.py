@@ -7,6 +7,7 @@ import threading
 import httpx
 import pytest
 
+from foveal.inference import Predictor
 from foveal.look.page import connections, server
 
 from .conftest import connected
@@ -109,30 +110,47 @@ def test_an_answer_that_takes_long_is_waited_for(address: str, monkeypatch: pyte
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\xff" * 50,
-        b"GET /\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 10**6 + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
-        POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-        POST + b"Transfer-Encoding: x\r\n\r\n",
-    ],
-    ids=["tls", "http-0.9", "huge-header", "two-hosts", "two-lengths", "unknown-encoding"],
-)
-def test_what_is_no_request_is_refused_and_closed(
-    address: str, client: httpx.Client, sent: bytes, capfd: pytest.CaptureFixture[str]
+def test_every_answer_starts_the_clock_anew(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a client that has just been answered could be dropped as if it had been silent."""
+    started = []
+    real = connections.HeaderTimeoutProtocol._wait
+    monkeypatch.setattr(
+        connections.HeaderTimeoutProtocol, "_wait", lambda self: (started.append(self), real(self))[1]
+    )
+    with connected(address) as one:
+        for answers in range(1, 4):
+            one.sendall(GET)
+            answer_of(one)
+            # once for the connection, and once for each answer but perhaps the one just read
+            assert len(started) >= answers
+
+
+ODD = {
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\xff" * 50,
+    "http-0.9": b"GET /\r\n\r\n",
+    "huge-header": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 10**6 + b"\r\n\r\n",
+    "two-hosts": b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+    "two-lengths": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    "unknown-encoding": POST + b"Transfer-Encoding: x\r\n\r\n",
+    "upgrade": b"GET / HTTP/1.1\r\nHost: evil\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+}
+
+
+def test_what_is_no_request_is_refused_and_says_nothing_in_the_terminal(
+    network: Predictor, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with connected(address) as odd:
-        try:
-            odd.sendall(sent)
-            got = odd.recv(4096)
-        except ConnectionError:
-            got = b""
-    assert got == b"" or got.split(b" ")[1][:1] in (b"4", b"5")
-    assert client.get("/").status_code == 200
-    assert capfd.readouterr().err == ""  # a terminal cannot be filled from outside
+    """A line for each would let anybody fill the terminal."""
+    with server.serving(server.make_app([network], [])) as address:
+        for kind, sent in ODD.items():
+            with connected(address) as odd:
+                try:
+                    odd.sendall(sent)
+                    got = odd.recv(4096)
+                except ConnectionError:
+                    got = b""
+            assert got == b"" or got.split(b" ")[1][:1] in (b"4", b"5"), kind
+            assert httpx.get(address).status_code == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_an_answer_is_sent_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_the_page_may_be_called_by_an_allowed_name(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", ["1", "-1", "x", "1.5", "²", "٣", "１", "9" * 5000, "9" * 4301, "%00", "0x0", "1e0", "+0", " 0"]
+    "number", ["1", "-1", "x", "1.5", "²", "٠", "０", "9" * 5000, "9" * 4301, "%00", "0x0", "1e0", "+0", " 0"]
 )
 def test_an_example_by_an_odd_number_is_refused(client: httpx.Client, number: str) -> None:
     """`int` of more than 4,300 digits is an error of Python's own, and digits of other scripts count as digits."""
@@ -49,6 +49,7 @@ def test_an_example_by_an_odd_number_is_refused(client: httpx.Client, number: st
         ({"y": "16"}, 400),
         ({"y": "1e3"}, 400),
         ({"x": "²"}, 400),
+        ({"x": "٠"}, 400),
         ({"x": "9" * 5000}, 400),
         ({"network": "7"}, 400),
         ({"site": "../../../etc/passwd"}, 404),
