@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from foveal.train.inference import open_weights
 
 from foveal.data import open_dataset, segmentation_eval_transform
 from foveal.palette import coloured, palette
-from foveal.train.inference import open_weights
 
 SHOWN = 10
 
