@@ -28,6 +28,20 @@ def said(capsys):
 
 
 @pytest.fixture
+def latin_folder(tmp_path):
+    """A folder whose name is in Latin-1, as old archives unpack; skips where a file system takes UTF-8 alone."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    try:
+        folder.mkdir()
+        str(folder).encode()
+    except OSError:
+        pytest.skip("file names are UTF-8 here")
+    except UnicodeEncodeError:
+        return folder
+    pytest.skip("file names are no UTF-8 here")
+
+
+@pytest.fixture
 def full_disk(monkeypatch):
     """Call it with a file's name: the disk has no room for that file, as shows when it is synced; None ends that."""
     from foveal import files

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from foveal.bench import attention, bench_ops, gate
-from foveal.files import atomic_write, write_bytes, write_json, write_text
+from foveal.files import atomic_write, utf8_path, write_bytes, write_json, write_text
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
@@ -75,3 +75,14 @@ def test_a_link_in_the_way_is_not_followed(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError):
         write_text(path, "ours")
     assert outside.read_text() == "theirs"
+
+
+def test_a_file_whose_name_is_no_utf8_has_one_that_is(latin_folder):
+    path = latin_folder / "a.bin"
+    write_bytes(path, b"kept")
+    with utf8_path(path) as name:
+        assert Path(name.encode().decode()).read_bytes() == b"kept"
+    with pytest.raises(FileNotFoundError), utf8_path(latin_folder / "nothing"):
+        pass
+    with utf8_path(Path("net.safetensors")) as name:
+        assert name == "net.safetensors"

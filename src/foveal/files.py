@@ -8,8 +8,8 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,27 @@ def _sync(path: Path) -> None:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+@contextmanager
+def utf8_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A name of an existing file for libraries that take names in UTF-8 alone: its own, or else one of the open file.
+
+    Names in another encoding exist where names are bytes, and there an open file has a name below ``/dev/fd``.
+
+    Example:
+        >>> with utf8_path("net.safetensors") as name:
+        ...     name
+        'net.safetensors'
+    """
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield name
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -49,6 +49,13 @@ def rewritten(path, change) -> None:
 # --------------------------------------------------------------------------------------------- there and back
 
 
+def test_a_file_in_a_folder_of_any_encoding_is_read(latin_folder, x):
+    net = with_blocks()
+    foveal.save(net, latin_folder / "net.safetensors")
+    assert torch.equal(foveal.load(latin_folder / "net.safetensors").eval()(x), net(x))
+    assert checkpoint.read_info(latin_folder / "net.safetensors")["model"]["name"] == "cifar_resnet8"
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_file_alone_rebuilds_the_network(name, path, x):
     net = with_blocks(name)

@@ -1,12 +1,14 @@
 """``train``, ``eval`` and ``predict`` with networks that classify; tasks/segment/test_run.py has those that segment."""
 
 import csv
+import io
 import json
+import sys
 
 import pytest
 from PIL import Image
 
-from foveal.cli import main
+from foveal.cli import commands, main
 
 SMALL = ["--data-options.length", "64", "--data_options.size=24", "--workers", "0", "--accelerator", "cpu"]
 
@@ -45,6 +47,15 @@ def test_eval_prints_figures_and_writes_them(said, run, tmp_path):
     assert status == 0
     assert f"{100 * figures['accuracy']:.2f} %" in out
     assert figures["images"] == 64
+
+
+def test_a_table_with_a_name_of_another_encoding_is_printed(monkeypatch):
+    """Terminals that take UTF-8 alone get the bytes escaped, where Python would end in a traceback."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8", errors="strict"))
+    commands._print("class caf\udce9")
+    sys.stdout.flush()
+    assert raw.getvalue() == b"class caf\\udce9\n"
 
 
 def test_predict_writes_csv_to_a_pipe_and_complaints_beside_it(said, run, tmp_path):

@@ -7,7 +7,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from foveal.errors import FovealError
 from foveal.published import read
@@ -33,6 +33,14 @@ def test_wrappers_and_shared_prefixes_are_taken_off(tmp_path, zipped):
         assert same(read(tmp_path / "in.pth"))
     save_file(STATE, tmp_path / "in.safetensors")
     assert same(read(tmp_path / "in.safetensors"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_in_a_folder_of_any_encoding_are_read(latin_folder, zipped):
+    torch.save(STATE, latin_folder / "in.pth", _use_new_zipfile_serialization=zipped)
+    (latin_folder / "in.safetensors").write_bytes(save(STATE))
+    assert same(read(latin_folder / "in.pth"))
+    assert same(read(latin_folder / "in.safetensors"))
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", "net"])

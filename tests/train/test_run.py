@@ -58,6 +58,12 @@ def same_tensors(one, other):
 # ------------------------------------------------------------------------------------------------- the run folder
 
 
+def test_a_run_folder_of_any_encoding_is_written_and_continued(latin_folder):
+    result = fit(config(latin_folder, epochs=1), quiet=True)
+    assert result.weights.exists()
+    assert fit(resume=str(latin_folder), quiet=True).best["epoch"] == 1
+
+
 def test_a_run_leaves_everything_in_its_folder_and_nothing_else(run):
     found = {str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()}
     assert found == {

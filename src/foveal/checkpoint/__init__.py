@@ -20,7 +20,7 @@ from foveal.checkpoint.header import FORMAT, Header, kind_of, listed, read_heade
 from foveal.checkpoint.rebuild import entry, rebuild, refuse_other_plan, refuse_other_weights
 from foveal.checkpoint.structure import changes, describe, unwrapped
 from foveal.errors import FovealError
-from foveal.files import write_bytes
+from foveal.files import utf8_path, write_bytes
 from foveal.insertion import inserted
 
 __all__ = ["listed", "load", "read_info", "save", "state_dict_mismatch", "unwrapped"]
@@ -103,7 +103,8 @@ def load(
     _refuse_other_kinds(target, header, path)
     from safetensors.torch import load_file
 
-    state = load_file(path)
+    with utf8_path(path) as name:
+        state = load_file(name)
     broken = [n for n, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     broken = [name for name in broken if name in dict(target.named_parameters())]
     if broken:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from foveal.errors import FovealError
+from foveal.files import utf8_path
 
 FORMAT = 1
 PLAN_TYPES: dict[str, type] = {
@@ -59,7 +60,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             "a network and write it with foveal.save"
         )
     try:
-        with safe_open(path, "pt") as file:
+        with utf8_path(path) as name, safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}

@@ -342,13 +342,15 @@ def bench(
 
 
 def _print(shown: Any) -> None:
-    """To the standard output, as wide as the terminal, or unwrapped into a file."""
+    """To the standard output, as wide as the terminal, or unwrapped into a file; names as in `_write_out`."""
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
-    console.print(shown)
+    with console.capture() as rendered:
+        console.print(shown)
+    _write_out(rendered.get())
 
 
 def _write_out(text: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveal.checkpoint import listed
 from foveal.errors import FovealError
+from foveal.files import utf8_path
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema")
@@ -72,7 +73,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        with utf8_path(path) as name:
+            return load_file(name)
     except SafetensorError as error:
         raise FovealError(f"the file must be whole, got {error} in {path}") from None
 
@@ -88,8 +90,9 @@ def _checkpoint(path: Path, zipped: bool) -> Any:
         if not stored:
             raise FovealError(f"a checkpoint must be stored uncompressed, got a compressed zip in {path}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of the reader, on pickles that are not PyTorch's
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        # the reader warns of pickles that are not PyTorch's
+        with utf8_path(path) as name, warnings.catch_warnings(action="ignore"):
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError:
         raise
     except Exception as error:  # a hostile or broken pickle may raise anything

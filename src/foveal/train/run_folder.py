@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from foveal.errors import FovealError
-from foveal.files import atomic_write, write_json, write_text
+from foveal.files import atomic_write, utf8_path, write_json, write_text
 from foveal.folders import new_folder, new_numbered_folder
 from foveal.machine import environment
 from foveal.train.config import TrainConfig
@@ -98,7 +98,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         FovealError: a foreign or damaged file.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with utf8_path(path) as name:
+            state = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
         known = isinstance(state, dict) and state.get("foveal") == CHECKPOINT_FORMAT
     # a foreign or damaged file fails in many ways, none of them by running its code
     except Exception as error:
