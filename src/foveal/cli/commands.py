@@ -153,7 +153,8 @@ def look(
         html: Write only one HTML file to this path, with the maps of all sites inside and no other file.
         out: Folder to write to; must be new or empty. Default: the first free runs/look/NAME.
         split: Which part of a data set.
-        images: How many images at most. Default: 12 pictures, or 256 to score.
+        images: How many images at most: of a folder the first, of a data set spread evenly over it. Default: 12 to
+            draw, or 256 to score.
         data_options: More options of the data set. Default: those of the training, where source is its data.
         device: cpu, cuda or auto.
     """
@@ -243,6 +244,9 @@ def serve(
     device: str = "auto",
 ) -> int:
     """Open a page on this machine where one moves over an image and sees what each point attends to.
+
+    It begins with a few validation images of the data that the first weights were trained on, where these are files of
+    this machine, and with bundled images; any image can be dropped on it.
 
     Args:
         weights: Weights files of runs, or models with published weights; repeat the option to compare several side by
