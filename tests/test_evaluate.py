@@ -1,5 +1,7 @@
 """Figures of trained weights on a data set: those of the training, by the names of the classes."""
 
+import shutil
+
 import pytest
 from PIL import Image
 
@@ -55,6 +57,24 @@ def test_the_options_of_the_training_hold_unless_they_are_given(coloured_folder,
     assert named.figures["accuracy"] == run.rows[-1]["val_accuracy"]
     assert evaluate(run.weights, data_options={"split_seed": 4}, device="cpu").images == 24
     assert evaluate(run.weights, data_options={"val_share": 0.25}, device="cpu").images == 12
+
+
+def test_a_network_for_grey_images_is_measured_on_any_data(coloured_folder, tmp_path):
+    """The data of the training, the same moved elsewhere, and scenes: wherever images have colours they become grey."""
+    config = TrainConfig(
+        data=str(coloured_folder), model_options={"in_chans": 1}, epochs=1, batch_size=16, image_size=24, workers=0,
+        accelerator="cpu", out=str(tmp_path / "run"),
+    )  # fmt: skip
+    run = fit(config, quiet=True)
+    (tmp_path / "moved").symlink_to(coloured_folder)
+    shutil.copytree(coloured_folder, tmp_path / "copied")
+    figures = evaluate(run.weights, device="cpu").figures
+    assert figures["accuracy"] == run.best["val_accuracy"]
+    for place in ("moved", "copied"):
+        assert evaluate(run.weights, str(tmp_path / place), device="cpu").figures == figures
+    options = {"data_options": {"length": 40, "size": 24}, "out": str(tmp_path / "scenes")}
+    scenes = fit(TrainConfig(**{**vars(config), "data": "scenes", **options}), quiet=True)
+    assert evaluate(scenes.weights, device="cpu").figures["accuracy"] == scenes.best["val_accuracy"]
 
 
 def test_weights_that_compare_kept_are_measured_too(tmp_path):

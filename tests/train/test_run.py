@@ -58,6 +58,14 @@ def same_tensors(one, other):
 # ------------------------------------------------------------------------------------------------- the run folder
 
 
+def test_networks_for_other_than_grey_or_rgb_images_are_refused(tmp_path):
+    for channels in (4, 0, "1"):
+        rule = f"in_chans must be 3 .* or 1 .*, got {channels!r}"
+        with pytest.raises(foveal.FovealError, match=rule):
+            fit(config(tmp_path / "run", model="resnet18", model_options={"in_chans": channels}), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_folder_of_any_encoding_is_written_and_continued(latin_folder):
     result = fit(config(latin_folder, epochs=1), quiet=True)
     assert result.weights.exists()

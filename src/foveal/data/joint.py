@@ -39,7 +39,8 @@ class JointTransform:
 
     Args:
         steps: v2 transforms, applied in order to uint8 images.
-        mean, std: of each channel, for images in 0..1; three values, or one for grey images.
+        mean, std: of each channel, for images in 0..1; three values, or one for a network that takes grey images. It
+            then gets the luma of an RGB image (ITU-R BT.601), rounded as Pillow does.
         normalise: False leaves the image as uint8.
 
     Attributes:
@@ -85,8 +86,8 @@ class JointTransform:
     def __call__(self, sample: Sample) -> Sample:
         from torchvision import tv_tensors
 
-        image = sample["image"]
         channels = len(self.mean)
+        image = grey(sample["image"]) if channels == 1 else sample["image"]
         if image.ndim != 3 or (self.normalise and image.shape[0] != channels):
             hint = (
                 "; mean and std of 1 value are for grey images" if image.ndim == 3 and channels == 3 else ""
@@ -113,6 +114,21 @@ class JointTransform:
     def normalize(self, image: torch.Tensor) -> torch.Tensor:
         """Images (..., channels, h, w) of the bytes 0..255 as float32, normalised."""
         return torch.addcmul(self._shift, image.float(), self._gain)
+
+
+def grey(image: torch.Tensor) -> torch.Tensor:
+    """The luma of an RGB image (3, h, w) of uint8, as (1, h, w); others as they are.
+
+    Source: ITU-R BT.601 in the fixed-point numbers of Pillow's ``convert("L")``.
+
+    Example:
+        >>> grey(torch.tensor([255, 0, 0], dtype=torch.uint8).reshape(3, 1, 1)).item()
+        76
+    """
+    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+        return image
+    red, green, blue = image.int()
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)[None]
 
 
 class Rescale:

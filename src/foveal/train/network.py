@@ -56,8 +56,15 @@ def describe_network(config: TrainConfig, net: nn.Module, data: dict[str, Any]) 
 
 
 def in_chans(config: TrainConfig) -> int:
-    """Channels of the images the network takes."""
-    return config.model_options.get("in_chans", 3)
+    """Channels of the images the network takes.
+
+    Raises:
+        FovealError: neither 3 nor 1.
+    """
+    channels = config.model_options.get("in_chans", 3)
+    if channels not in (1, 3):
+        raise FovealError(f"in_chans must be 3 (images are read as RGB) or 1 (as grey), got {channels!r}")
+    return channels
 
 
 def data_options(config: TrainConfig) -> dict[str, Any]:

@@ -36,6 +36,19 @@ def test_an_image_without_a_mask_is_refused_by_name(tmp_path: Path, draw: Draw) 
         pair(tmp_path, "images", "masks")
 
 
+def test_other_folders_that_may_hold_the_masks_are_named(tmp_path: Path, draw: Draw) -> None:
+    """DRIVE has its masks in 1st_manual, and in mask where the camera sees the eye."""
+    for path in (
+        "training/images/1_training.tif",
+        "training/mask/1_mask.gif",
+        "training/1st_manual/1_manual.gif",
+    ):
+        draw(tmp_path / path)
+    (tmp_path / "training" / "notes").mkdir()
+    with pytest.raises(ValueError, match=r"there are images in 1st_manual too, which option masks may name$"):
+        pair(tmp_path, *find_pairs(tmp_path)["train"])
+
+
 def test_folders_of_another_layout_are_refused(tmp_path: Path, draw: Draw) -> None:
     draw(tmp_path / "cats" / "1.png")
     with pytest.raises(ValueError, match=r"must be images and labels .*, got cats in "):

@@ -49,6 +49,16 @@ def test_class_names_boxes_and_splits_come_from_the_files(tmp_path: Path) -> Non
     assert train.names[3] == "train-00001-of-00002.parquet[0] 0.png"
 
 
+def test_folders_and_files_of_any_encoding_are_read(tmp_path: Path, latin_folder: Path) -> None:
+    path = write(tmp_path / "plain.parquet", [0, 1] * 10)
+    path.rename(latin_folder / os.fsdecode(b"\xe9t\xe9.parquet"))
+    for spec in (latin_folder, latin_folder / os.fsdecode(b"\xe9t\xe9.parquet")):
+        data = open_dataset(str(spec), "train")
+        assert len(data) == 18
+        assert data.names[0].encode().startswith(b"\\udce9t\\udce9.parquet[")
+        assert pickle.loads(pickle.dumps(data))[0]["image"].shape == (3, 6, 8)
+
+
 def test_folders_may_name_the_splits(tmp_path: Path) -> None:
     write(tmp_path / "default/train/0000.parquet", [0, 1], names=["a", "b"])
     write(tmp_path / "default/test/0000.parquet", [1], names=["a", "b"])

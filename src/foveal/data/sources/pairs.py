@@ -102,7 +102,7 @@ def pair(
         raise FovealError(
             f"every image must have a mask of the same name in {root / masks}, got {len(missing)} of "
             f"{len(image_of)} without, the first is {_join(images, missing[0])}"
-            + _other_case(missing[0], image_suffix, mask_of)
+            + (_other_case(missing[0], image_suffix, mask_of) or _other_masks(root, images, masks))
         )
     if not image_of:
         raise FovealError(f"a folder of images must hold some, got none in {root / images}")
@@ -155,6 +155,15 @@ def _other_case(name: str, suffix: str, mask_of: dict[str, str]) -> str:
     key = _stem(name).removesuffix(suffix).casefold()
     near = next((mask for other, mask in mask_of.items() if other.casefold() == key), None)
     return f"; {near} differs by capital letters only" if near else ""
+
+
+def _other_masks(root: Path, images: str, masks: str) -> str:
+    """A hint at the folders of images beside the masks, which may be the masks."""
+    used = {root / images, root / masks}
+    beside = [f for f in folders_in((root / masks).parent) if f not in used and survey_images(f).images]
+    if not beside:
+        return ""
+    return f"; there are images in {few([f.name for f in beside])} too, which option masks may name"
 
 
 def _both(folder: Path, images: str | None, masks: str | None) -> tuple[Path, Path] | None:

@@ -24,6 +24,7 @@ from foveal.data.decode import check_decoding, decode_image
 from foveal.data.opening import MAX_PIXELS, LabelError
 from foveal.data.split import choose_part, hold_out, splits_in
 from foveal.errors import FovealError
+from foveal.files import utf8_path
 from foveal.image_files import fingerprint, survey_images, walk_files
 
 BOX_COLUMN = "box_xyxy"
@@ -235,7 +236,6 @@ def _read(files: Sequence[Path], titles: Sequence[str], columns: Sequence[Column
     import psutil
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     size, free = sum(file.stat().st_size for file in files), psutil.virtual_memory().available
     if size > 0.7 * free:
@@ -245,7 +245,7 @@ def _read(files: Sequence[Path], titles: Sequence[str], columns: Sequence[Column
         )
     tables = []
     for file, title, (image, label, boxed) in zip(files, titles, columns, strict=True):
-        table = pq.read_table(file, columns=[image, label, *([BOX_COLUMN] if boxed else [])])
+        table = _table(file, [image, label, *([BOX_COLUMN] if boxed else [])])
         stored = table.column(image)
         paths: Any = pa.nulls(len(stored), pa.string())
         if pa.types.is_struct(stored.type):
@@ -254,6 +254,8 @@ def _read(files: Sequence[Path], titles: Sequence[str], columns: Sequence[Column
             stored = pc.struct_field(stored, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
         if not (pa.types.is_binary(stored.type) or pa.types.is_large_binary(stored.type)):
             raise FovealError(f"images must be stored as bytes, got {stored.type} in {image} of {file}")
+        # Arrow's texts are UTF-8, which the name of a file need not be
+        title = title.encode(errors="backslashreplace").decode()
         found = {"bytes": stored, "path": paths, "row": [f"{title}[{row}]" for row in range(len(stored))]}
         if boxed:
             found[BOX_COLUMN] = table.column(BOX_COLUMN)
@@ -261,12 +263,20 @@ def _read(files: Sequence[Path], titles: Sequence[str], columns: Sequence[Column
     return pa.concat_tables(tables)
 
 
+def _table(file: Path, columns: list[str]) -> Any:
+    import pyarrow.parquet as pq
+
+    with utf8_path(file) as name:
+        return pq.read_table(name, columns=columns)
+
+
 def _schema(file: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_schema(file)
+        with utf8_path(file) as name:
+            return pq.read_schema(name)
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]
         raise FovealError(f"not a readable Parquet file, got {file}: {reason}") from None
@@ -301,16 +311,13 @@ def _column(schema: Any, kind: str, asked: str | None, usual: Sequence[str], fil
 
 def _class_names(files: Sequence[Path], label_column: str | None) -> list[str]:
     """From the metadata of the first file; without it, the values found in the label columns."""
-    import pyarrow.parquet as pq
 
     schema = _schema(files[0])
     column = _column(schema, "ClassLabel", label_column, ("label", "labels"), files[0])
     names = _features(schema).get(column, {}).get("names")
     if names:
         return [str(name) for name in names]
-    values = set().union(
-        *(pq.read_table(file, columns=[column]).column(0).unique().to_pylist() for file in files)
-    )
+    values = set().union(*(_table(file, [column]).column(0).unique().to_pylist() for file in files))
     values.discard(None)
     if values and all(isinstance(value, int) and value >= 0 for value in values):
         return [str(value) for value in range(max(values) + 1)]
