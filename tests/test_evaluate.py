@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 
 import foveal
-from foveal.evaluate import evaluate
+from foveal.evaluate import data_options_for, evaluate
+from foveal.model_info import ModelInfo
+from foveal.tasks import TASKS
 from foveal.train import TrainConfig, fit
 
 COLOURS = {"blue": (20, 30, 200), "green": (20, 200, 30), "red": (200, 30, 20)}
@@ -90,3 +92,13 @@ def test_weights_that_compare_kept_are_measured_too(tmp_path):
 def test_data_without_an_image_are_refused():
     with pytest.raises(foveal.FovealError, match="length must be between"):
         evaluate(foveal.inference.open_bundled(), data_options={"length": 0})
+
+
+def test_a_weights_file_cannot_make_eval_fetch_data():
+    info = ModelInfo(
+        "classify", ["a", "b"], 32, data="torchvision:X", data_options={"download": True, "length": 3}
+    )
+    task = TASKS["classify"]
+    assert data_options_for(info, None, {}, task) == {"length": 3}
+    assert data_options_for(info, "torchvision:X", {}, task) == {"length": 3}
+    assert data_options_for(info, None, {"download": True}, task) == {"length": 3, "download": True}

@@ -139,11 +139,14 @@ def data_options_for(
 ) -> dict[str, Any]:
     """The options to open data with: on the data of the training those of the training, but for what is given.
 
+    Nothing is fetched because a weights file says so: ``download`` is never taken from it.
+
     Args:
         data: as typed; None is the data of the training.
     """
     if data is None or same_data(data, info.data):
-        return {**info.data_options, **given}
+        stored = {name: value for name, value in info.data_options.items() if name != "download"}
+        return {**stored, **given}
     inherited = task.inherited_data_options(info, data) if hasattr(task, "inherited_data_options") else {}
     return {**inherited, **given}
 
