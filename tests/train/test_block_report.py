@@ -30,6 +30,14 @@ def test_an_untrained_identity_block_is_called_inert(name):
     assert row["contribution"] == 0
     assert row["verdict"].startswith("inert")
     assert (row["gate_mean"] == 1.0) if name in ("se", "cbam") else (row["scale"] == 0)
+    assert ("its gates are 1" if name in ("se", "cbam") else "its scale is 0") in row["verdict"]
+
+
+def test_a_block_that_sees_only_zeros_is_said_to():
+    net = foveal.create_model("resnet18", num_classes=2, zero_init_last=True)
+    foveal.insert(net, "cbam", at="residual", stages=(4,))
+    rows = block_report(net, IMAGES)
+    assert all("its input is 0, a norm or scale before it" in row["verdict"] for row in rows), rows
 
 
 def test_the_contribution_is_the_relative_change():

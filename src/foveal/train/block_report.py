@@ -28,14 +28,15 @@ def block_report(net: nn.Module, batches: Iterable[Tensor]) -> list[dict[str, An
         ``gate_mean``, ``gate_spread`` (standard deviation) over channels, positions and images of all gates, and
         ``gate_image_spread``, the part of the spread between images, each None for a block without gates;
         ``scale``: the learned factor before the addition, or the mean size of its factors where there is one a
-        channel, None for a gate; ``verdict``: "works", "constant gate" or "inert".
+        channel, None for a gate; ``verdict``: "works", "constant gate" or "inert", with the likely
+        cause.
 
     Example:
         >>> import foveal
         >>> net = foveal.insert(foveal.create_model("cifar_resnet8", num_classes=2), "se", stages=(3,), reduction=4)
         >>> [row] = block_report(net, [torch.randn(2, 3, 32, 32)])
         >>> row["contribution"], row["gate_mean"], row["verdict"]
-        (0.0, 1.0, 'inert: changes its input by less than 0.1 %')
+        (0.0, 1.0, 'inert, below 0.1 %: its gates are 1, train longer or raise inserted_lr')
     """
     blocks = _blocks(net)
     sums = {path: torch.zeros(2, dtype=torch.float64) for path, _, _ in blocks}
@@ -91,7 +92,7 @@ def _row(path: str, name: str, block: nn.Module, sums: Tensor, gates: list[Tenso
         row["gate_mean"] = float(values.mean())
         row["gate_spread"] = float(values.std(correction=0))
         row["gate_image_spread"] = float(values.std(dim=0, correction=0).mean())
-    row["verdict"] = _verdict(row)
+    row["verdict"] = _verdict(row, sees_zeros=size == 0)
     return row
 
 
@@ -110,11 +111,20 @@ def _scale(block: nn.Module) -> float | None:
     return float(torch.cat([f.flatten().abs() for f in factors]).mean()) if factors else None
 
 
-def _verdict(row: dict[str, Any]) -> str:
+def _likely_cause(row: dict[str, Any], sees_zeros: bool) -> str:
+    if sees_zeros:
+        return "its input is 0, a norm or scale before it lets nothing through"
+    advice = "train longer or raise inserted_lr"
+    if row["scale"] is not None:
+        return f"its scale is {row['scale']:.2g}, {advice}"
+    if row["gate_mean"] is not None:
+        return f"its gates are {row['gate_mean']:.3g}, {advice}"
+    return advice
+
+
+def _verdict(row: dict[str, Any], sees_zeros: bool) -> str:
     if row["contribution"] < INACTIVE_BELOW:
-        return f"inert: changes its input by less than {INACTIVE_BELOW:.1%}".replace(".0", "").replace(
-            "%", " %"
-        )
+        return f"inert, below {100 * INACTIVE_BELOW:g} %: {_likely_cause(row, sees_zeros)}"
     if row["gate_image_spread"] is not None and row["gate_image_spread"] < INACTIVE_BELOW:
         return "constant gate: the same for every image"
     return "works"
