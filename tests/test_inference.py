@@ -115,6 +115,29 @@ def test_every_kind_of_image_gets_the_same_answer(network: Predictor, photo: Pat
     assert len(network(photo, top=2).labels) == 2
 
 
+def test_a_network_for_grey_images_answers_for_any_and_shows_them(tmp_path: Path) -> None:
+    net = foveal.create_model("cifar_resnet8", num_classes=2, in_chans=1)
+    info = ModelInfo("classify", ["cat", "dog"], 32, mean=(0.5,), std=(0.5,))
+    foveal.save(net, tmp_path / "grey.safetensors", **info.to_dict())
+    ready = predictor(tmp_path / "grey.safetensors", "cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    colours = torch.from_numpy(pixels).permute(2, 0, 1)
+    sources = (
+        tmp_path / "a.png",
+        pixels,
+        colours,
+        Image.fromarray(pixels),
+        Image.fromarray(pixels).convert("L"),
+    )
+    answers = [ready(source) for source in sources]
+    assert all(answer.labels == answers[0].labels for answer in answers)
+    assert all(answer._repr_png_().startswith(b"\x89PNG") for answer in answers)
+    view = ready.view({"image": colours})["image"]
+    assert view.shape == (3, 32, 32)
+    assert ready.prepare(view).shape == (1, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("source", "rule"),
     [

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from foveal.checkpoint import load
 from foveal.data import JointTransform, decode_image
+from foveal.data.joint import grey
 from foveal.errors import FovealError
 from foveal.image_files import find_images
 from foveal.machine import choose_device
@@ -158,8 +159,12 @@ class Predictor:
         return JointTransform([], self.info.mean, self.info.std)
 
     def view(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """What the network sees of a sample, at its size and still uint8; masks and boxes with it."""
-        return self._resize(sample)
+        """What the network sees of a sample, at its size and still uint8; masks and boxes with it.
+
+        The image is (3, h, w), to be shown; of what a network for grey images sees all channels are equal.
+        """
+        seen = self._resize(sample)
+        return {**seen, "image": seen["image"].expand(3, -1, -1)}
 
     def prepare(self, view: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
         """A view, normalised as in training."""
@@ -304,6 +309,7 @@ def _image_of(source: Any, channels: int) -> UInt8[Tensor, "c h w"]:
         raise FovealError(
             f"an image must be a path, bytes, a Pillow image, an array or a tensor, got {type(source).__name__}"
         )
+    image = grey(image) if channels == 1 else image
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != channels:
         shape = tuple(getattr(source, "shape", image.shape))
         raise FovealError(

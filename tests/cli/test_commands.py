@@ -35,6 +35,7 @@ def test_train_ends_with_a_summary_on_the_standard_output(said, tmp_path):
     assert f"foveal eval --weights {folder / 'weights' / 'best.safetensors'}" in out
     assert out.count("bn2.se") == 3
     assert "epoch 1/1" in err
+    assert "parameters, at 24 pixels, on cpu" in err
     assert "Warning" not in err + out
     assert json.loads((folder / "environment.json").read_text())["seed"] == 0
 

@@ -12,7 +12,7 @@ SMALLEST_WIDTH = 160
 
 
 def captioned(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """An image, uint8 (h, w, 3), enlarged by a whole number if it is small, with lines of text below it.
+    """An image, uint8 (h, w, 3) or grey (h, w, 1), enlarged by a whole number if it is small, with text below it.
 
     Example:
         >>> captioned(np.zeros((8, 8, 3), dtype=np.uint8), ["cat"]).shape
@@ -21,7 +21,7 @@ def captioned(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     from PIL import Image, ImageDraw
 
     factor = max(1, SMALLEST_WIDTH // image.shape[1])
-    image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    image = np.broadcast_to(image, (*image.shape[:2], 3)).repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = image.shape[:2]
     picture = Image.new("RGB", (width, height + LINE * len(lines) + 4), "white")
     picture.paste(Image.fromarray(image), (0, 0))

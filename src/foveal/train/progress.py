@@ -34,9 +34,9 @@ def metric_text(task: Task, value: float) -> str:
 
 
 def opening_lines(
-    config: TrainConfig, data: dict[str, Any], net: nn.Module, device: torch.device
+    config: TrainConfig, data: dict[str, Any], net: nn.Module, device: torch.device, image_size: int
 ) -> list[str]:
-    """What is about to be trained, on what, where; then what a person should know of the data."""
+    """What is about to be trained, on what, at which size, where; then what a person should know of the data."""
     from foveal.insertion import inserted
 
     counts = " and ".join(f"{len(part):,} {name}" for name, part in data.items())
@@ -47,7 +47,7 @@ def opening_lines(
     with_blocks = f" with {blocks} inserted block{'s' * (blocks != 1)}" if config.insert else ""
     first = (
         f"{config.data}: {counts} images of {len(data['train'].classes)} classes{broken}; {config.model}{with_blocks}, "
-        f"{parameters:,} parameters, on {device}"
+        f"{parameters:,} parameters, at {image_size} pixels, on {device}"
     )
     notes = dict.fromkeys(note for part in data.values() for note in getattr(part, "notes", ()))
     left_out = dict.fromkeys(name for part in data.values() for name in getattr(part, "left_out", ()))

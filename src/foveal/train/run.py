@@ -154,7 +154,7 @@ class Run:
         self.progress = Progress(
             config, len(self.batches), self.task, quiet=quiet or not self.fabric.is_global_zero
         )
-        for line in opening_lines(config, self.data, net, self.fabric.device):
+        for line in opening_lines(config, self.data, net, self.fabric.device, self.info.image_size):
             self.progress.say(line)
         self._restore()
 

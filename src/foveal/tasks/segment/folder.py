@@ -74,11 +74,19 @@ def write_masks(
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a table; a class that is called as a column gets a name that is not."""
-    shares = {
-        name if name not in ("file", "mask") else f"class {name}": s for name, s in row["shares"].items()
-    }
-    return {"file": row["file"], "mask": row["mask"], **shares}
+    """A row of a table; a class that is called as a column gets a name that no column and no other class has.
+
+    Example:
+        >>> list(_flat({"file": "1.png", "mask": "1.png", "shares": {"mask": 0.25, "class mask": 0.75}}))
+        ['file', 'mask', 'class class mask', 'class mask']
+    """
+    flat = {"file": row["file"], "mask": row["mask"]}
+    for name, share in row["shares"].items():
+        column = name
+        while column in flat or (column != name and column in row["shares"]):
+            column = f"class {column}"
+        flat[column] = share
+    return flat
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
