@@ -20,7 +20,7 @@ def test_classes_that_are_called_as_columns_keep_their_shares(tmp_path: Path, cl
     image = torch.zeros(3, 1, 6, dtype=torch.uint8)
     info = ModelInfo("segment", list(classes), 32)
     write_masks([(prediction, image)], tmp_path / "out", info, SegmentInference(), "csv", {})
-    row = next(csv.DictReader((tmp_path / "out" / "shares.csv").open()))
+    row = next(csv.DictReader((tmp_path / "out" / "shares.csv").read_text().splitlines()))
     assert (row.pop("file"), row.pop("mask")) == ("faces/1.jpg", "1.png")
     assert [float(share) for share in row.values()] == pytest.approx([1 / 2, 1 / 3, 1 / 6], abs=1e-5)
     assert all(column.endswith(name) for column, name in zip(row, classes, strict=True))
