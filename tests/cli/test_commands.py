@@ -59,6 +59,19 @@ def test_a_table_with_a_name_of_another_encoding_is_printed(monkeypatch):
     assert raw.getvalue() == b"class caf\\udce9\n"
 
 
+def test_every_command_may_print_what_the_terminal_cannot_write(monkeypatch):
+    def list_names():
+        """Print odd names."""
+        print("caf\udce9 \u4e2d")
+
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", errors="strict"))
+    monkeypatch.setattr(commands, "list_names", list_names)
+    assert main(["list"]) == 0
+    sys.stdout.flush()
+    assert raw.getvalue() == b"caf\\udce9 \\u4e2d\n"
+
+
 def test_predict_writes_csv_to_a_pipe_and_complaints_beside_it(said, run, tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
