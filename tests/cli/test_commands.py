@@ -60,8 +60,12 @@ def test_a_table_with_a_name_of_another_encoding_is_printed(monkeypatch):
 
 
 def test_every_command_may_print_what_the_terminal_cannot_write(monkeypatch):
-    def list_names():
-        """Print odd names."""
+    def list_names(pattern: str = "*") -> None:
+        """Print odd names.
+
+        Args:
+            pattern: Not used.
+        """
         print("caf\udce9 \u4e2d")
 
     raw = io.BytesIO()
