@@ -200,7 +200,7 @@ def test_it_is_compared_and_lower_is_better(tmp_path, monkeypatch):
                 result, weights = run_job(job, images)
                 yield Event(job, result=result, weights=weights)
 
-    monkeypatch.setattr("foveal.compare.experiment.make_engine", lambda *_, **__: InThisProcess())
+    monkeypatch.setattr("foveal.compare.runner.make_engine", lambda *_, **__: InThisProcess())
     assert engines.ENGINES == ("local",)
     result = compare(
         ["se(reduction=4)@residual:3"], task="regress", seeds=6, control=False, epochs=1, batch_size=8, lr=0.02,

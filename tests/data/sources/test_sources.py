@@ -22,7 +22,7 @@ def test_scenes_need_no_options() -> None:
         (
             "scense",
             {},
-            "data must be 'scenes', 'torchvision:NAME', or a folder .* exists, got 'scense'",
+            "data must be 'scenes', 'scenes:cue', 'torchvision:NAME', or a folder .* exists, got 'scense'",
         ),
         ("scenes", {"lenght": 5}, "options of 'scenes' are length, size, .*, got 'lenght'"),
         ("scenes", {"task": "detect"}, "task must be classify or segment, got 'detect'"),
