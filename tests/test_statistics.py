@@ -131,7 +131,7 @@ def test_lower_may_be_better():
     assert differences_to(none, {"se": variant}, higher_is_better=False)["se"].finding == "better"
 
 
-@pytest.mark.parametrize("seeds", [8, 16])
+@pytest.mark.parametrize("seeds", [8, 12])
 def test_a_difference_of_the_size_it_names_is_found_as_often_as_it_says(seeds):
     """400 simulated comparisons with 3 variants, of which one differs by just that much."""
     generator = np.random.default_rng(seeds)
