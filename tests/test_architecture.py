@@ -135,6 +135,7 @@ OPTIONAL = {"triton"}
 def test_every_imported_package_is_declared_and_no_other():
     tops = {name.split(".")[0] for file in FILES for name in imported(file)}
     tops -= set(sys.stdlib_module_names) | {"foveal", "__future__"} | OPTIONAL
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[\[<>=~! ]", text)[0] for text in project["dependencies"]}
+    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    requirements = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]
+    declared = {re.split(r"[\[<>=~! ]", text)[0] for text in requirements}
     assert {DISTRIBUTIONS.get(top, top) for top in tops} == declared
