@@ -52,9 +52,19 @@ def test_eval_prints_figures_and_writes_them(said, run, tmp_path):
 
 def test_a_table_with_a_name_of_another_encoding_is_printed(monkeypatch):
     """Terminals that take UTF-8 alone get the bytes escaped, where Python would end in a traceback."""
+
+    def list_names(pattern: str = "*") -> None:
+        """Print a table.
+
+        Args:
+            pattern: Not used.
+        """
+        commands._print("class caf\udce9")
+
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8", errors="strict"))
-    commands._print("class caf\udce9")
+    monkeypatch.setattr(commands, "list_names", list_names)
+    assert main(["list"]) == 0
     sys.stdout.flush()
     assert raw.getvalue() == b"class caf\\udce9\n"
 

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 import torchvision
+from tests.insertion.unchanged import assert_unchanged, fingerprint
 from torch import nn
 
 import foveal
@@ -34,24 +35,6 @@ def randomise(net: nn.Module) -> nn.Module:
             for parameter in one.module.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
     return net
-
-
-def fingerprint(net: nn.Module) -> tuple:
-    """Everything that must not change: names, values, hooks, flags."""
-    return (
-        [(name, value.clone()) for name, value in net.state_dict().items()],
-        [
-            (name, m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
-            for name, m in net.named_modules()
-        ],
-    )
-
-
-def assert_unchanged(net: nn.Module, before: tuple) -> None:
-    state, flags = fingerprint(net)
-    assert [name for name, _ in state] == [name for name, _ in before[0]]
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(state, before[0], strict=True))
-    assert flags == before[1]
 
 
 # -------------------------------------------------------------------------------------------------- identity

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from tests.insertion.unchanged import assert_unchanged, fingerprint
 from torch import nn
 
 import foveal
@@ -12,24 +13,6 @@ from foveal.errors import FovealError
 def small(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return foveal.create_model("cifar_resnet8", num_classes=10).eval()
-
-
-def fingerprint(net: nn.Module) -> tuple:
-    """Everything that must not change: names, values, hooks, flags."""
-    return (
-        [(name, value.clone()) for name, value in net.state_dict().items()],
-        [
-            (name, m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
-            for name, m in net.named_modules()
-        ],
-    )
-
-
-def assert_unchanged(net: nn.Module, before: tuple) -> None:
-    state, flags = fingerprint(net)
-    assert [name for name, _ in state] == [name for name, _ in before[0]]
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(state, before[0], strict=True))
-    assert flags == before[1]
 
 
 def test_a_block_that_breaks_the_promise_of_identity_is_refused_and_taken_back():

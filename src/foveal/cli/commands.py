@@ -113,7 +113,7 @@ def predict(
     found = predict(
         weights, paths, out=out, format=format, inference=inference, batch_size=batch_size, device=device
     )
-    _write_out(found.text)
+    sys.stdout.write(found.text)
     for reason in found.unreadable.values():
         _say(f"predict: skipped: {' '.join(reason.split())}")
     if found.unreadable:
@@ -176,7 +176,7 @@ def look(
     options = data_options_for(ready.info, source, data_options or {}, ready.task)
     limit = images or (DEFAULT_SCORED if score else DEFAULT_PICTURES)
     named = NamedImages(ready.task, source, split, limit, options)
-    _write_out("".join(f"{note}\n" for note in named.notes))
+    sys.stdout.write("".join(f"{note}\n" for note in named.notes))
     if score:
         return _score(ready, named, sites, out)
     page, folder, pictures, total = PageFile(ready, sites), None, None, 0
@@ -189,13 +189,13 @@ def look(
                 pictures = PictureFolder(ready, folder, sites=sites, pixel=pixel, cam=grad_cam)
             made = pictures.draw(seen)
             total += made
-            _write_out(f"{name}: {made} pictures\n")
+            sys.stdout.write(f"{name}: {made} pictures\n")
     _write_skipped(named)
     if folder is None:
-        _write_out(page.write(Path(html or "")) + "\n")
+        sys.stdout.write(page.write(Path(html or "")) + "\n")
         return 0
-    _write_out(page.write(folder / "index.html") + "\n")
-    _write_out(f"{total} pictures in {folder}; open {folder / 'index.html'} to move over them\n")
+    sys.stdout.write(page.write(folder / "index.html") + "\n")
+    sys.stdout.write(f"{total} pictures in {folder}; open {folder / 'index.html'} to move over them\n")
     return 0
 
 
@@ -210,12 +210,14 @@ def _score(ready: Any, named: Any, sites: str, out: str | None) -> int:
     scores = write_site_scores(ready, batches, folder, sites)
     total = sum(len(batch["image"]) for batch in batches)
     title = f"{ready.name} on {total} images of {named.source}; mean [95 % interval over images]"
-    _write_out(f"{title}\n\n{table(scores)}\n\nscores.csv and scores.json in {folder}\n")
+    sys.stdout.write(f"{title}\n\n{table(scores)}\n\nscores.csv and scores.json in {folder}\n")
     return 0
 
 
 def _write_skipped(named: Any) -> None:
-    _write_out("".join(f"skipped: {' '.join(reason.split())}\n" for reason in named.unreadable.values()))
+    sys.stdout.write(
+        "".join(f"skipped: {' '.join(reason.split())}\n" for reason in named.unreadable.values())
+    )
 
 
 def _pixel(query: str | None) -> tuple[int, int] | None:
@@ -272,7 +274,7 @@ def serve(
     app = make_app(ready, examples + bundled_images(ready[0].task), allow_hosts=tuple(allow_hosts or ()))
     shown = f"[{host}]" if ":" in host else host
     if note:
-        _write_out(f"{note}\n")
+        sys.stdout.write(f"{note}\n")
     print(f"open http://{shown}:{port} (Ctrl-C ends)", flush=True)
     run_server(app, listener)
     return 0
@@ -346,21 +348,13 @@ def bench(
 
 
 def _print(shown: Any) -> None:
-    """To the standard output, as wide as the terminal, or unwrapped into a file; names as in `_write_out`."""
+    """To the standard output, as wide as the terminal, or unwrapped into a file."""
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
-    with console.capture() as rendered:
-        console.print(shown)
-    _write_out(rendered.get())
-
-
-def _write_out(text: str) -> None:
-    """To the standard output; file names that are no text in its encoding are shown with their bytes escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
+    console.print(shown)
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 CLASSES = ["background", "blue", "red"]
@@ -43,3 +44,13 @@ def masks_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def write_mask_pair():
     return write_pair
+
+
+@pytest.fixture(scope="module")
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 3, 8, 10, generator=generator)
+    mask = torch.randint(0, 3, (6, 8, 10), generator=generator)
+    mask[torch.rand(mask.shape, generator=generator) < 0.3] = IGNORED
+    mask[5] = IGNORED
+    return logits, mask

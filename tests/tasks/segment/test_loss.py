@@ -15,16 +15,6 @@ def segmentation_loss(logits, mask, **options):
     return torch.stack(list(segmentation_losses(logits, mask, **options).values())).sum()
 
 
-@pytest.fixture(scope="module")
-def pair():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 3, 8, 10, generator=generator)
-    mask = torch.randint(0, 3, (6, 8, 10), generator=generator)
-    mask[torch.rand(mask.shape, generator=generator) < 0.3] = IGNORED
-    mask[5] = IGNORED
-    return logits, mask
-
-
 def test_a_batch_without_a_labelled_pixel_has_loss_zero_and_finite_gradients():
     logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     for options in ({}, {"ohem": True}, {"class_weights": [1.0, 2, 3]}):

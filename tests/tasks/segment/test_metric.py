@@ -32,16 +32,6 @@ class Says(nn.Module):
         return {"fused": images[:, : self.classes]}
 
 
-@pytest.fixture(scope="module")
-def pair():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 3, 8, 10, generator=generator)
-    mask = torch.randint(0, 3, (6, 8, 10), generator=generator)
-    mask[torch.rand(mask.shape, generator=generator) < 0.3] = IGNORED
-    mask[5] = IGNORED
-    return logits, mask
-
-
 def test_the_matrix_has_truth_in_rows_and_leaves_ignored_pixels_out():
     truth = torch.tensor([[0, 0, 0, 1, IGNORED, 255]])
     said = torch.tensor([[1, 1, 0, 0, 1, 1]])
