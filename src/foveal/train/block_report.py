@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from foveal.data import JointTransform
+from foveal.data.loader import TransformedDataset
 from foveal.insertion import inserted
 from foveal.nn import BLOCKS
+from foveal.tasks import Task
 
 INACTIVE_BELOW = 1e-3
 """A block that changes its input by less than this share of the input's norm is called inert."""
+REPORT_IMAGES = 128
+# values of all images of a report together
+REPORT_VALUES = 3 * 2**23
+
+
+def report_batches(task: Task, data: Any, transform: JointTransform) -> Iterator[Tensor]:
+    """Images for a report: spread evenly, since folders list one class after the other; fewer where they are large.
+
+    Args:
+        task: of the network.
+        data: one split, uint8 images.
+        transform: from a stored sample to what the network takes.
+
+    Yields:
+        Batches (b, c, h, w), on the CPU.
+    """
+    images = TransformedDataset(data, transform, cache_bytes=0)
+    wanted = min(REPORT_IMAGES, max(1, REPORT_VALUES // images[0, 0]["image"].numel()))
+    together = max(1, min(32, wanted // 4))
+    chosen = range(0, len(images), max(1, len(images) // wanted))[:wanted]
+    for k in range(0, len(chosen), together):
+        for batch in task.collate(images.__getitems__([(0, i) for i in chosen[k : k + together]])):
+            yield batch["image"]
 
 
 @torch.no_grad()

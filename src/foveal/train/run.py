@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ from foveal.checkpoint import load, save
 from foveal.data.loader import (
     EpochBatchSampler,
     SequentialBatchSampler,
-    TransformedDataset,
     make_loader,
     worker_count,
 )
@@ -29,18 +25,17 @@ from foveal.folders import locked
 from foveal.machine import versions
 from foveal.tasks import Task
 from foveal.train import loop, run_folder
-from foveal.train.block_report import block_report
-from foveal.train.config import RESUMABLE_OPTIONS, TrainConfig
+from foveal.train.block_report import block_report, report_batches
+from foveal.train.config import TrainConfig
 from foveal.train.network import add_blocks, build_network, describe_network
 from foveal.train.nonfinite import NonFiniteError
 from foveal.train.parts import open_parts
 from foveal.train.processes import any_process, launch_fabric, refuse_empty_shares
 from foveal.train.progress import Progress, opening_lines
+from foveal.train.resume import settled
 from foveal.train.run_folder import CHECKPOINT, CHECKPOINT_FORMAT, read_checkpoint
+from foveal.train.signals import stop_signals
 
-REPORT_IMAGES = 128
-# values of all images for the block report together
-REPORT_VALUES = 3 * 2**23
 # in what PyTorch says when another process is gone
 DISCONNECT_MESSAGES = ("gloo", "NCCL", "onnection closed", "onnection reset")
 
@@ -113,7 +108,7 @@ def fit(
         >>> result.weights.name, len(result.rows), result.best["step"]
         ('best.safetensors', 1, 10)
     """
-    config, folder = _settled(config, resume)
+    config, folder = settled(config, resume)
     # random states are put back when the run is over, those of GPUs too
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         run = Run(config, folder, quiet=quiet)
@@ -192,6 +187,16 @@ class Run:
         """Where the run continues from."""
         return self.folder / CHECKPOINT
 
+    @property
+    def weights_folder(self) -> Path:
+        """Where the weights of the best and of the last epoch are."""
+        return self.folder / "weights"
+
+    def _place(self) -> str:
+        """Where the training stands, in words."""
+        epoch, batch = self.training.epoch, self.training.batch
+        return f"epoch {epoch + 1}, batch {batch}" if batch else f"epoch {epoch}"
+
     def _data_state(self) -> dict[str, Any]:
         """What tells these data from others."""
         return {
@@ -213,10 +218,7 @@ class Run:
         }
         if self.fabric.is_global_zero:
             atomic_write(self.checkpoint, lambda temporary: torch.save(state, temporary))
-        done = self.training.batch
-        self.last_saved = (
-            f"epoch {self.training.epoch + 1}, batch {done}" if done else f"epoch {self.training.epoch}"
-        )
+        self.last_saved = self._place()
 
     def _restore(self) -> None:
         """Continue from the checkpoint, where there is one.
@@ -238,10 +240,7 @@ class Run:
                 self.progress.say(f"the run began with {name} {before} and continues with {now}")
         self.training.load_state_dict(state["training"])
         self.rows, self.best, self.epoch_seconds = state["rows"], state["best"], state["epoch_seconds"]
-        done = self.training.batch
-        self.last_saved = (
-            f"epoch {self.training.epoch + 1}, batch {done}" if done else f"epoch {self.training.epoch}"
-        )
+        self.last_saved = self._place()
 
     # ------------------------------------------------------------------------------------------------ the run itself
 
@@ -255,7 +254,7 @@ class Run:
         """
         again = f"foveal train --resume {self.folder}"
         try:
-            with self._stopping_on_signals():
+            with stop_signals(self._ask_to_stop):
                 self._train()
         except (Stopped, KeyboardInterrupt):
             if not self.fabric.is_global_zero:
@@ -305,6 +304,12 @@ class Run:
         if self.stop_asked and self.fabric.world_size == 1:
             raise Stopped
 
+    def _ask_to_stop(self) -> None:
+        if self.stop_asked:
+            raise KeyboardInterrupt
+        self.stop_asked = True
+        self.progress.say("stopping after this step (once more: at once)")
+
     def _finish_epoch(self, figures: dict[str, float]) -> None:
         """A row of metrics, the weights if they are the best, and a checkpoint."""
         t, name = self.training, f"val_{self.task.metric}"
@@ -321,43 +326,24 @@ class Run:
             raise NonFiniteError(f"{broken[0]} must be finite, got {row[broken[0]]} in epoch {row['epoch']}")
         t.refuse_broken_weights()
         if self.fabric.is_global_zero:
-            weights = self.folder / "weights"
             validated = {k: v for k, v in row.items() if k.startswith("val_")}
             info = replace(self.info, figures={"epoch": row["epoch"], **validated}).to_dict()
             if better:
-                save(t.evaluated, weights / "best.safetensors", **info)
-            save(t.evaluated, weights / "last.safetensors", **info)
+                save(t.evaluated, self.weights_folder / "best.safetensors", **info)
+            save(t.evaluated, self.weights_folder / "last.safetensors", **info)
             write_text(self.folder / "metrics.csv", csv_text(self.rows))
         self.save_checkpoint()
         if len(self.rows) < self.config.epochs and any_process(self.fabric, self.stop_asked):
             raise Stopped
-
-    @contextmanager
-    def _stopping_on_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM stop the run after the current step; a second one at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(_number: int, _frame: Any) -> None:
-            if self.stop_asked:
-                raise KeyboardInterrupt
-            self.stop_asked = True
-            self.progress.say("stopping after this step (once more: at once)")
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def finish(self) -> RunResult:
         """What the blocks do in the best network, the curves, and the result."""
         assert self.best is not None
         blocks: list[dict[str, Any]] = []
         if self.fabric.is_global_zero:
-            blocks = self._report_blocks()
+            best = load(self.weights_folder / "best.safetensors").to(self.fabric.device)
+            batches = report_batches(self.task, self.data["val"], self.eval_transform)
+            blocks = block_report(best, (images.to(self.fabric.device) for images in batches))
             write_json(self.folder / "blocks.json", blocks)
             run_folder.write_curves(self.folder / "curves.png", self.rows, self.task.metric)
         skipped = {**self.data["train"].skipped, **self.data["val"].skipped}
@@ -373,61 +359,6 @@ class Run:
             skipped,
             self.fabric.is_global_zero,
         )
-
-    def _report_blocks(self) -> list[dict[str, Any]]:
-        """Over images spread evenly, since folders list one class after the other; fewer where they are large."""
-        images = TransformedDataset(self.data["val"], self.eval_transform, cache_bytes=0)
-        values = images[0, 0]["image"].numel()
-        wanted = min(REPORT_IMAGES, max(1, REPORT_VALUES // values))
-        together = max(1, min(32, wanted // 4))
-        chosen = range(0, len(images), max(1, len(images) // wanted))[:wanted]
-        device = self.fabric.device
-        batches = (
-            batch["image"].to(device)
-            for k in range(0, len(chosen), together)
-            for batch in self.task.collate(images.__getitems__([(0, i) for i in chosen[k : k + together]]))
-        )
-        return block_report(load(self.folder / "weights" / "best.safetensors").to(device), batches)
-
-
-# ---------------------------------------------------------------------------------------------- before the first step
-
-
-def _settled(
-    config: TrainConfig | None, resume: str | os.PathLike[str] | None
-) -> tuple[TrainConfig, Path | None]:
-    """The config to run with (the caller's own is left alone), and its folder if it exists already."""
-    given, default = config or TrainConfig(), TrainConfig()
-    if resume == "auto":
-        if given.out is None:
-            raise FovealError(
-                "resume auto needs out, the folder of the run to begin or to continue, got none"
-            )
-        if not (Path(given.out) / "config.yaml").exists():
-            return replace(given), None
-        stored = run_folder.read_config(Path(given.out))
-        differing = [
-            f.name
-            for f in fields(given)
-            if f.name not in RESUMABLE_OPTIONS and getattr(given, f.name) != getattr(stored, f.name)
-        ]
-        if differing:
-            raise FovealError(
-                f"resume auto must be given the options of the run in {given.out}, got other values of "
-                f"{', '.join(differing)}"
-            )
-        return replace(stored, **{name: getattr(given, name) for name in RESUMABLE_OPTIONS}), Path(given.out)
-    if resume is None:
-        return replace(given), None
-    folder = Path(resume)
-    stored = run_folder.read_config(folder)
-    changed = {f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)}
-    if changed - set(RESUMABLE_OPTIONS):
-        raise FovealError(
-            f"a resumed run takes its options from {folder / 'config.yaml'}; only {', '.join(RESUMABLE_OPTIONS)} may "
-            f"be given, got {', '.join(sorted(changed - set(RESUMABLE_OPTIONS)))}"
-        )
-    return replace(stored, **{name: getattr(given, name) for name in changed}), folder
 
 
 def is_better(task: Task, value: float, best: float) -> bool:
