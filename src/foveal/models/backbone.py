@@ -1,9 +1,12 @@
 """The plain networks that blocks are inserted into: timm's with its own options, and ours as feature maps alone."""
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+
+from foveal.errors import FovealError
 
 TIMM_OPTIONS = (
     "features_only",
@@ -48,3 +51,54 @@ def feature_maps(net: Any, out_indices: int | Sequence[int] | None = None) -> nn
     maps: Any = FeatureListNet(net, wanted)
     maps.default_cfg = getattr(net, "default_cfg", None)
     return maps
+
+
+def features_backbone(
+    name: str,
+    *,
+    pretrained: bool,
+    in_chans: int,
+    out_indices: Sequence[int],
+    output_stride: int = 32,
+) -> Any:
+    """A timm model that returns the feature maps of some stages.
+
+    Args:
+        name: of a timm model with ``features_only``.
+        pretrained: load timm's weights.
+        in_chans: channels of the image.
+        out_indices: which stages, from 0 or from -1, the last one.
+        output_stride: of the last stage; smaller ones by dilation.
+
+    Returns:
+        The model: images (b, in_chans, h, w) -> list of feature maps, with ``feature_info.channels()``.
+
+    Raises:
+        FovealError: there is no such model, or it cannot give such features.
+
+    Example:
+        >>> features_backbone("resnet18", pretrained=False, in_chans=3, out_indices=(-1,)).feature_info.channels()
+        [512]
+    """
+    import timm
+
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise FovealError(f"backbone must be a timm model, got {name!r}{hint}")
+    try:
+        # not every model knows output_stride
+        dilation: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
+        return timm.create_model(
+            name,
+            pretrained=pretrained,
+            in_chans=in_chans,
+            features_only=True,
+            out_indices=tuple(out_indices),
+            **dilation,
+        )
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FovealError(
+            f"backbone must offer features at output_stride={output_stride}, got {name!r}: {reason}"
+        ) from error

@@ -3,7 +3,6 @@
 ``danet`` is Fu et al.'s; the others hold everything else equal, so that a comparison measures the attention alone.
 """
 
-import difflib
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveal.errors import FovealError
+from foveal.models.backbone import features_backbone
 from foveal.nn import ChannelAttention, NonLocal, PositionAttention
 
 HEADS = ("danet", "danet_position", "danet_channel", "fcn_nonlocal", "fcn")
@@ -107,26 +107,13 @@ class SegmentationNet(nn.Module):
         ):
             if not holds:
                 raise FovealError(f"{option} must be {rule}, got {given!r}")
-        import timm
-
-        if not timm.is_model(backbone):
-            close = difflib.get_close_matches(backbone, timm.list_models(), n=3, cutoff=0.5)
-            hint = f"; did you mean {', '.join(close)}?" if close else ""
-            raise FovealError(f"backbone must be a timm model, got {backbone!r}{hint}")
-        try:
-            backbone_net: Any = timm.create_model(
-                backbone,
-                pretrained=pretrained,
-                in_chans=in_chans,
-                features_only=True,
-                out_indices=(-2, -1),
-                output_stride=output_stride,
-            )
-        except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise FovealError(
-                f"backbone must offer features at output_stride={output_stride}, got {backbone!r}: {reason}"
-            ) from error
+        backbone_net: Any = features_backbone(
+            backbone,
+            pretrained=pretrained,
+            in_chans=in_chans,
+            out_indices=(-2, -1),
+            output_stride=output_stride,
+        )
         if multi_grid is not None:
             _dilate(backbone_net, tuple(multi_grid))
         before, last = backbone_net.feature_info.channels()
