@@ -8,26 +8,27 @@ from foveal.nn import BLOCKS
 from foveal.train.config import TrainConfig
 
 CONFIG = TrainConfig(seed=3)
+TEN, THREE = list("abcdefghij"), list("abc")
 
 
 def test_all_variants_of_a_seed_start_as_the_same_function():
     attention = parse_variants(["se(reduction=4)@residual:3", "nonlocal@residual:3", "dual@stage:3"])
-    control = control_of(attention, CONFIG, classes=10, image_size=16)
+    control = control_of(attention, CONFIG, classes=TEN, image_size=16)
     x = torch.randn(2, 3, 16, 16)
-    expected = build(NONE, CONFIG, 10, 16).eval()(x)
+    expected = build(NONE, CONFIG, TEN, 16).eval()(x)
     for variant in [control, *attention]:
-        assert torch.equal(build(variant, CONFIG, 10, 16).eval()(x), expected), variant.name
+        assert torch.equal(build(variant, CONFIG, TEN, 16).eval()(x), expected), variant.name
 
 
 def test_another_seed_is_another_backbone():
-    one, other = (build(NONE, TrainConfig(seed=seed), 10, 16).get_parameter("fc.weight") for seed in (0, 1))
+    one, other = (build(NONE, TrainConfig(seed=seed), TEN, 16).get_parameter("fc.weight") for seed in (0, 1))
     assert not torch.equal(one, other)
 
 
 def test_no_variant_has_more_parameters_than_the_control_and_it_sits_at_the_same_sites():
     attention = parse_variants(["se(reduction=4)@residual:2,3", "nonlocal@residual:2,3"])
-    control = control_of(attention, CONFIG, classes=10, image_size=16)
-    nets = {v.name: build(v, CONFIG, 10, 16) for v in [*attention, control]}
+    control = control_of(attention, CONFIG, classes=TEN, image_size=16)
+    nets = {v.name: build(v, CONFIG, TEN, 16) for v in [*attention, control]}
     counts = {name: count_parameters(net) for name, net in nets.items()}
     assert max(counts, key=lambda name: counts[name]) == "control"
     assert counts["control"] < 1.02 * counts["nonlocal"]
@@ -64,17 +65,17 @@ def test_norms_before_a_block_start_at_one_in_every_variant_alike():
     """timm's ResNets start the last norm of a branch at zero, where a gate gets no gradient: all begin awake."""
     config = TrainConfig(model="resnet10t", seed=3)
     attention = parse_variants(["cbam@residual:4", "nonlocal@block:3"])
-    norms = awake_norms(attention, config, classes=3, image_size=64)
+    norms = awake_norms(attention, config, classes=THREE, image_size=64)
     assert norms == ["layer4.0.bn2"]
-    control = control_of(attention, config, classes=3, image_size=64)
+    control = control_of(attention, config, classes=THREE, image_size=64)
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    nets = {v.name: build(v, config, 3, 64, norms).eval() for v in [NONE, control, *attention]}
+    nets = {v.name: build(v, config, THREE, 64, norms).eval() for v in [NONE, control, *attention]}
     assert all(torch.equal(net(x), nets["none"](x)) for net in nets.values())
-    assert not torch.equal(build(NONE, config, 3, 64).eval()(x), nets["none"](x))
+    assert not torch.equal(build(NONE, config, THREE, 64).eval()(x), nets["none"](x))
     [gate] = inserted(nets["cbam"])
     nets["cbam"].train()(x).square().sum().backward()
     assert sum(float(p.grad.abs().sum()) for p in gate.module.parameters() if p.grad is not None) > 0
 
 
 def test_no_norm_is_touched_where_none_sleeps():
-    assert awake_norms(parse_variants(["se(reduction=4)"]), CONFIG, classes=3, image_size=32) == []
+    assert awake_norms(parse_variants(["se(reduction=4)"]), CONFIG, classes=THREE, image_size=32) == []

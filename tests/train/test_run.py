@@ -117,7 +117,7 @@ def test_fit_leaves_random_numbers_and_signals_of_the_caller_alone(tmp_path):
 
 
 def make_network(config):
-    return add_blocks(build_network(config, classes=3), config, 32)
+    return add_blocks(build_network(config, list("abc")), config, 32)
 
 
 def test_networks_of_one_seed_begin_alike_whatever_is_inserted():
@@ -260,7 +260,7 @@ def test_the_rest_of_an_epoch_is_averaged_over_the_batches_it_has(tmp_path, accu
         schedule="constant", warmup_epochs=0.0, lr=0.05,
     )  # fmt: skip
     weights = load_file(fit(chosen, quiet=True).folder / "weights/last.safetensors")
-    net = build_network(chosen, classes=10).train()
+    net = build_network(chosen, list("abcdefghij")).train()
     data = foveal.data.Scenes("train", **SMALL).as_tensors()
     batches = list(EpochBatchSampler(96, 32, seed=0))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)

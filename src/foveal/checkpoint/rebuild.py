@@ -53,6 +53,17 @@ def rebuild(header: Header, blocks: dict[str, Any], path: Any) -> nn.Module:
     return _assemble(model, plan, blocks, path)
 
 
+def rebuild_for(header: Header, num_classes: int, blocks: dict[str, Any], path: Any) -> nn.Module:
+    """The network of a file that was loaded before, with its blocks, newly initialised and for other classes.
+
+    Args:
+        num_classes: outputs of the network.
+    """
+    model, plan = header.description["model"], header.description["plan"]
+    kwargs = {**model["kwargs"], "num_classes": num_classes}
+    return _assemble({**model, "kwargs": kwargs}, plan, blocks, path)
+
+
 def refuse_other_weights(net: nn.Module, header: Header, path: Any) -> None:
     """Raise where names or shapes of the file's tensors are not the network's."""
     own = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}

@@ -198,12 +198,14 @@ def add_fields(
             continue
         text = f"{label}: {described[field.name]}" if label else described[field.name]
         hint = hints[field.name]
+        # a word of Python is no name of a field
+        names = [f"--{name}" for name in (field.name, field.metadata.get("alias")) if name]
         if given_only:
             default = _default(field)
             shown = f" Default: {json.dumps(default)}." if label and default not in (None, [], False) else ""
-            parser.add_argument(f"--{field.name}", type=hint | None, default=None, help=text + shown)
+            parser.add_argument(*names, type=hint | None, default=None, help=text + shown)
         else:
-            parser.add_argument(f"--{field.name}", type=hint, default=_default(field), help=text)
+            parser.add_argument(*names, type=hint, default=_default(field), help=text)
 
 
 def _default(field: Field) -> Any:

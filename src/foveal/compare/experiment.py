@@ -33,11 +33,13 @@ from foveal.data import JointTransform
 from foveal.data.joint import Rescale
 from foveal.errors import FovealError
 from foveal.folders import file_name, locked
+from foveal.image_files import fingerprint
 from foveal.tasks import task_named
 from foveal.train.config import TrainConfig
 from foveal.train.network import add_blocks, build_network, describe_network
 from foveal.train.parts import open_parts
 from foveal.train.run import Interrupted
+from foveal.train.start import with_start
 
 # options of training that are no setting of a comparison: they vary in it, or change no result
 NOT_SETTINGS = (
@@ -140,18 +142,20 @@ def plan_comparison(
     config = _config(training)
     if models:
         config = replace(config, model=variants[0].model or "")
+        if config.from_weights is not None:
+            raise FovealError(f"from_weights must be left out with models, got {config.from_weights}")
     data = open_parts(config, val=split)
-    net = build_network(config, classes=len(data["train"].classes))
+    net = build_network(config, list(data["train"].classes))
     info = describe_network(config, net, data)
     add_blocks(net, replace(config, insert=[]), info.image_size)
     if models:
         # every network that cannot be made is found before any time is spent on training
         norms: list[str] = []
         for variant in variants:
-            build(variant, config, len(info.classes), info.image_size)
+            build(variant, config, info.classes, info.image_size)
     else:
-        costliest = control_of(variants[1:], config, classes=len(info.classes), image_size=info.image_size)
-        norms = awake_norms(variants[1:], config, classes=len(info.classes), image_size=info.image_size)
+        costliest = control_of(variants[1:], config, classes=info.classes, image_size=info.image_size)
+        norms = awake_norms(variants[1:], config, classes=info.classes, image_size=info.image_size)
         variants = [NONE, *([costliest] if control else []), *variants[1:]]
     settings = {
         "foveal": foveal.__version__,
@@ -161,6 +165,7 @@ def plan_comparison(
         "info": info.to_dict(),
         "split": split,
         "norms": norms,
+        "from_weights": None if config.from_weights is None else fingerprint([config.from_weights]),
         "device": config.accelerator,
         "training": {name: value for name, value in config.to_dict().items() if name not in NOT_SETTINGS},
     }
@@ -190,7 +195,7 @@ def _config(training: Mapping[str, Any]) -> TrainConfig:
         options["data_options"] = {"size": size, **options.get("data_options", {})}
     options = {**recipe, **options}
     options["accelerator"] = _device(options.get("accelerator", "auto"))
-    return TrainConfig.from_dict(options)
+    return with_start(TrainConfig.from_dict(options))
 
 
 def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Job:
 
     def build(self) -> nn.Module:
         """The initial network of this run."""
-        return build(self.variant, self.config, len(self.info.classes), self.info.image_size, self.norms)
+        return build(self.variant, self.config, self.info.classes, self.info.image_size, self.norms)
 
     @property
     def key(self) -> str:

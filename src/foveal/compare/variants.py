@@ -132,7 +132,9 @@ def parse_models(models: Sequence[str]) -> list[Variant]:
     return variants
 
 
-def control_of(variants: Sequence[Variant], config: TrainConfig, *, classes: int, image_size: int) -> Variant:
+def control_of(
+    variants: Sequence[Variant], config: TrainConfig, *, classes: Sequence[str], image_size: int
+) -> Variant:
     """The control of the attention variant with the most parameters, so that none has more than its control.
 
     Building them all also finds every insertion that cannot be made, before any time is spent on training.
@@ -147,17 +149,13 @@ def control_of(variants: Sequence[Variant], config: TrainConfig, *, classes: int
 
 
 def awake_norms(
-    variants: Sequence[Variant], config: TrainConfig, *, classes: int, image_size: int
+    variants: Sequence[Variant], config: TrainConfig, *, classes: Sequence[str], image_size: int
 ) -> list[str]:
     """Norms that start at zero in the plain network and at one in any variant, where they feed a block.
 
     All variants start with them at one, those without a block there too: the variants must differ in nothing else.
     """
-    asleep = [
-        name
-        for name, scale in _norm_scales(build_network(config, classes=classes)).items()
-        if not scale.any()
-    ]
+    asleep = [name for name, scale in _norm_scales(build_network(config, classes)).items() if not scale.any()]
     if not asleep:
         return []
     scales = [_norm_scales(build(variant, config, classes, image_size)) for variant in variants]
@@ -174,7 +172,7 @@ def _norm_scales(net: nn.Module) -> dict[str, Tensor]:
 
 
 def build(
-    variant: Variant, config: TrainConfig, classes: int, image_size: int, norms: Sequence[str] = ()
+    variant: Variant, config: TrainConfig, classes: Sequence[str], image_size: int, norms: Sequence[str] = ()
 ) -> nn.Module:
     """The initial network of a variant; one ``config.seed`` gives the same backbone to all of them.
 
@@ -188,7 +186,7 @@ def build(
     if variant.model is not None:
         options = {**config.model_options, **variant.model_options}
         config = replace(config, model=variant.model, model_options=options)
-    net = build_network(config, classes=classes)
+    net = build_network(config, classes)
     for name in norms:
         nn.init.ones_(net.get_submodule(name).weight)  # pyright: ignore[reportArgumentType]
     net = add_blocks(net, replace(config, insert=chosen), image_size)

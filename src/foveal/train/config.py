@@ -12,6 +12,8 @@ from foveal.tasks.options import make_options
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
+# from weights that were trained before, the learning rate of a new network would undo what they learned
+TRAINED_LR_SCALE = 0.1
 # learning rate of inserted blocks as a factor of the network's: sign-like updates drive scales that start at zero, and
 # the attention before them, far too quickly at the network's own rate (docs/comparing.md has the measurements)
 BLOCK_LR_SCALE = {"sgd": 1.0, "adamw": 0.1}
@@ -50,6 +52,9 @@ class TrainConfig:
     """More options of the model, such as --model_options.channel_form paper for danet_resnet18."""
     pretrained: bool = False
     """Begin with the published weights of the model (fetched once from the network)."""
+    from_weights: str | None = field(default=None, metadata={"alias": "from"})
+    """Begin with the weights of this file, which a run, compare or convert wrote: its network, blocks and
+    preprocessing; of layers with one row a class the rows of classes that the new data have too, by name."""
     insert: list[str] = field(default_factory=list)
     """A block and where it goes: name[(option=value,...)][@residual|block|stage|pattern][:stages]. Repeatable."""
     start: Literal["identity", "paper"] = "identity"
@@ -60,7 +65,7 @@ class TrainConfig:
     """More options of the data set, such as --data_options.size 48 for scenes."""
     image_size: int | None = None
     """Size in pixels at which the network sees the images: the side of a square to classify, the shorter side to
-    segment. Default: the published weights' own with pretrained, else one that suits the data."""
+    segment. Default: the weights' own with pretrained or from_weights, else one that suits the data."""
     augment: bool = True
     """Random scale, crop and flip of the training images, where the data set allows it."""
 
@@ -74,7 +79,8 @@ class TrainConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has Nesterov momentum; adamw has decoupled weight decay."""
     lr: float | None = None
-    """Highest learning rate, reached after the warm-up. Default: 0.1 for sgd, 0.001 for adamw."""
+    """Highest learning rate, reached after the warm-up. Default: 0.1 for sgd, 0.001 for adamw; a tenth
+    of that with pretrained or from_weights."""
     inserted_lr: float | None = None
     """Learning rate of inserted blocks. Default: lr for sgd, a tenth of it for adamw."""
     momentum: float = 0.9
@@ -119,10 +125,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         task = task_named(self.task)
-        self.model = self.model or task.default_model
+        if self.pretrained and self.from_weights is not None:
+            raise FovealError(
+                f"pretrained and from_weights exclude each other, got both, with {self.from_weights}"
+            )
+        if self.from_weights is None:
+            self.model = self.model or task.default_model
         self.batch_size = self.batch_size or task.default_batch_size
         if self.lr is None:
-            self.lr = DEFAULT_LR.get(self.optimizer)
+            trained = self.pretrained or self.from_weights is not None
+            self.lr = DEFAULT_LR.get(self.optimizer, 0.0) * (TRAINED_LR_SCALE if trained else 1)
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= least:

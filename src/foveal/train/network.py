@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,17 +14,23 @@ from foveal.insertion import insert, parse_insertion, undo_zero_init
 from foveal.model_info import GREY_MEAN, GREY_STD, ModelInfo
 from foveal.models import data_config
 from foveal.train.config import TrainConfig
+from foveal.train.start import network_from, start_info
 
 
-def build_network(config: TrainConfig, *, classes: int) -> nn.Module:
-    """The network without inserted blocks; networks of one seed begin with the same weights.
+def build_network(config: TrainConfig, classes: Sequence[str]) -> nn.Module:
+    """The network before `add_blocks`; networks of one seed begin with the same weights.
+
+    Args:
+        classes: names in the order of the outputs.
 
     Raises:
         FovealError: the model is unknown, or cannot do the task.
     """
     torch.manual_seed(seed_for(config.seed, "weights"))
+    if config.from_weights is not None:
+        return network_from(config, classes)
     options = {**config.model_options, "pretrained": config.pretrained}
-    return config.the_task.build(config.model, classes, **options)
+    return config.the_task.build(config.model, len(classes), **options)
 
 
 def describe_network(config: TrainConfig, net: nn.Module, data: dict[str, Any]) -> ModelInfo:
@@ -35,7 +42,12 @@ def describe_network(config: TrainConfig, net: nn.Module, data: dict[str, Any]) 
     task = config.the_task
     preprocessing: dict[str, Any] = {}
     size = config.image_size or fixed_size(net)
-    if config.pretrained:
+    if config.from_weights is not None:
+        before = start_info(config)
+        kept = ("mean", "std", "interpolation", "crop_share")
+        preprocessing = {name: getattr(before, name) for name in kept}
+        size = size or before.image_size
+    elif config.pretrained:
         own = data_config(net)
         preprocessing = published_preprocessing(own)
         # a network for segmentation takes any size: its backbone's own is none of the data's
@@ -103,7 +115,7 @@ def add_blocks(net: nn.Module, config: TrainConfig, image_size: int) -> nn.Modul
     require_forward(net, example, config.model)
     for text in config.insert:
         insert(net, **{"start": config.start, "example": example, **parse_insertion(text)})
-    if not config.pretrained:
+    if not config.pretrained and config.from_weights is None:
         # of a branch that starts at zero a block sees nothing, and learns nothing for a long time
         undo_zero_init(net, torch.rand(2, *example.shape[1:], generator=torch.Generator().manual_seed(0)))
     if config.channels_last:

@@ -9,6 +9,8 @@ from pathlib import Path
 from foveal.errors import FovealError
 from foveal.train import run_folder
 from foveal.train.config import RESUMABLE_OPTIONS, TrainConfig
+from foveal.train.run_folder import START_WEIGHTS
+from foveal.train.start import with_start
 
 
 def settled(
@@ -24,6 +26,8 @@ def settled(
         FovealError: there is nothing to continue, or an option would change what the run trains.
     """
     given, default = config or TrainConfig(), TrainConfig()
+    if resume is None or resume == "auto":
+        given = with_start(given)
     if resume == "auto":
         if given.out is None:
             raise FovealError(
@@ -42,7 +46,8 @@ def settled(
                 f"resume auto must be given the options of the run in {given.out}, got other values of "
                 f"{', '.join(differing)}"
             )
-        return replace(stored, **{name: getattr(given, name) for name in RESUMABLE_OPTIONS}), Path(given.out)
+        chosen = {name: getattr(given, name) for name in RESUMABLE_OPTIONS}
+        return _with_own_start(replace(stored, **chosen), Path(given.out)), Path(given.out)
     if resume is None:
         return replace(given), None
     folder = Path(resume)
@@ -53,4 +58,12 @@ def settled(
             f"a resumed run takes its options from {folder / 'config.yaml'}; only {', '.join(RESUMABLE_OPTIONS)} may "
             f"be given, got {', '.join(sorted(changed - set(RESUMABLE_OPTIONS)))}"
         )
-    return replace(stored, **{name: getattr(given, name) for name in changed}), folder
+    return _with_own_start(
+        replace(stored, **{name: getattr(given, name) for name in changed}), folder
+    ), folder
+
+
+def _with_own_start(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The config with the run's own copy of the weights that it began from, where it has one."""
+    own = folder / START_WEIGHTS
+    return replace(config, from_weights=str(own)) if config.from_weights and own.exists() else config

@@ -35,6 +35,7 @@ from foveal.train.progress import Progress, opening_lines
 from foveal.train.resume import settled
 from foveal.train.run_folder import CHECKPOINT, CHECKPOINT_FORMAT, read_checkpoint
 from foveal.train.signals import stop_signals
+from foveal.train.start import start_lines
 
 # in what PyTorch says when another process is gone
 DISCONNECT_MESSAGES = ("gloo", "NCCL", "onnection closed", "onnection reset")
@@ -135,7 +136,7 @@ class Run:
         self.config, self.task = config, config.the_task
         self.fabric = launch_fabric(config)
         self.data = open_parts(config)
-        net = build_network(config, classes=len(self.data["train"].classes))
+        net = build_network(config, list(self.data["train"].classes))
         self.info = describe_network(config, net, self.data)
         net = add_blocks(net, config, self.info.image_size)
         refuse_empty_shares({part: len(d) for part, d in self.data.items()}, self.fabric.world_size)
@@ -149,7 +150,8 @@ class Run:
         self.progress = Progress(
             config, len(self.batches), self.task, quiet=quiet or not self.fabric.is_global_zero
         )
-        for line in opening_lines(config, self.data, net, self.fabric.device, self.info.image_size):
+        opening = opening_lines(config, self.data, net, self.fabric.device, self.info.image_size)
+        for line in [*opening, *start_lines(config, self.info.classes)]:
             self.progress.say(line)
         self._restore()
 

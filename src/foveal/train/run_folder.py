@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from foveal.machine import environment
 from foveal.train.config import TrainConfig
 
 CHECKPOINT = "checkpoint.ckpt"
+START_WEIGHTS = "weights/start.safetensors"
 CHECKPOINT_FORMAT = 2
 
 
 def make_run_folder(config: TrainConfig) -> Path:
     """Make the run folder and write config.yaml and environment.json; ``config.out`` then names it.
+
+    The weights that the run begins from are copied into it, so that it can be resumed when they are gone.
 
     Raises:
         FovealError: ``config.out`` holds something already, or its path leads through a file.
@@ -36,6 +40,9 @@ def make_run_folder(config: TrainConfig) -> Path:
         folder = new_numbered_folder("runs/train", "-".join([config.model, *blocks]))
     (folder / "weights").mkdir()
     config.out = str(folder)
+    if config.from_weights is not None:
+        source = config.from_weights
+        atomic_write(folder / START_WEIGHTS, lambda temporary: shutil.copyfile(source, temporary))
     write_config(folder, config)
     write_json(folder / "environment.json", environment() | {"seed": config.seed})
     return folder
