@@ -165,7 +165,10 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, uninterrupted, epoch,
     folder = tmp_path / "killed"
     options = config(folder, **HARD).to_dict()
     (tmp_path / "tests_options.py").write_text(f"OPTIONS = {options!r}\n")
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(tmp_path)}
+    threads = {
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    }
     code = KILLED.format(epoch=epoch, batch=batch)
     child = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **threads}, check=False, timeout=300

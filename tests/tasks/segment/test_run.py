@@ -95,7 +95,10 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, masks_folder):
     whole = fit(config(masks_folder, tmp_path / "whole", **hard), quiet=True)
     options = config(masks_folder, tmp_path / "killed", **hard).to_dict()
     (tmp_path / "tests_options.py").write_text(f"OPTIONS = {options!r}\n")
-    environment = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(tmp_path)}
+    environment = {
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    }
     child = subprocess.run(
         [sys.executable, "-c", KILLED], env={**os.environ, **environment}, check=False, timeout=300
     )
