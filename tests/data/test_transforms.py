@@ -5,14 +5,18 @@ import pytest
 import torch
 
 from foveal.data import (
+    JointTransform,
     Scenes,
+    detection_eval_transform,
+    detection_train_transform,
     eval_transform,
     segmentation_eval_transform,
     segmentation_train_transform,
     train_transform,
 )
-from foveal.data.joint import INTERPOLATIONS
+from foveal.data.joint import INTERPOLATIONS, CropPart
 from foveal.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from foveal.errors import FovealError
 
 MEAN, STD = torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1), torch.tensor(IMAGENET_STD).reshape(3, 1, 1)
 
@@ -236,3 +240,74 @@ def test_interpolation_reaches_the_image() -> None:
         ValueError, match="interpolation must be one of nearest, bilinear, bicubic, got 'box'"
     ):
         eval_transform(50, interpolation="box")
+
+
+def boxed(height: int, width: int, *boxes: tuple[int, int, int, int]) -> dict[str, Any]:
+    """A black image with one white rectangle a box, and one number a box in every entry that has one."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    for x1, y1, x2, y2 in boxes:
+        image[:, y1:y2, x1:x2] = 255
+    xyxy = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    count = len(boxes)
+    return {
+        "image": image, "boxes_xyxy": xyxy, "original_xyxy": xyxy.clone(), "labels": torch.arange(count),
+        "crowd": torch.zeros(count, dtype=torch.bool), "area": torch.ones(count),
+        "annotation_ids": torch.arange(count) + 10, "original_size": torch.tensor([height, width]),
+    }  # fmt: skip
+
+
+def test_boxes_move_with_what_is_in_them() -> None:
+    joint = detection_train_transform(48, 90).without_normalization()
+    seen = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        out = joint(boxed(60, 100, (30, 20, 60, 44)))
+        rows, columns = (out["image"][0] > 127).nonzero(as_tuple=True)
+        if len(out["labels"]):
+            edges = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            assert (out["boxes_xyxy"][0] - edges).abs().max() <= 1.0
+            seen.add(tuple(out["image"].shape[1:]))
+        assert max(out["image"].shape[1:]) <= 90
+    assert len(seen) > 20
+
+
+def test_a_sliver_is_left_out_with_every_entry_of_its_box() -> None:
+    cut = CropPart(0.5, 0.5, probability=1.0)
+    dropped = kept = 0
+    for seed in range(60):
+        torch.manual_seed(seed)
+        sample = boxed(40, 40, (0, 0, 20, 20), (20, 20, 40, 40))
+        out = JointTransform([cut], normalise=False)(sample)
+        for row, label in enumerate(out["labels"].tolist()):
+            part = (out["boxes_xyxy"][row, 2:] - out["boxes_xyxy"][row, :2]).prod() / 400
+            assert part >= 0.2
+            assert out["annotation_ids"][row] == label + 10
+            assert out["original_xyxy"][row].tolist() == sample["original_xyxy"][label].tolist()
+            kept += 1
+        dropped += 2 - len(out["labels"])
+        assert all(len(out[name]) == len(out["labels"]) for name in ("boxes_xyxy", "crowd", "area"))
+    assert dropped > 10
+    assert kept > 10
+
+
+def test_images_of_any_size_can_be_cropped_and_images_without_objects_too() -> None:
+    for height, width in ((1, 1), (3, 200), (37, 5)):
+        for seed in range(5):
+            torch.manual_seed(seed)
+            out = detection_train_transform(16)(boxed(height, width))
+            assert out["boxes_xyxy"].shape == (0, 4)
+
+
+def test_evaluation_keeps_the_original_boxes_and_brings_the_image_to_its_size() -> None:
+    out = detection_eval_transform(30, 45)(boxed(60, 100, (30, 20, 60, 44)))
+    assert out["image"].shape == (3, 27, 45)
+    assert out["original_xyxy"].tolist() == [[30, 20, 60, 44]]
+    assert torch.allclose(out["boxes_xyxy"], torch.tensor([[13.5, 9.0, 27.0, 19.8]]), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("scale", (0, 1)), ("crop", (0.5, 1.2)), ("flip", 2.0), ("jitter", -1)]
+)
+def test_detection_refuses_values_outside_their_range(option: str, value: Any) -> None:
+    with pytest.raises(FovealError, match=option):
+        detection_train_transform(32, **{option: value})

@@ -9,10 +9,12 @@ from foveal.data.decode import decode_image
 from foveal.data.joint import JointTransform
 from foveal.data.masks import decode_mask
 from foveal.data.opening import ImageKindError, LabelError
-from foveal.data.scenes import CueScenes, SceneMasks, Scenes, class_mask
+from foveal.data.scenes import CueScenes, SceneBoxes, SceneMasks, Scenes, class_mask
 from foveal.data.sources import open_dataset
 from foveal.data.stacking import as_tensors
 from foveal.data.transforms import (
+    detection_eval_transform,
+    detection_train_transform,
     eval_transform,
     segmentation_eval_transform,
     segmentation_train_transform,
@@ -24,6 +26,7 @@ __all__ = [
     "ImageKindError",
     "JointTransform",
     "LabelError",
+    "SceneBoxes",
     "SceneMasks",
     "Scenes",
     "StoredDataset",
@@ -31,6 +34,8 @@ __all__ = [
     "class_mask",
     "decode_image",
     "decode_mask",
+    "detection_eval_transform",
+    "detection_train_transform",
     "eval_transform",
     "median_size",
     "open_dataset",

@@ -53,6 +53,7 @@ class StoredDataset(Dataset):
         classes: class names, in the order of the labels.
         mirror: whether a mirrored image still shows its class.
         ignore_index: the mask value of pixels without a class, None where masks have none.
+        category_ids: the numbers that the files themselves have for the classes, None where these are the labels.
         left_out: name -> why, for files that look like images and are not among the items at all.
         notes: what a person should be told once, in whole sentences, such as classes without an image.
     """
@@ -66,6 +67,7 @@ class StoredDataset(Dataset):
         max_unreadable: float = 0.05,
         mirror: bool = True,
         ignore_index: int | None = None,
+        category_ids: Sequence[int] | None = None,
         left_out: Mapping[str, str] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
@@ -73,6 +75,7 @@ class StoredDataset(Dataset):
             raise FovealError(f"max_unreadable must be 0 or more and below 1, got {max_unreadable}")
         self.source, self.classes, self.mirror = source, list(classes), mirror
         self.ignore_index, self.max_unreadable = ignore_index, max_unreadable
+        self.category_ids = None if category_ids is None else list(category_ids)
         self.left_out, self.notes = dict(left_out or {}), list(notes)
         if self.left_out:
             self.notes.append(_told(self.left_out))
@@ -122,6 +125,12 @@ class StoredDataset(Dataset):
     def names(self) -> list[str]:
         """The items' names, in order."""
         return [self.source.name(index) for index in self._indices]
+
+    @property
+    def object_counts(self) -> list[int] | None:
+        """How many objects each item has, where the source knows without decoding it."""
+        count = getattr(self.source, "object_count", None)
+        return None if count is None else [count(index) for index in self._indices]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from foveal.data.boxes import PER_BOX, visible_share
 from foveal.errors import FovealError
 
 Sample = dict[str, Any]
@@ -31,6 +32,9 @@ WITHOUT_CHANCE = frozenset(
     )
 )
 # torchvision's "nearest" takes the pixel above and left of the middle; Pillow and timm the one in the middle
+VISIBLE = "visible"
+"""In a joint sample, between steps: the share of each box's area that crops have left."""
+LEAST_VISIBLE, LEAST_SIDE = 0.2, 2.0
 INTERPOLATIONS = {"nearest": "nearest-exact", "bilinear": "bilinear", "bicubic": "bicubic"}
 
 
@@ -104,9 +108,12 @@ class JointTransform:
         for step in self.steps:
             joint = step(joint)
         out = dict(sample)
+        visible = joint.pop(VISIBLE, None)
         for name, value in joint.items():
             plain = value.as_subclass(torch.Tensor)
             out[name] = plain.reshape(sample[name].shape) if name.startswith("box") else plain
+        if visible is not None:
+            out = without_slivers(out, visible)
         if self.normalise:
             out["image"] = self.normalize(out["image"])
         return out
@@ -114,6 +121,26 @@ class JointTransform:
     def normalize(self, image: torch.Tensor) -> torch.Tensor:
         """Images (..., channels, h, w) of the bytes 0..255 as float32, normalised."""
         return torch.addcmul(self._shift, image.float(), self._gain)
+
+
+def without_slivers(sample: Sample, visible: torch.Tensor) -> Sample:
+    """A sample without the boxes that a crop has left too little of.
+
+    A box stays if at least a fifth of its area is left and both its sides have at least 2 pixels; else the object is
+    cut off, and its rest counts as background.
+
+    Args:
+        visible: (n,) the share of each box's area that is left.
+
+    Example:
+        >>> sample = {"boxes_xyxy": torch.tensor([[0.0, 0, 9, 9], [0, 0, 1, 9]]), "labels": torch.tensor([4, 5])}
+        >>> without_slivers(sample, torch.tensor([0.5, 0.5]))["labels"].tolist()
+        [4]
+    """
+    boxes = sample["boxes_xyxy"]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    kept = (visible >= LEAST_VISIBLE) & (sides >= LEAST_SIDE).all(1)
+    return {name: value[kept] if name in PER_BOX else value for name, value in sample.items()}
 
 
 def grey(image: torch.Tensor) -> torch.Tensor:
@@ -137,6 +164,7 @@ class Rescale:
     Args:
         smallest, largest: between which the factor is drawn, log-uniformly.
         shorter: in pixels; None takes the sample's own.
+        longest: the longer side gets no more pixels than this, if need be by a smaller factor.
         masks: False leaves masks at their size.
     """
 
@@ -146,9 +174,11 @@ class Rescale:
         largest: float = 1.0,
         *,
         shorter: int | None = None,
+        longest: int | None = None,
         masks: bool = True,
     ) -> None:
         self.smallest, self.largest, self.shorter, self.masks = smallest, largest, shorter, masks
+        self.longest = longest
         self.random = smallest != largest
 
     def __call__(self, joint: Sample) -> Sample:
@@ -162,19 +192,57 @@ class Rescale:
             factor *= self.smallest * (self.largest / self.smallest) ** torch.rand(()).item()
         else:
             factor *= self.smallest
+        if self.longest is not None:
+            factor = min(factor, self.longest / max(height, width))
         size = [max(1, round(height * factor)), max(1, round(width * factor))]
         if size == [height, width]:
             return joint
         out = {}
         for name, value in joint.items():
             mask = isinstance(value, tv_tensors.Mask)
-            if mask and not self.masks:
+            if (mask and not self.masks) or name == VISIBLE:
                 out[name] = value
                 continue
             # For masks v2 would take NEAREST, which is half a pixel off against the image.
             mode = InterpolationMode.NEAREST_EXACT if mask else InterpolationMode.BILINEAR
             out[name] = functional.resize(value, size, interpolation=mode, antialias=True)
         return out
+
+
+class CropPart:
+    """Cut a random part out of a joint sample, half the time.
+
+    Args:
+        smallest, largest: share of each side that is kept, drawn for height and width by themselves.
+        probability: of cutting at all.
+
+    What it leaves of each box is noted, so that `JointTransform` can leave out slivers.
+    """
+
+    random = True
+
+    def __init__(self, smallest: float, largest: float, probability: float = 0.5) -> None:
+        self.smallest, self.largest, self.probability = smallest, largest, probability
+
+    def __call__(self, joint: Sample) -> Sample:
+        from torchvision.transforms.v2 import functional
+
+        # always as many draws, so that one choice does not shift the others
+        chance, *draws = torch.rand(5).tolist()
+        if chance >= self.probability:
+            return joint
+        height, width = joint["image"].shape[-2:]
+        shares = [self.smallest + draw * (self.largest - self.smallest) for draw in draws[:2]]
+        h, w = (max(1, round(share * side)) for share, side in zip(shares, (height, width), strict=True))
+        top, left = int(draws[2] * (height - h + 1)), int(draws[3] * (width - w + 1))
+        visible = joint.pop(VISIBLE, None)
+        cut = {name: functional.crop(value, top, left, h, w) for name, value in joint.items()}
+        if "boxes_xyxy" in joint:
+            shift = torch.tensor([left, top, left, top], dtype=torch.float32)
+            before = joint["boxes_xyxy"].as_subclass(torch.Tensor) - shift
+            share = visible_share(before, cut["boxes_xyxy"].as_subclass(torch.Tensor))
+            cut[VISIBLE] = share if visible is None else visible * share
+        return cut
 
 
 class ResizeInto:

@@ -15,6 +15,7 @@ from foveal.data.joint import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     CentreOnCanvas,
+    CropPart,
     JointTransform,
     Rescale,
     ResizeInto,
@@ -26,6 +27,8 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "SMALL",
+    "detection_eval_transform",
+    "detection_train_transform",
     "eval_transform",
     "segmentation_eval_transform",
     "segmentation_train_transform",
@@ -235,3 +238,77 @@ def segmentation_eval_transform(
     if shorter is not None:
         _check_size(shorter)
     return JointTransform([Rescale(shorter=shorter, masks=False)], mean, std)
+
+
+def detection_train_transform(
+    shorter: int,
+    longest: int | None = None,
+    *,
+    scale: Sequence[float] = (0.6, 1.0),
+    crop: Sequence[float] = (0.5, 1.0),
+    flip: float = 0.5,
+    jitter: float = 0.0,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> JointTransform:
+    """Random part, scale, flip and colours of image and boxes together; ``image`` comes out normalised.
+
+    Half the time a part is cut out first. All sizes are in proportion to the image, so that any size of image will do.
+    A box of which a crop leaves less than a fifth, or less than 2 pixels, is left out with its label.
+
+    Args:
+        shorter, longest: the shorter side gets ``shorter`` pixels times the scale, the longer one at most ``longest``.
+        scale: smallest and largest factor on the size, drawn log-uniformly.
+        crop: smallest and largest share of each side that a part has; 1, 1 cuts nothing.
+        flip, jitter, mean, std: as in ``train_transform``.
+
+    Raises:
+        FovealError: an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> sample = {"image": torch.zeros(3, 40, 80, dtype=torch.uint8), "labels": torch.tensor([1]),
+        ...           "boxes_xyxy": torch.tensor([[10.0, 10, 30, 30]])}
+        >>> out = detection_train_transform(20, scale=(1, 1), crop=(1, 1), flip=1.0)(sample)
+        >>> out["image"].shape, out["boxes_xyxy"].tolist()
+        (torch.Size([3, 20, 40]), [[25.0, 5.0, 35.0, 15.0]])
+
+    Source: the recipe of Carion et al., DETR (2020): sizes of 480 to 800 pixels, half the time of crops.
+    """
+    from torchvision.transforms import v2
+
+    _check_size(shorter)
+    if not 0 < scale[0] <= scale[1]:
+        raise FovealError(f"scale must satisfy 0 < smallest <= largest, got {scale}")
+    if not 0 < crop[0] <= crop[1] <= 1:
+        raise FovealError(f"crop must satisfy 0 < smallest <= largest <= 1, got {crop}")
+    for name, value in (("flip", flip), ("jitter", jitter)):
+        if not 0 <= value <= 1:
+            raise FovealError(f"{name} must be between 0 and 1, got {value}")
+    steps: list[Any] = [] if crop[0] == 1 else [CropPart(crop[0], crop[1])]
+    steps.append(Rescale(*scale, shorter=shorter, longest=longest))
+    if flip:
+        steps.append(v2.RandomHorizontalFlip(flip))
+    if jitter:
+        steps.append(v2.ColorJitter(brightness=0.4 * jitter, contrast=0.4 * jitter, saturation=0.4 * jitter))
+    return JointTransform(steps, mean, std)
+
+
+def detection_eval_transform(
+    shorter: int,
+    longest: int | None = None,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> JointTransform:
+    """The whole image, normalised, its shorter side at ``shorter`` pixels and the longer one at most at ``longest``.
+
+    ``boxes_xyxy`` moves with the image; ``original_xyxy`` stays where it is.
+
+    Example:
+        >>> import torch
+        >>> detection_eval_transform(20, 30)({"image": torch.zeros(3, 40, 80, dtype=torch.uint8)})["image"].shape
+        torch.Size([3, 15, 30])
+    """
+    _check_size(shorter)
+    return JointTransform([Rescale(shorter=shorter, longest=longest)], mean, std)

@@ -25,7 +25,7 @@ def test_scenes_need_no_options() -> None:
             "data must be 'scenes', 'scenes:cue', 'torchvision:NAME', or a folder .* exists, got 'scense'",
         ),
         ("scenes", {"lenght": 5}, "options of 'scenes' are length, size, .*, got 'lenght'"),
-        ("scenes", {"task": "detect"}, "task must be classify or segment, got 'detect'"),
+        ("scenes", {"task": "generate"}, "task must be one of classify, segment, detect, got 'generate'"),
         ("scenes", {"task": "segment", "root": "x"}, "options of 'scenes' are .*, got 'root'"),
         (
             "torchvision:MNIST",

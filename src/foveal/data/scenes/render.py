@@ -29,14 +29,17 @@ def draw_scenes(
     frames: int,
     digit_size: Sequence[float],
     seed: int,
+    fewest: int | None = None,
 ) -> dict[str, Tensor]:
     """Draw the scenes of some numbers; arguments and entries are those of `foveal.data.Scenes`.
 
     Args:
         index: (n,) int64, which scenes of the split.
+        fewest: where given, each scene has a number of objects of its own, from this up to ``objects``, all as likely.
 
     Returns:
-        The entries of an item with a leading batch axis.
+        The entries of an item with a leading batch axis; with ``fewest`` also ``objects`` (n,), how many are there:
+        the first ones. The boxes of the others are empty.
     """
     digits, digit_labels, photographs = sources(split, size)
     grid = int(np.ceil(np.sqrt(objects)))
@@ -44,11 +47,16 @@ def draw_scenes(
 
     per_sprite = 9
     sprites = distractors + objects
-    u = uniform(seed, SPLITS.index(split), index, 3 + cells + per_sprite * sprites)
+    drawn = 3 + cells + per_sprite * sprites
+    # one draw more changes none of those before it
+    u = uniform(seed, SPLITS.index(split), index, drawn + 1)
+    counts = np.full(n, objects)
+    if fewest is not None:
+        counts = fewest + (u[:, drawn] * (objects - fewest + 1)).astype(np.int64)
     image = _backgrounds(photographs, u[:, :3], size)
     image = np.repeat(image[:, None], t, axis=1)  # (n, t, size, size, 3)
     cell_order = np.argsort(u[:, 3 : 3 + cells], axis=1)
-    draws = u[:, 3 + cells :].reshape(n, sprites, per_sprite)
+    draws = u[:, 3 + cells : drawn].reshape(n, sprites, per_sprite)
 
     mask = np.zeros((n, t, size, size), dtype=np.uint8)
     labels, boxes = [], []
@@ -71,6 +79,8 @@ def draw_scenes(
         left = (corner_x + (room - height) * x0)[:, None] * (1 - along)
         left = left + (corner_x + (room - height) * x1)[:, None] * along
         opacity = _draw(glyph, top, left, height, size)
+        if fewest is not None and number >= 0:
+            opacity = opacity * (number < counts)[:, None, None, None]
         brightness = (190 + 65 * tone).astype(np.float32)[:, None, None, None]
         image += opacity[..., None] * (brightness[..., None] - image)
         if number >= 0:
@@ -89,6 +99,8 @@ def draw_scenes(
     batch["image"] = batch["image"].contiguous()
     label = torch.from_numpy(np.stack(labels, axis=1))
     box = torch.from_numpy(np.stack(boxes, axis=1))
+    if fewest is not None:
+        return batch | {"labels": label, "boxes_xyxy": box, "objects": torch.from_numpy(counts)}
     if objects == 1:
         return batch | {"label": label[:, 0], "box_xyxy": box[:, 0]}
     return batch | {"labels": label, "boxes_xyxy": box}

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foveal.data.scenes import CueScenes, SceneMasks, Scenes
+from foveal.data.scenes import CueScenes, SceneBoxes, SceneMasks, Scenes
+from foveal.data.sources.detection import open_detection
 from foveal.data.sources.folder import open_folder
 from foveal.data.sources.parquet import find_parquet, open_parquet
 from foveal.data.sources.segmentation import open_segmentation
@@ -17,13 +18,22 @@ from foveal.errors import FovealError
 # bundled data sets for classification, by name
 BUNDLED: dict[str, Callable[..., Any]] = {"scenes": Scenes, "scenes:cue": CueScenes}
 
+# what opens the scenes of a task, and what its stored data
+OTHER_TASKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "segment": (SceneMasks, open_segmentation),
+    "detect": (SceneBoxes, open_detection),
+}
+
 
 def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **options: Any) -> Any:
     """Open one split of a data set: items are dictionaries, nothing is resized or augmented.
 
     A classification item holds ``image`` (3, h, w) uint8 and ``label`` int; scenes also ``mask`` (h, w) and
     ``box_xyxy`` (4,), Parquet ``box_xyxy`` where the file has such a column. A segmentation item holds ``image`` and
-    ``mask`` (h, w) uint8.
+    ``mask`` (h, w) uint8. A detection item holds ``image``, ``boxes_xyxy`` (n, 4) float32 in pixel edges, ``labels``
+    (n,) int64, ``crowd`` (n,) bool, ``area`` (n,) float32, ``original_xyxy`` (the boxes again, which no transform
+    moves), ``original_size`` (2,) height and width, and the annotations' own ``image_id``, ``annotation_ids`` (n,) and
+    ``file``; n is 0 for an image without objects.
 
     The data set has a length and
 
@@ -49,11 +59,12 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
               class).
             - For ``task="segment"``: ``"scenes"``, a folder of images and masks,
               ``"torchvision:VOCSegmentation"`` or ``"torchvision:Cityscapes"``; options in `open_segmentation`.
+            - For ``task="detect"``: ``"scenes"``, or COCO JSON, YOLO, PASCAL VOC or Parquet; see `open_detection`.
         split: "train", "val" or "test". What the data call "valid" or "validation" is val. Data that come in
             parts keep them. Without a val part, a seeded ``val_share`` of every class of the train part is val
             and the rest is train; the test part is never used for it. Data without parts are divided into train
             and val in the same way and have no test.
-        task: "classify", or "segment" for images with a class for every pixel.
+        task: "classify", "segment" for images with a class for every pixel, "detect" for images with boxes.
         options: for stored data
             ``val_share`` (default 0.1) and ``split_seed`` (default 0): the division described above;
             ``classes``: names that fix the order of the labels, for instance those stored with weights;
@@ -72,14 +83,15 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
         >>> len(data), data.classes[:3], data[0]["image"].dtype
         (20, ['0', '1', '2'], torch.uint8)
     """
-    if task not in ("classify", "segment"):
-        raise FovealError(f"task must be classify or segment, got {task!r}")
-    if task == "segment":
+    if task not in ("classify", *OTHER_TASKS):
+        raise FovealError(f"task must be one of classify, {', '.join(OTHER_TASKS)}, got {task!r}")
+    if task in OTHER_TASKS:
+        scenes, open_stored = OTHER_TASKS[task]
         if spec == "scenes":
             check_options(Scenes, options, spec)
-            return SceneMasks(split, **options)
-        check_options(open_segmentation, options, spec)
-        return open_segmentation(spec, split, **options)
+            return scenes(split, **options)
+        check_options(open_stored, options, spec)
+        return open_stored(spec, split, **options)
     opener, where = _opener(spec)
     check_options(opener, options, spec)
     return opener(where, split, **options) if where is not None else opener(split, **options)

@@ -69,7 +69,7 @@ class ParquetImages:
                 raise LabelError(
                     f"Parquet files must not change while they are read, got {self.files[0]} changed"
                 )
-            self._table = _read(self.files, self.titles, self.columns)
+            self._table = read_rows(self.files, self.titles, self.columns)
         return self._table
 
     def __len__(self) -> int:
@@ -109,11 +109,11 @@ class ParquetImages:
 
 
 class Columns(NamedTuple):
-    """The columns of one file."""
+    """The columns of one file: of images, of labels where it has one, and those that come along as they are."""
 
     image: str
-    label: str
-    box: bool
+    label: str | None
+    others: tuple[str, ...] = ()
 
 
 def find_parquet(root: Path) -> list[Path]:
@@ -150,18 +150,18 @@ def open_parquet(
     files = find_parquet(root)
     if root.is_dir():
         refuse_images_beside(root, files)
-    parts, others = _parts(root, files)
+    parts, others = split_files(root, files)
     part, divide = choose_part(f"Parquet {root}", parts, split)
     chosen = parts[part] if part else files
 
     columns = [_columns(file, image_column, label_column) for file in chosen]
     if classes is None:
-        classes = _class_names(parts.get("train", chosen), label_column)
+        classes = class_names(parts.get("train", chosen), label_column)
     refuse_repeated(classes)
     check_classes(classes)
-    titles = _titles(root, chosen)
-    table = _read(chosen, titles, columns)
-    labels = _labels(table.column("label"), classes, root)
+    titles = file_titles(root, chosen)
+    table = read_rows(chosen, titles, columns)
+    labels = label_numbers(table.column("label"), classes, root)
     source = ParquetImages(
         chosen, titles, columns, np.asarray(labels, dtype=np.int64), table.drop_columns(["label"]),
         max_pixels=max_pixels, channels=channels, grey_bits=grey_bits,
@@ -188,7 +188,7 @@ def refuse_images_beside(root: Path, files: Sequence[Path]) -> None:
         )
 
 
-def _parts(root: Path, files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[str]]:
+def split_files(root: Path, files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[str]]:
     """Split -> files, by words of their names and folders, and the names of files without a split beside such."""
     parts: dict[str, list[Path]] = defaultdict(list)
     others = []
@@ -210,7 +210,7 @@ def _parts(root: Path, files: Sequence[Path]) -> tuple[dict[str, list[Path]], li
     return parts, others if parts else []
 
 
-def _titles(root: Path, files: Sequence[Path]) -> list[str]:
+def file_titles(root: Path, files: Sequence[Path]) -> list[str]:
     """The files' names, with their folders where two have one name."""
     names = [file.name for file in files]
     if len(set(names)) == len(names):
@@ -221,18 +221,18 @@ def _titles(root: Path, files: Sequence[Path]) -> list[str]:
 def _columns(file: Path, image_column: str | None, label_column: str | None) -> Columns:
     import pyarrow as pa
 
-    schema = _schema(file)
-    image = _column(schema, "Image", image_column, ("image", "img"), file)
-    label = _column(schema, "ClassLabel", label_column, ("label", "labels"), file)
+    schema = read_schema(file)
+    image = find_column(schema, "Image", image_column, ("image", "img"), file)
+    label = find_column(schema, "ClassLabel", label_column, ("label", "labels"), file)
     if pa.types.is_nested(schema.field(label).type):
         raise FovealError(
             f"an image must have one label, got {schema.field(label).type}, several an image, in {label} of {file}"
         )
-    return Columns(image, label, BOX_COLUMN in schema.names)
+    return Columns(image, label, (BOX_COLUMN,) if BOX_COLUMN in schema.names else ())
 
 
-def _read(files: Sequence[Path], titles: Sequence[str], columns: Sequence[Columns]) -> Any:
-    """Columns bytes, path, row, label and where present box_xyxy of all rows."""
+def read_rows(files: Sequence[Path], titles: Sequence[str], columns: Sequence[Columns]) -> Any:
+    """Columns bytes, path, row, label where there is one, and the others by their names, of all rows."""
     import psutil
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -244,8 +244,8 @@ def _read(files: Sequence[Path], titles: Sequence[str], columns: Sequence[Column
             f"are free, got {size / 2**30:.1f} GiB"
         )
     tables = []
-    for file, title, (image, label, boxed) in zip(files, titles, columns, strict=True):
-        table = _table(file, [image, label, *([BOX_COLUMN] if boxed else [])])
+    for file, title, (image, label, others) in zip(files, titles, columns, strict=True):
+        table = _table(file, [image, *([label] if label is not None else []), *others])
         stored = table.column(image)
         paths: Any = pa.nulls(len(stored), pa.string())
         if pa.types.is_struct(stored.type):
@@ -257,9 +257,10 @@ def _read(files: Sequence[Path], titles: Sequence[str], columns: Sequence[Column
         # Arrow's texts are UTF-8, which the name of a file need not be
         title = title.encode(errors="backslashreplace").decode()
         found = {"bytes": stored, "path": paths, "row": [f"{title}[{row}]" for row in range(len(stored))]}
-        if boxed:
-            found[BOX_COLUMN] = table.column(BOX_COLUMN)
-        tables.append(pa.table(found | {"label": table.column(label)}))
+        found |= {name: table.column(name) for name in others}
+        if label is not None:
+            found["label"] = table.column(label)
+        tables.append(pa.table(found))
     return pa.concat_tables(tables)
 
 
@@ -270,7 +271,7 @@ def _table(file: Path, columns: list[str]) -> Any:
         return pq.read_table(name, columns=columns)
 
 
-def _schema(file: Path) -> Any:
+def read_schema(file: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -282,7 +283,7 @@ def _schema(file: Path) -> Any:
         raise FovealError(f"not a readable Parquet file, got {file}: {reason}") from None
 
 
-def _features(schema: Any) -> dict[str, Any]:
+def hf_features(schema: Any) -> dict[str, Any]:
     """Column -> description, from the metadata that ``datasets`` writes; empty without it."""
     metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
     try:
@@ -291,13 +292,13 @@ def _features(schema: Any) -> dict[str, Any]:
         return {}
 
 
-def _column(schema: Any, kind: str, asked: str | None, usual: Sequence[str], file: Path) -> str:
+def find_column(schema: Any, kind: str, asked: str | None, usual: Sequence[str], file: Path) -> str:
     """The column of a feature type: as asked, the only one of that type, or one with a usual name."""
     if asked is not None:
         if asked not in schema.names:
             raise FovealError(f"columns of {file} are {', '.join(schema.names)}, got {asked!r}")
         return asked
-    described = _features(schema)
+    described = hf_features(schema)
     typed = [name for name in schema.names if str(described.get(name, {}).get("_type", "")) == kind]
     named = [name for name in usual if name in schema.names]
     if len(typed) == 1:
@@ -309,12 +310,12 @@ def _column(schema: Any, kind: str, asked: str | None, usual: Sequence[str], fil
     raise FovealError(f"{file} needs {option}, one of {', '.join(among)}, got none")
 
 
-def _class_names(files: Sequence[Path], label_column: str | None) -> list[str]:
+def class_names(files: Sequence[Path], label_column: str | None) -> list[str]:
     """From the metadata of the first file; without it, the values found in the label columns."""
 
-    schema = _schema(files[0])
-    column = _column(schema, "ClassLabel", label_column, ("label", "labels"), files[0])
-    names = _features(schema).get(column, {}).get("names")
+    schema = read_schema(files[0])
+    column = find_column(schema, "ClassLabel", label_column, ("label", "labels"), files[0])
+    names = hf_features(schema).get(column, {}).get("names")
     if names:
         return [str(name) for name in names]
     values = set().union(*(_table(file, [column]).column(0).unique().to_pylist() for file in files))
@@ -324,7 +325,7 @@ def _class_names(files: Sequence[Path], label_column: str | None) -> list[str]:
     return sorted(str(value) for value in values)
 
 
-def _labels(column: Any, classes: Sequence[str], root: Path) -> list[int]:
+def label_numbers(column: Any, classes: Sequence[str], root: Path) -> list[int]:
     """Stored numbers, or stored names by their place in ``classes``."""
     place = {name: label for label, name in enumerate(classes)}
     labels = []

@@ -1,0 +1,76 @@
+import pytest
+from tests.data.boxes_by_hand import image
+
+from foveal.data import open_dataset
+from foveal.errors import FovealError
+
+
+def written(root, lines, yaml="names: [cat, dog]\ntrain: images/train\nval: images/val\n"):
+    for part in ("train", "val"):
+        image(root / "images" / part / "1.png")
+        image(root / "images" / part / "2.png")
+        label = root / "labels" / part / "1.txt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text(lines)
+    if yaml:
+        (root / "data.yaml").write_text(yaml)
+    return root
+
+
+def opened(root, split="train", **options):
+    return open_dataset(str(root), split, task="detect", **options)
+
+
+def test_shares_become_pixels_and_outlines_the_box_around_them(tmp_path):
+    data = opened(written(tmp_path, "1 0.5 0.5 0.5 0.2\n0 0.1 0.2 0.4 0.2 0.4 0.6\n"))
+    assert data[0]["boxes_xyxy"].tolist() == [[10, 12, 30, 18], [4, 6, 16, 18]]
+    assert data[0]["labels"].tolist() == [1, 0]
+    assert data[1]["boxes_xyxy"].shape == (0, 4)
+    assert any("1 of 2 images without a label file" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 0.5 0.5 0.5 0.2", r"labels/train/1.txt:1: a class must be 0 to 1"),
+        ("0 20 12 10 5", r"1.txt:1: values must be shares"),
+        ("0 0.5 0.5 0.5", r"1.txt:1: a line must be class x y width height"),
+        ("cat 0.5 0.5 0.5 0.2", r"1.txt:1: got 'cat 0.5"),
+    ],
+)
+def test_a_wrong_line_is_refused_with_its_file_and_number(tmp_path, line, message):
+    with pytest.raises(FovealError, match=message):
+        opened(written(tmp_path, line))
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("names: [cat, dog]\nnc: 3\ntrain: images/train\n", "nc must be the number of names, 2, got 3"),
+        ("names: {1: cat, 2: dog}\ntrain: images/train\n", "must count from 0"),
+        ("names: [cat, dog]\ntrain: nowhere\n", "must exist, got nowhere"),
+        ("names: [cat\ntrain: images/train\n", "must be YAML"),
+    ],
+)
+def test_a_yaml_file_that_does_not_fit_is_refused(tmp_path, yaml, message):
+    with pytest.raises(FovealError, match=message):
+        opened(written(tmp_path, "", yaml))
+
+
+def test_the_part_may_be_named_one_folder_too_high_as_roboflow_does(tmp_path):
+    root = written(
+        tmp_path, "0 0.5 0.5 0.5 0.2", "names: {0: cat}\ntrain: ../images/train\nval: ../images/val\n"
+    )
+    assert len(opened(root)) == 2
+
+
+def test_without_a_yaml_file_a_class_list_gives_the_names(tmp_path):
+    root = written(tmp_path, "1 0.5 0.5 0.5 0.2", yaml="")
+    (root / "classes.txt").write_text("cat\ndog\n")
+    assert opened(root, "val").classes == ["cat", "dog"]
+
+
+def test_labels_without_an_image_are_told(tmp_path):
+    root = written(tmp_path, "1 0.5 0.5 0.5 0.2")
+    (root / "labels" / "train" / "lost.txt").write_text("")
+    assert list(opened(root).left_out) == ["labels/train/lost.txt"]
