@@ -36,6 +36,7 @@ ROOMS["tasks"] = GROUND | {"data", "model_info", "models"}
 ROOMS["inference"] = GROUND | {"checkpoint", "data", "model_info", "models", "tasks"}
 ROOMS["train"] = ROOMS["inference"] | {"insertion", "nn"}
 ROOMS["evaluate"] = ROOMS["train"] | {"inference", "train"}
+ROOMS["evaluation_page"] = ROOMS["evaluate"] | {"evaluate"}
 ROOMS["predict"] = {"errors", "folders", "inference"}
 ROOMS["look"] = GROUND | {"data", "inference", "insertion", "nn", "tasks"}
 ROOMS["compare"] = ROOMS["train"] | {"look", "train"}

@@ -30,6 +30,8 @@ class Evaluation:
         inference: the options of the task, which say how images went through the network.
         image_size: size in pixels at which the network saw them.
         skipped: unreadable files with the reason.
+        details: what the task adds, such as precision, recall, confusions and calibration of a classifier.
+        dataset: what was measured on, for pictures.
     """
 
     weights: str
@@ -44,6 +46,8 @@ class Evaluation:
     inference: Any
     image_size: int
     skipped: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict, repr=False)
+    dataset: Any = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file; the figures lie flat in it."""
@@ -55,6 +59,7 @@ class Evaluation:
             "interval": self.interval,
             "interval_of": self.interval_of,
             "per_class": self.per_class,
+            **({"details": self.details} if self.details else {}),
             "inference": how,
             "image_size": self.image_size,
             "skipped": self.skipped,
@@ -131,6 +136,8 @@ def evaluate(
         inference=options,
         image_size=info.image_size,
         skipped=dict(dataset.skipped),
+        details=report.get("details", {}),
+        dataset=dataset,
     )
 
 

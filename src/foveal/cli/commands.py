@@ -43,6 +43,7 @@ def evaluate(
     workers: int | None = None,
     device: str = "auto",
     out: str | None = None,
+    html: str | None = None,
 ) -> int:
     """Measure trained weights on a data set: the figures of their task.
 
@@ -56,14 +57,17 @@ def evaluate(
         workers: Processes that read images. Default: none for small images, else one a core up to 8.
         device: cpu, cuda or auto.
         out: Also write the figures to this JSON file, which must not exist.
+        html: Also write one page with figures by class and the worst images to this file, which must not exist.
     """
     from foveal.evaluate import evaluate
+    from foveal.evaluation_page import write_page
     from foveal.files import write_json
+    from foveal.inference import predictor
     from foveal.tasks import task_named
 
-    if out is not None and Path(out).exists():
-        raise FovealError(f"out must not exist yet, got {out}, which would be overwritten")
-    from foveal.inference import predictor
+    for name, path in (("out", out), ("html", html)):
+        if path is not None and Path(path).exists():
+            raise FovealError(f"{name} must not exist yet, got {path}, which would be overwritten")
 
     ready = predictor(weights, device)
     result = evaluate(
@@ -78,6 +82,9 @@ def evaluate(
     _print(task_named(ready.info.task).show(result))
     if out is not None:
         write_json(Path(out), {**result.to_dict(), "weights": weights})
+    if html is not None:
+        write_page(Path(html), result, ready)
+        sys.stdout.write(f"open {html} for figures by class and the worst images\n")
     return 0
 
 

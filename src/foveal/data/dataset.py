@@ -132,6 +132,12 @@ class StoredDataset(Dataset):
         count = getattr(self.source, "object_count", None)
         return None if count is None else [count(index) for index in self._indices]
 
+    @property
+    def labels(self) -> list[int] | None:
+        """The items' labels, in order, where the source knows them without decoding an image; else None."""
+        labels = getattr(self.source, "labels", None)
+        return None if labels is None else [int(labels[index]) for index in self._indices]
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the classes and of the names, sizes and times of the items' files, as when it is first asked for.

@@ -124,7 +124,7 @@ class TransformedDataset(Dataset):
     """Items of ``data`` after ``transform``, addressed by (epoch, index).
 
     torch's random numbers are seeded by (seed, epoch, index) while the transform runs and put back afterwards:
-    the same item comes out in whichever process and order it is asked for.
+    the same item comes out in whichever process and order it is asked for. ``index`` in it is its place in ``data``.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class TransformedDataset(Dataset):
 
     def _transformed(self, key: tuple[int, int], sample: Sample) -> Sample:
         torch.default_generator.manual_seed(seed_for(self.seed, "augment", *key))
-        return self.transform(sample)
+        return {**self.transform(sample), "index": key[1]}
 
 
 def collate_by_size(samples: Sequence[Sample]) -> list[Batch]:

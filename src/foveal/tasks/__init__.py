@@ -48,7 +48,8 @@ class Metric(Protocol):
         ...
 
     def report(self) -> dict[str, Any]:
-        """What an evaluation adds to `compute`: ``interval`` (95 %, of the metric), ``interval_of``, ``per_class``."""
+        """What an evaluation adds to `compute`: ``interval`` (95 %, of the metric), ``interval_of``, ``per_class``,
+        and in ``details`` whatever else the task measures, as JSON values."""
         ...
 
 
@@ -74,6 +75,8 @@ class Task(Protocol):
       attention can be scored against it;
     - ``settle_inference(inference, info)``: its options of inference with the defaults that depend on the network;
     - ``inherited_data_options(info, data) -> dict``: which options of the training's data hold on other data;
+    - ``page_sections(evaluation, predictor) -> list[tuple[str, str]]``: titles and HTML of what the page of an
+      evaluation shows of this task; names from the world are escaped by the task;
     - ``bundled_recipes``: bundled data -> training options of a run that takes seconds.
 
     Attributes:

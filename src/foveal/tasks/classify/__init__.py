@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from foveal.errors import FovealError
 
@@ -32,12 +32,20 @@ class ClassifyOptions:
     """Share of the target spread evenly over all classes, from 0 to 1."""
     mixup: float = 0.0
     """Mix pairs of images with a share drawn from Beta(mixup, mixup); 0 mixes none."""
+    class_weights: list[float] | Literal["balanced"] | None = None
+    """Factor of each class in the loss, in their order, such as [1,1,2.5]; or balanced: images / (classes x images of
+    the class), so that every class counts alike."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise FovealError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if not self.mixup >= 0:
             raise FovealError(f"mixup must be at least 0, got {self.mixup}")
+        weights = self.class_weights
+        if isinstance(weights, list) and (
+            not sum(weights) > 0 or not all(0 <= w < float("inf") for w in weights)
+        ):
+            raise FovealError(f"class_weights must be finite, at least 0 and not all 0, got {weights}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class ClassifyInference:
 
     top: int = 5
     """How many labels to give for each file."""
+    flip: bool = False
+    """Also look at the mirror image, and average the two probabilities."""
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -94,7 +104,18 @@ class Classify:
         classes = list(data["train"].classes)
         if len(classes) < 2:
             raise FovealError(f"the data must have at least 2 classes to tell apart, got {classes}")
-        return {}
+        weights = options.class_weights
+        if weights is None:
+            return {}
+        if weights == "balanced":
+            from foveal.tasks.classify.loss import balanced_weights
+
+            weights = balanced_weights(data["train"])
+        if len(weights) != len(classes):
+            raise FovealError(
+                f"class_weights must be one a class, {len(classes)} of them ({', '.join(classes)}), got {len(weights)}"
+            )
+        return {"class_weights": weights}
 
     def default_image_size(self, data: Any) -> int:
         """The data's own size up to 96 pixels, the median over some of its images; else 224."""
@@ -134,7 +155,7 @@ class Classify:
     def collate(self, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         from foveal.data.loader import collate_by_size
 
-        wanted = ("image", "label", "mask", "box_xyxy")
+        wanted = ("image", "label", "mask", "box_xyxy", "index")
         return collate_by_size([{k: s[k] for k in wanted if k in s} for s in samples])
 
     def losses(
@@ -153,6 +174,7 @@ class Classify:
             batch["label"],
             label_smoothing=options.label_smoothing,
             mixup=options.mixup,
+            class_weights=info.extra.get("class_weights"),
             generator=generator,
         )
         return {"cross_entropy": loss}
@@ -162,7 +184,7 @@ class Classify:
     ) -> Accuracy:
         from foveal.tasks.classify.metric import Accuracy
 
-        return Accuracy(info.classes, classes)
+        return Accuracy(info.classes, classes, flip=inference is not None and inference.flip)
 
     def predict(
         self,
@@ -172,10 +194,11 @@ class Classify:
         info: ModelInfo,
         inference: ClassifyInference | None = None,
     ) -> list[LabelPrediction]:
+        from foveal.tasks.classify.loss import class_probabilities
         from foveal.tasks.classify.prediction import LabelPrediction
 
-        probabilities = net(images).float().softmax(dim=1)
-        top = (inference or ClassifyInference()).top
+        inference = inference or ClassifyInference()
+        probabilities, top = class_probabilities(net, images, flip=inference.flip), inference.top
         best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
         return [
             LabelPrediction([(info.classes[i], p) for i, p in zip(indices, values, strict=True)])
@@ -206,6 +229,11 @@ class Classify:
         from foveal.tasks.classify.tables import evaluation_table
 
         return evaluation_table(evaluation)
+
+    def page_sections(self, evaluation: Any, predictor: Any) -> list[tuple[str, str]]:
+        from foveal.tasks.classify.page import sections
+
+        return sections(evaluation, predictor)
 
     def caption(self, sample: dict[str, Any], classes: Sequence[str]) -> str:
         return classes[int(sample["label"])]

@@ -20,6 +20,12 @@ def evaluation_table(evaluation: Any) -> RenderableType:
     table.add_row("accuracy", f"{100 * figures['accuracy']:.2f} %")
     table.add_row("95 % interval (of the images drawn)", f"{100 * low:.2f} to {100 * high:.2f} %")
     table.add_row("right among the best 5", f"{100 * figures['top5']:.2f} %")
+    if evaluation.inference.flip:
+        table.add_row("of each image and its mirror image", "averaged")
+    if macro := evaluation.details.get("macro"):
+        table.add_row("F1, mean of the classes", f"{100 * macro['f1']:.2f} %")
+        error = evaluation.details["calibration"]["expected_error"]
+        table.add_row("confidence is off accuracy by", f"{100 * error:.2f} points")
     table.add_row("loss", f"{figures['loss']:.4f}")
     hardest = sorted(evaluation.per_class.items(), key=lambda item: item[1])
     for name, share in hardest[:SHOWN_CLASSES]:
@@ -27,6 +33,7 @@ def evaluation_table(evaluation: Any) -> RenderableType:
     notes = []
     if len(hardest) > SHOWN_CLASSES:
         notes.append(
-            f"the {SHOWN_CLASSES} classes with the lowest accuracy of {len(hardest)}; --out FILE.json has all of them"
+            f"the {SHOWN_CLASSES} classes with the lowest accuracy of {len(hardest)}; --out FILE.json and "
+            "--html FILE.html have all"
         )
     return with_notes(table, notes, evaluation.skipped)
