@@ -17,6 +17,8 @@ The rules, none of which names a network family:
 * ``"stage"``: what the container returns, or where that is what its last block returned, that block.
 * Where the network's own ``forward`` adds (one written in a single class, or rewritten by ``torch.fx``), no module
   is a block: only ``"residual"`` has sites, and its stages are runs of one spatial size.
+* Of a network that calls a part of it ``backbone``, as those for segmentation and detection do, the three named
+  kinds are looked for in that part alone.
 * Anything else is a path pattern, see `match`.
 """
 
@@ -105,7 +107,7 @@ def find_sites(
 def sites_in(trace: Trace, net: nn.Module, at: str, stages: Iterable[int] | None) -> list[Site]:
     """The sites that one traced pass shows."""
     if at in KINDS:
-        candidates = _Finder(trace, type(net).__name__).kind(at)
+        candidates = _Finder(trace, net).kind(at)
     else:
         by_name = {call.name: call for call in trace.calls}
         candidates = [(name, by_name.get(name), None, None) for name in _matching(net, at, stages)]
@@ -201,9 +203,10 @@ Candidate = tuple[str, ModuleCall | None, int | None, str | None]  # name, call,
 class _Finder:
     """Applies the rules of this file to one trace."""
 
-    def __init__(self, trace: Trace, net_name: str):
+    def __init__(self, trace: Trace, net: nn.Module):
         self.trace = trace
-        self.net_name = net_name
+        self.net_name = type(net).__name__
+        self.body = "backbone" if isinstance(getattr(net, "backbone", None), nn.Module) else ""
         self.additions = self._residual_additions()
 
     def kind(self, at: str) -> list[Candidate]:
@@ -256,7 +259,13 @@ class _Finder:
         adds = []
         for merge in self.trace.merges:
             one, two = merge.operands[:2] if merge.kind == "add" else (None, None)
-            if one and two and one.depth != two.depth and one.sources & two.sources & merge.call.arguments:
+            if (
+                one
+                and two
+                and self._inside(merge.call)
+                and one.depth != two.depth
+                and one.sources & two.sources & merge.call.arguments
+            ):
                 adds.append(merge)
         inner = set()
         for merge in adds:
@@ -279,7 +288,12 @@ class _Finder:
             branch = self.trace.scaled[branch]
 
     def _maps(self) -> list[ModuleCall]:
-        return [call for call in self.trace.calls if call.caller is not None and call.is_feature_map]
+        called = (call for call in self.trace.calls if call.caller is not None and self._inside(call))
+        return [call for call in called if call.is_feature_map]
+
+    def _inside(self, call: ModuleCall) -> bool:
+        """Whether a call is one of the backbone's, where the network has one."""
+        return not self.body or f"{call.name}.".startswith(f"{self.body}.")
 
     def _blocks(self) -> tuple[list[ModuleCall], bool]:
         adding = {type(merge.call.module) for merge in self.additions if merge.call.caller is not None}
@@ -295,7 +309,11 @@ class _Finder:
                 "do; use at='residual' or a path pattern"
             )
         if not blocks:
-            joining = {m.call for m in self.trace.merges if m.kind == "cat" and m.call.caller is not None}
+            joining = {
+                m.call
+                for m in self.trace.merges
+                if m.kind == "cat" and m.call.caller is not None and self._inside(m.call)
+            }
             outer = {caller for call in joining for caller in _callers(call)}
             innermost = {type(call.module) for call in joining - outer}
             blocks = [call for call in self._maps() if type(call.module) in innermost]

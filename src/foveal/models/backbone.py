@@ -1,7 +1,9 @@
 """The plain networks that blocks are inserted into: timm's with its own options, and ours as feature maps alone."""
 
 import difflib
-from collections.abc import Sequence
+import functools
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -102,3 +104,22 @@ def features_backbone(
         raise FovealError(
             f"backbone must offer features at output_stride={output_stride}, got {name!r}: {reason}"
         ) from error
+
+
+def own_or_timm(name: str) -> Callable[..., nn.Module]:
+    """The builder of a plain network by name: ours for small images, or any of timm's.
+
+    Raises:
+        FovealError: there is none; close names are suggested.
+    """
+    import timm
+
+    from foveal.models.cifar_resnet import cifar_resnet
+
+    if re.fullmatch(r"cifar_resnet\d+", name):
+        return functools.partial(cifar_resnet, int(name.removeprefix("cifar_resnet")))
+    if timm.is_model(name):
+        return functools.partial(timm.create_model, name)
+    close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    raise FovealError(f"backbone must be a timm model or cifar_resnetN, got {name!r}{hint}")

@@ -11,9 +11,11 @@ from torch import nn
 
 from foveal.errors import FovealError
 from foveal.models.cifar_resnet import cifar_resnet
+from foveal.models.detr import DETR
 from foveal.models.fetching import fetching
-from foveal.models.named import NAMED, segmentation_net
+from foveal.models.named import NAMED, head_and_backbone
 from foveal.models.segmentation import SegmentationNet
+from foveal.models.sparse_rcnn import SparseRCNN
 from foveal.models.video import VideoResNet
 
 OWN: dict[str, Callable[..., nn.Module]] = {
@@ -26,6 +28,8 @@ READS_FILES = ("pretrained", "checkpoint_path", "cache_dir")
 
 FEATURES_OF: dict[Any, str] = {
     SegmentationNet: "take its `backbone`, which gives feature maps",
+    DETR: "take its `backbone`, which gives feature maps",
+    SparseRCNN: "take its `backbone`, which gives feature maps",
     VideoResNet: "hook the layers of its `net`",
 }
 """Builders of networks that cannot be made feature maps by an option, and the way to theirs."""
@@ -38,11 +42,11 @@ def create_model(
 
     Args:
         name: one of `list_models`: ours, such as ``"cifar_resnet20"`` or ``"se_resnet50"``, or any timm model,
-            such as ``"resnet50"`` or ``"resnet50.a1_in1k"``, or a segmentation head on one, such as
-            ``"danet_mobilenetv3_small_050"``.
+            such as ``"resnet50"`` or ``"resnet50.a1_in1k"``, or a head for segmentation or detection on one, such as
+            ``"danet_mobilenetv3_small_050"``, ``"detr_resnet50"`` or ``"sparse_rcnn_resnet18"``.
         pretrained: load published weights of the backbone (needs a network connection or a cache).
         num_classes: outputs; 0 gives a classifier's pooled features. By default the network's own number: 1000 for
-            ImageNet's, 10 for ``cifar_*``, 400 for video, 19 for segmentation.
+            ImageNet's, 10 for ``cifar_*``, 400 for video, 19 for segmentation, 91 and 80 for detection.
         in_chans: channels of the image.
         **kwargs: passed on, such as ``drop_path_rate=0.1`` for a timm model, or ``features_only=True`` and
             ``out_indices`` for any classifier of images.
@@ -71,7 +75,7 @@ def create_model(
                 f"got num_classes={num_classes}, in_chans={in_chans}"
             )
         with fetching(name) if pretrained else nullcontext():
-            build = OWN.get(name) or segmentation_net(str(name))
+            build = OWN.get(name) or head_and_backbone(str(name))
             if build is None:
                 net = _from_timm(name, pretrained, options)
             else:  # not every one has weights to offer, and those without refuse the argument

@@ -15,8 +15,10 @@ from foveal.errors import FovealError
 from foveal.insertion import insert
 from foveal.models.backbone import feature_maps, timm_backbone
 from foveal.models.cifar_resnet import cifar_resnet
+from foveal.models.detr import DETR
 from foveal.models.legacy_senet import LEGACY, legacy_senet, stride_in_first
 from foveal.models.segmentation import HEADS, SegmentationNet
+from foveal.models.sparse_rcnn import SparseRCNN
 from foveal.models.video import KINDS, VideoResNet, nonlocal_sites
 
 CIFAR_OPTIONS = ("pretrained", "num_classes", "features_only", "out_indices")
@@ -113,6 +115,13 @@ def nonlocal_resnet(
     return net
 
 
+DETECTORS: dict[str, Callable[..., nn.Module]] = {
+    "detr": DETR,
+    "detr_dc5": functools.partial(DETR, dc5=True),
+    "sparse_rcnn": SparseRCNN,
+}
+"""By the beginning of their names, networks that detect."""
+
 NAMED: dict[str, Callable[..., nn.Module]] = {
     **{
         f"se_resnet{depth}": functools.partial(at_residuals, "se", f"resnet{depth}")
@@ -140,18 +149,26 @@ NAMED: dict[str, Callable[..., nn.Module]] = {
         for head in HEADS
         for depth in (18, 34, 50, 101)
     },
+    **{
+        f"{head}_resnet{depth}": functools.partial(build, f"resnet{depth}")
+        for head, build in DETECTORS.items()
+        for depth in (18, 34, 50, 101)
+    },
 }
 
 
-def segmentation_net(name: str) -> Callable[..., nn.Module] | None:
-    """The builder of ``HEAD_BACKBONE`` for any timm backbone, such as ``"danet_mobilenetv3_small_050"``, or None.
+def head_and_backbone(name: str) -> Callable[..., nn.Module] | None:
+    """The builder of ``HEAD_BACKBONE`` for any backbone, such as ``"danet_mobilenetv3_small_050"``, or None.
 
     Example:
-        >>> segmentation_net("danet_position_resnet18")().position is not None
+        >>> head_and_backbone("danet_position_resnet18")().position is not None
         True
     """
-    heads = [head for head in HEADS if name.startswith(f"{head}_")]
+    heads = [head for head in (*HEADS, *DETECTORS) if name.startswith(f"{head}_")]
     if not heads:
         return None
     head = max(heads, key=len)  # "danet_position_x" is not "danet" on "position_x"
-    return functools.partial(SegmentationNet, head, name[len(head) + 1 :])
+    rest = name[len(head) + 1 :]
+    if head in DETECTORS:
+        return functools.partial(DETECTORS[head], rest)
+    return functools.partial(SegmentationNet, head, rest)
