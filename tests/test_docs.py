@@ -44,6 +44,7 @@ def given(tmp_path, monkeypatch, photo):
     torch.manual_seed(0)
     (tmp_path / "photo.jpg").write_bytes(photo.read_bytes())
     write_masks(tmp_path / "camvid")
+    (tmp_path / "mine.py").write_text(blocks(DOCS / "own-blocks.md")[0])
     published = foveal.create_model("cbam_resnet18", num_classes=5, variant="official")
     torch.save(foveal.published.export(published, "cbam-official"), "in.pth")
     net = foveal.create_model("cifar_resnet8", num_classes=10)

@@ -20,6 +20,7 @@ from foveal.data import JointTransform, decode_image
 from foveal.data.joint import grey
 from foveal.errors import FovealError
 from foveal.image_files import find_images
+from foveal.insertion.own import BlockSource
 from foveal.machine import choose_device
 from foveal.model_info import ModelInfo
 from foveal.models import create_model, data_config, list_models
@@ -189,13 +190,16 @@ class Predictor:
         return min(int((y1 + y2) / 2), rows - 1), min(int((x1 + x2) / 2), columns - 1)
 
 
-def predictor(weights: str | os.PathLike[str], device: str = "auto") -> Predictor:
+def predictor(
+    weights: str | os.PathLike[str], device: str = "auto", blocks: BlockSource | None = None
+) -> Predictor:
     """A network ready for use, from a weights file or from a model's name.
 
     Args:
         weights: a file that `foveal train`, `compare` or `convert` wrote, or the name of a model with published
             weights, such as "resnet50" (fetched once from the network).
         device: "auto", "cpu", "cuda", ...
+        blocks: the Python file that defines blocks of your own which the weights hold, or more, as for `foveal.load`.
 
     Raises:
         FovealError: not one of our files, one without the facts that training stores, or no such device.
@@ -213,7 +217,7 @@ def predictor(weights: str | os.PathLike[str], device: str = "auto") -> Predicto
     """
     path = Path(weights)
     if path.exists() or path.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
-        return _from_net(load(path), _short_name(path), str(path), device)
+        return _from_net(load(path, blocks=blocks), _short_name(path), str(path), device)
     name = str(weights)
     if not list_models(name.partition(".")[0]):
         raise FileNotFoundError(f"weights must be a file or a model that `foveal list` prints, got {name}")

@@ -9,7 +9,6 @@ weights is taken.
 
 import json
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from foveal.checkpoint.rebuild import entry, rebuild, refuse_other_plan, refuse_
 from foveal.checkpoint.structure import changes, describe, unwrapped
 from foveal.errors import FovealError
 from foveal.files import utf8_path, write_bytes
-from foveal.insertion import inserted
+from foveal.insertion import inserted, own_blocks
+from foveal.insertion.own import BlockSource
 
 __all__ = ["listed", "load", "read_info", "save", "state_dict_mismatch", "unwrapped"]
 
@@ -71,7 +71,7 @@ def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
 def load(
     path: str | os.PathLike[str],
     net: nn.Module | None = None,
-    blocks: Mapping[str, Callable[..., nn.Module]] | None = None,
+    blocks: BlockSource | None = None,
 ) -> nn.Module:
     """Read a file written by `save`: rebuild the network, insert its blocks, load every weight strictly.
 
@@ -80,7 +80,8 @@ def load(
         net: a network to load into instead, which must have the file's blocks already and keeps its own dtypes; it
             is changed only if everything fits. Needed for networks not made by `foveal.create_model`, or changed
             since.
-        blocks: classes or factories by the name they were inserted by, for blocks that are not foveal's own.
+        blocks: for blocks that are not foveal's own: classes or factories by the name they were inserted by, or the
+            Python file (or files) that defines them, which is run. A weights file names no file, and runs none.
 
     Returns:
         The network, on the CPU and in the file's dtypes if rebuilt, in train mode as newly built;
@@ -95,7 +96,7 @@ def load(
     header = read_header(path)
     description = header.description
     rebuilt = net is None
-    target = rebuild(header, dict(blocks or {}), path) if net is None else unwrapped(net)
+    target = rebuild(header, own_blocks(blocks), path) if net is None else unwrapped(net)
     if not rebuilt:
         refuse_other_plan(target, description["plan"], path)
         refuse_other_weights(target, header, path)

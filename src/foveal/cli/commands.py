@@ -16,18 +16,19 @@ DEFAULT_PICTURES = 12
 DEFAULT_SCORED = 256
 
 
-def train(config: TrainConfig, resume: str | None = None) -> int:
+def train(config: TrainConfig, resume: str | None = None, blocks: list[str] | None = None) -> int:
     """Train a network, with attention blocks if wanted, and keep all it made in one run folder.
 
     Args:
         config: every option of training.
         resume: Folder of a run that was stopped; it continues as if it never had been. auto: continue the run in
             --out if there is one, else begin it.
+        blocks: With --resume: Python files with the run's blocks of your own; they are run. Repeatable.
     """
     from foveal.cli.tables import run_summary
     from foveal.train.run import fit
 
-    result = fit(config, resume=resume)
+    result = fit(config, resume=resume, blocks=blocks or ())
     if result.first_process:
         _print(run_summary(result))
     return 0
@@ -42,6 +43,7 @@ def evaluate(
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
+    blocks: list[str] | None = None,
     out: str | None = None,
     html: str | None = None,
 ) -> int:
@@ -56,6 +58,7 @@ def evaluate(
         batch_size: Images at a time. Default: twice the task's number in training.
         workers: Processes that read images. Default: none for small images, else one a core up to 8.
         device: cpu, cuda or auto.
+        blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
         out: Also write the figures to this JSON file, which must not exist.
         html: Also write one page with figures by class and the worst images to this file, which must not exist.
     """
@@ -69,7 +72,7 @@ def evaluate(
         if path is not None and Path(path).exists():
             raise FovealError(f"{name} must not exist yet, got {path}, which would be overwritten")
 
-    ready = predictor(weights, device)
+    ready = predictor(weights, device, blocks)
     result = evaluate(
         ready,
         data,
@@ -96,6 +99,7 @@ def predict(
     out: str | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    blocks: list[str] | None = None,
 ) -> int:
     """Answer for image files and folders of them: labels, or masks with pictures.
 
@@ -112,14 +116,15 @@ def predict(
             runs/predict/MODEL.
         batch_size: Images at a time, fewer where they are large.
         device: cpu, cuda or auto.
+        blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
     """
+    from foveal.inference import predictor
     from foveal.predict import predict
 
     if format is None:
         format = "json" if out is not None and out.endswith(".json") else "csv"
-    found = predict(
-        weights, paths, out=out, format=format, inference=inference, batch_size=batch_size, device=device
-    )
+    ready = predictor(weights, device, blocks)
+    found = predict(ready, paths, out=out, format=format, inference=inference, batch_size=batch_size)
     sys.stdout.write(found.text)
     for reason in found.unreadable.values():
         _say(f"predict: skipped: {' '.join(reason.split())}")
@@ -142,6 +147,7 @@ def look(
     images: int | None = None,
     data_options: dict | None = None,
     device: str = "auto",
+    blocks: list[str] | None = None,
 ) -> int:
     """Show what a trained network attends to: pictures of every site, one page with all maps, or numbers.
 
@@ -164,6 +170,7 @@ def look(
             draw, or 256 to score.
         data_options: More options of the data set. Default: those of the training, where source is its data.
         device: cpu, cuda or auto.
+        blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
     """
     from foveal.evaluate import data_options_for
     from foveal.inference import open_bundled, predictor
@@ -179,7 +186,7 @@ def look(
             "html must be given without out, query and grad_cam, for it writes that one file only"
         )
     pixel = _pixel(query)
-    ready = open_bundled() if weights is None else predictor(weights, device)
+    ready = open_bundled() if weights is None else predictor(weights, device, blocks)
     options = data_options_for(ready.info, source, data_options or {}, ready.task)
     limit = images or (DEFAULT_SCORED if score else DEFAULT_PICTURES)
     named = NamedImages(ready.task, source, split, limit, options)
@@ -251,6 +258,7 @@ def serve(
     port: int = 8000,
     allow_hosts: list[str] | None = None,
     device: str = "auto",
+    blocks: list[str] | None = None,
 ) -> int:
     """Open a page on this machine where one moves over an image and sees what each point attends to.
 
@@ -265,6 +273,7 @@ def serve(
         port: Port to listen on.
         allow_hosts: Names besides localhost and IP addresses by which the page may be called.
         device: cpu, cuda or auto.
+        blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
     """
     import socket
 
@@ -274,7 +283,7 @@ def serve(
 
     if not 0 <= port <= 65535:
         raise FovealError(f"port must be from 0 to 65535, got {port}")
-    ready = [predictor(path, device) for path in weights or []] or [open_bundled()]
+    ready = [predictor(path, device, blocks) for path in weights or []] or [open_bundled()]
     examples, note = own_images(ready[0])
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = listener.getsockname()[1]

@@ -26,6 +26,7 @@ from foveal.compare.variants import (
     awake_norms,
     build,
     control_of,
+    own_sources,
     parse_models,
     parse_variants,
 )
@@ -34,6 +35,7 @@ from foveal.data.joint import Rescale
 from foveal.errors import FovealError
 from foveal.folders import file_name, locked
 from foveal.image_files import fingerprint
+from foveal.insertion import block_name
 from foveal.tasks import task_named
 from foveal.train.config import TrainConfig
 from foveal.train.network import add_blocks, build_network, describe_network
@@ -166,6 +168,7 @@ def plan_comparison(
         "split": split,
         "norms": norms,
         "from_weights": None if config.from_weights is None else fingerprint([config.from_weights]),
+        "sources": own_sources(variants),
         "device": config.accelerator,
         "training": {name: value for name, value in config.to_dict().items() if name not in NOT_SETTINGS},
     }
@@ -271,7 +274,7 @@ def data_name(config: TrainConfig) -> str:
 
 def _folder(out: str | None, plan: Plan) -> Path:
     config = plan.job.config
-    others = [v.name.partition("@")[0].partition("(")[0] for v in plan.variants if v.attends]
+    others = [block_name(v.insert) if v.insert else v.name for v in plan.variants if v.attends]
     name = file_name(f"{data_name(config)}-{config.model}-{'-'.join(dict.fromkeys(others))}")
     folder = Path(out) if out is not None else Path("runs/compare") / name
     try:

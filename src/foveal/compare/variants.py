@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveal.errors import FovealError
-from foveal.insertion import insert, inserted, parse_insertion
+from foveal.insertion import block_name, insert, inserted, parse_insertion
+from foveal.insertion.build import build as build_block
+from foveal.insertion.build import resolve
+from foveal.insertion.own import from_file, source_hash, split_own
 from foveal.measure import count_parameters
-from foveal.nn import BLOCKS
 from foveal.train.config import TrainConfig
 from foveal.train.network import add_blocks, build_network, in_chans
 
@@ -61,19 +63,21 @@ class PlainConvolution(nn.Module):
 
     Args:
         channels: of the feature map.
-        like: name of the block whose number of parameters to take.
+        like: name of the block whose number of parameters to take, as `foveal.insert` takes it.
         like_options: its options.
 
     Example:
         >>> block = PlainConvolution(64, like="nonlocal")
         >>> x = torch.randn(2, 64, 8, 8)
-        >>> torch.equal(block(x), x), count_parameters(block), count_parameters(BLOCKS["nonlocal"](64))
-        (True, 8988, 8416)
+        >>> torch.equal(block(x), x), count_parameters(block)  # a Non-local block has 8416
+        (True, 8988)
     """
 
     def __init__(self, channels: int, *, like: str, like_options: dict[str, Any] | None = None) -> None:
         super().__init__()
-        wanted = count_parameters(BLOCKS[like](channels, **(like_options or {})))
+        name, make, fixed = resolve(from_file(like))
+        counted = build_block(name, make, channels, 2, "identity", {**fixed, **(like_options or {})})
+        wanted = count_parameters(counted)
         a_hidden_channel = 9 * channels + 2 + channels  # 3x3 kernel, norm, 1x1 kernel
         hidden = max(1, math.ceil(wanted / a_hidden_channel))
         self.mix = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
@@ -98,7 +102,7 @@ def parse_variants(insertions: Sequence[str]) -> list[Variant]:
     """
     if not insertions:
         raise FovealError("insert must name at least one block, got none")
-    blocks = [parse_insertion(text)["block"] for text in insertions]
+    blocks = [block_name(text) for text in insertions]
     names = [
         block if Counter(blocks)[block] == 1 else text for block, text in zip(blocks, insertions, strict=True)
     ]
@@ -106,6 +110,12 @@ def parse_variants(insertions: Sequence[str]) -> list[Variant]:
     if twice:
         raise FovealError(f"every insertion must differ from the others, got {twice[0]!r} twice")
     return [Variant(name, text) for name, text in zip(names, insertions, strict=True)]
+
+
+def own_sources(variants: Sequence[Variant]) -> dict[str, str]:
+    """A hash of every file of own blocks: what was trained with another content is trained anew."""
+    owned = [split_own(parse_insertion(v.insert)["block"]) for v in variants if v.insert]
+    return {str(own[0]): source_hash(own[0]) for own in owned if own is not None}
 
 
 def parse_models(models: Sequence[str]) -> list[Variant]:

@@ -11,6 +11,7 @@ from foveal.insertion.build import Block, build, resolve
 from foveal.insertion.example import compiled_parts
 from foveal.insertion.hooks import Insertion, attach, detach, inserted
 from foveal.insertion.locate import find_sites, require_usable
+from foveal.insertion.own import from_file
 from foveal.insertion.patterns import match
 from foveal.insertion.trace import ModuleCall
 from foveal.insertion.verify import verify
@@ -35,7 +36,8 @@ def insert(
 
     Args:
         net: any convolutional network, 1-D to 3-D.
-        block: a name in `foveal.nn.BLOCKS`, or a class or factory called as ``block(channels, **options)``.
+        block: a name in `foveal.nn.BLOCKS`, a class or factory called as ``block(channels, **options)``, or a
+            Python file that defines one and its name, ``"mine.py:MyBlock"``; the file is run.
         at: ``"residual"`` (end of the residual branch, before the addition), ``"block"`` (after each block),
             ``"stage"`` (after each stage), or a pattern of module paths such as ``"layer3.*"`` or
             ``"features.1[0-9]"``: ``*`` and ``?`` stay between two dots, ``**`` crosses them.
@@ -67,7 +69,7 @@ def insert(
         >>> net = foveal.remove(net)
     """
     _refuse_compiled(net)
-    name, make, fixed = resolve(block)
+    name, make, fixed = resolve(from_file(block))
     options = {**fixed, **options}
     listed, trace = find_sites(net, at, stages=stages, example=example)
     targets = require_usable(listed, net, at)

@@ -12,7 +12,8 @@ from foveal.errors import FovealError
 from foveal.nn import BLOCKS
 
 Block = str | Callable[..., nn.Module]
-"""A name in `foveal.nn.BLOCKS`, a module class that takes ``(channels, ...)``, or a factory that does."""
+"""A name in `foveal.nn.BLOCKS`, a module class that takes ``(channels, ...)``, a factory that does, or
+``FILE.py:NAME``, which `foveal.insertion.own.from_file` makes one of these."""
 
 
 def resolve(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from foveal.insertion.build import Block, build, resolve
 from foveal.insertion.example import preserve_state
 from foveal.insertion.locate import find_sites, require_usable
+from foveal.insertion.own import from_file
 from foveal.measure import count_macs, count_parameters
 
 
@@ -141,7 +142,7 @@ def plan(
         ...
     """
     net = getattr(net, "_orig_mod", net)
-    name, make, fixed = resolve(block)
+    name, make, fixed = resolve(from_file(block))
     options = {**fixed, **options}
     listed, trace = find_sites(net, at, stages=stages, example=example)
     dtypes = {call.name: call.dtype for call in trace.calls}

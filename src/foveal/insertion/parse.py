@@ -6,12 +6,12 @@ from typing import Any
 
 from foveal.errors import FovealError
 
-GRAMMAR = "name[(option=value, ...)][@at[:stages]]"
+GRAMMAR = "[FILE.py:]name[(option=value, ...)][@at[:stages]]"
 WORDS = {"true": True, "false": False, "none": None}
 
 
 def parse_insertion(text: str) -> dict[str, Any]:
-    """Read ``name[(option=value, ...)][@at[:stages]]`` as arguments of `insert`.
+    """Read ``[FILE.py:]name[(option=value, ...)][@at[:stages]]`` as arguments of `insert`.
 
     Values are Python literals; anything else is a string. Stages are numbers and ranges, ``3,4`` or ``2-4``.
 
@@ -24,8 +24,12 @@ def parse_insertion(text: str) -> dict[str, Any]:
         {'block': 'cbam', 'at': 'residual', 'stages': (3, 4), 'reduction': 8, 'arrangement': 'parallel'}
         >>> parse_insertion("se")
         {'block': 'se', 'at': 'residual', 'stages': None}
+        >>> parse_insertion("blocks/mine.py:ECA(kernel=5)@block")
+        {'block': 'blocks/mine.py:ECA', 'at': 'block', 'stages': None, 'kernel': 5}
     """
-    form = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*(?:\((.*)\))?\s*(?:@([^:]+?)(?::([\d,\s-]+))?)?\s*", text)
+    form = re.fullmatch(
+        r"\s*((?:.+?\.py:)?[A-Za-z_]\w*)\s*(?:\((.*)\))?\s*(?:@([^:]+?)(?::([\d,\s-]+))?)?\s*", text
+    )
     if form is None:
         raise FovealError(f"an insertion must be written {GRAMMAR}, got {text!r}")
     name, options, at, stages = form.groups()
@@ -71,3 +75,13 @@ def _option(part: str, text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+
+
+def block_name(text: str) -> str:
+    """The short name of what is inserted: without file, options and place.
+
+    Example:
+        >>> block_name("blocks/mine.py:ECA(kernel=5)@block"), block_name("se@residual:3")
+        ('ECA', 'se')
+    """
+    return parse_insertion(text)["block"].rpartition(":")[2]

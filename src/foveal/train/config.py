@@ -56,7 +56,8 @@ class TrainConfig:
     """Begin with the weights of this file, which a run, compare or convert wrote: its network, blocks and
     preprocessing; of layers with one row a class the rows of classes that the new data have too, by name."""
     insert: list[str] = field(default_factory=list)
-    """A block and where it goes: name[(option=value,...)][@residual|block|stage|pattern][:stages]. Repeatable."""
+    """A block and where it goes: [FILE.py:]name[(option=value,...)][@residual|block|stage|pattern][:stages].
+    Repeatable."""
     start: Literal["identity", "paper"] = "identity"
     """Inserted blocks begin by changing no output (identity), or initialised as in their papers (paper)."""
     data: str = "scenes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,13 +15,13 @@ from foveal.train.start import with_start
 
 
 def settled(
-    config: TrainConfig | None, resume: str | os.PathLike[str] | None
+    config: TrainConfig | None, resume: str | os.PathLike[str] | None, blocks: Sequence[str] = ()
 ) -> tuple[TrainConfig, Path | None]:
     """The config to run with (the caller's own is left alone), and its folder if it exists already.
 
     Args:
         config: what the caller asked for; None is the defaults.
-        resume: as `foveal.train.fit` takes it.
+        resume, blocks: as `foveal.train.fit` takes them.
 
     Raises:
         FovealError: there is nothing to continue, or an option would change what the run trains.
@@ -52,6 +53,7 @@ def settled(
         return replace(given), None
     folder = Path(resume)
     stored = run_folder.read_config(folder)
+    stored.insert = run_folder.with_blocks(folder, stored.insert, blocks)
     changed = {f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)}
     if changed - set(RESUMABLE_OPTIONS):
         raise FovealError(

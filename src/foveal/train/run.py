@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +84,11 @@ class RunResult:
 
 
 def fit(
-    config: TrainConfig | None = None, *, resume: str | os.PathLike[str] | None = None, quiet: bool = False
+    config: TrainConfig | None = None,
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    blocks: Sequence[str] = (),
+    quiet: bool = False,
 ) -> RunResult:
     """Train a network and write its run folder; or continue a run that was stopped.
 
@@ -92,6 +98,8 @@ def fit(
         resume: folder of a run that was stopped. It continues from its last checkpoint, to the same weights as a
             run that was never stopped (bit for bit on a CPU with the same number of threads). "auto" continues
             the run in ``config.out`` if there is one, and begins it otherwise.
+        blocks: with ``resume``, the Python files of the run's blocks of one's own: what a run folder names is not run
+            unless it is named here too.
         quiet: print nothing.
 
     Returns:
@@ -109,7 +117,7 @@ def fit(
         >>> result.weights.name, len(result.rows), result.best["step"]
         ('best.safetensors', 1, 10)
     """
-    config, folder = settled(config, resume)
+    config, folder = settled(config, resume, blocks)
     # random states are put back when the run is over, those of GPUs too
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         run = Run(config, folder, quiet=quiet)
@@ -254,7 +262,7 @@ class Run:
             NonFiniteError: the loss or a weight became infinite or not a number.
             ConnectionError: another process was lost.
         """
-        again = f"foveal train --resume {self.folder}"
+        again = f"foveal train --resume {self.folder}" + run_folder.blocks_option(self.config)
         try:
             with stop_signals(self._ask_to_stop):
                 self._train()
@@ -343,9 +351,11 @@ class Run:
         assert self.best is not None
         blocks: list[dict[str, Any]] = []
         if self.fabric.is_global_zero:
-            best = load(self.weights_folder / "best.safetensors").to(self.fabric.device)
+            best = load(self.weights_folder / "best.safetensors", copy.deepcopy(self.training.evaluated))
             batches = report_batches(self.task, self.data["val"], self.eval_transform)
-            blocks = block_report(best, (images.to(self.fabric.device) for images in batches))
+            blocks = block_report(
+                best.to(self.fabric.device), (images.to(self.fabric.device) for images in batches)
+            )
             write_json(self.folder / "blocks.json", blocks)
             run_folder.write_curves(self.folder / "curves.png", self.rows, self.task.metric)
         skipped = {**self.data["train"].skipped, **self.data["val"].skipped}

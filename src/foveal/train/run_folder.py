@@ -11,8 +11,10 @@ import torch
 import yaml
 
 from foveal.errors import FovealError
-from foveal.files import atomic_write, utf8_path, write_json, write_text
+from foveal.files import atomic_write, utf8_path, write_bytes, write_json, write_text
 from foveal.folders import new_folder, new_numbered_folder
+from foveal.insertion import block_name, parse_insertion
+from foveal.insertion.own import source_hash, split_own
 from foveal.machine import environment
 from foveal.train.config import TrainConfig
 
@@ -36,7 +38,7 @@ def make_run_folder(config: TrainConfig) -> Path:
         )
         folder = new_folder(config.out, hint=hint)
     else:
-        blocks = [text.split("@")[0].split("(")[0] for text in config.insert]
+        blocks = [block_name(text) for text in config.insert]
         folder = new_numbered_folder("runs/train", "-".join([config.model, *blocks]))
     (folder / "weights").mkdir()
     config.out = str(folder)
@@ -44,6 +46,8 @@ def make_run_folder(config: TrainConfig) -> Path:
         source = config.from_weights
         atomic_write(folder / START_WEIGHTS, lambda temporary: shutil.copyfile(source, temporary))
     write_config(folder, config)
+    for path in own_files(config):
+        write_bytes(folder / path.name, path.read_bytes())
     write_json(folder / "environment.json", environment() | {"seed": config.seed})
     return folder
 
@@ -69,6 +73,47 @@ def read_config(folder: Path) -> TrainConfig:
     if not isinstance(options, dict):
         raise FovealError(f"config.yaml must map options to values, got {path}")
     return TrainConfig.from_dict({**options, "out": str(folder)})
+
+
+def own_files(config: TrainConfig) -> list[Path]:
+    """The Python files of the config's own blocks, once each."""
+    owned = [split_own(parse_insertion(text)["block"]) for text in config.insert]
+    return list(dict.fromkeys(one[0] for one in owned if one is not None))
+
+
+def blocks_option(config: TrainConfig) -> str:
+    """What the command that continues a run must say of the files of its own blocks."""
+    return "".join(f" --blocks {path}" for path in own_files(config))
+
+
+def with_blocks(folder: Path, insert: Sequence[str], blocks: Sequence[str]) -> list[str]:
+    """The insertions of a run that is continued, with the files of own blocks that the person names.
+
+    A run folder may come from anybody: no file is run because its config.yaml says so.
+
+    Raises:
+        FovealError: a file is not given, or is not what the run was started with.
+    """
+    given = {Path(path).name: Path(path) for path in blocks}
+    settled = []
+    for text in insert:
+        own = split_own(parse_insertion(text)["block"])
+        if own is not None:
+            path, name = own
+            if path.name not in given:
+                raise FovealError(
+                    f"the run in {folder} has a block of your own, {name} of {path}; name the file, which is run: "
+                    f"--blocks {path}"
+                )
+            kept = folder / path.name
+            if kept.exists() and source_hash(kept) != source_hash(given[path.name]):
+                raise FovealError(
+                    f"{given[path.name]} must be as it was when the run in {folder} began, got another content; "
+                    f"{kept} is a copy from then"
+                )
+            text = text.replace(str(path), str(given[path.name]), 1)
+        settled.append(text)
+    return settled
 
 
 def write_curves(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> None:
