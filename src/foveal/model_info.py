@@ -106,7 +106,7 @@ def _check(own: dict[str, Any], where: str) -> None:
         "mean": ("finite numbers", numbers(own["mean"], -math.inf)),
         "std": (
             "numbers above 0, as many as the mean",
-            numbers(own["std"], 0) and len(own["std"]) == len(own["mean"]),
+            numbers(own["std"], 0) and isinstance(own["mean"], tuple) and len(own["std"]) == len(own["mean"]),
         ),
         "interpolation": (
             "bilinear or bicubic",

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Any
 
 from foveal.cli.options import did_you_mean, parse, quick_option
+from foveal.cli.terminal import write_error
 from foveal.errors import FovealError
 
 
@@ -143,11 +143,7 @@ def first_line(function: Callable[..., Any]) -> str:
 
 def print_error(command: str, text: str) -> int:
     """One line on the standard error output. Returns exit status 2."""
-    line = f"{command}: {' '.join(text.split())}"
-    with suppress(BrokenPipeError):
-        # names that are no text in this encoding are shown with their bytes escaped
-        encoding = sys.stderr.encoding or "utf-8"
-        print(line.encode(encoding, errors="backslashreplace").decode(encoding), file=sys.stderr)
+    write_error(f"{command}: {text}")
     return 2
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from foveal.cli.terminal import write_error, write_out
 from foveal.errors import FovealError
 from foveal.train.config import TrainConfig
 
@@ -127,10 +128,10 @@ def predict(
     found = predict(ready, paths, out=out, format=format, inference=inference, batch_size=batch_size)
     sys.stdout.write(found.text)
     for reason in found.unreadable.values():
-        _say(f"predict: skipped: {' '.join(reason.split())}")
+        write_error(f"predict: skipped: {reason}")
     if found.unreadable:
         broken = len(found.unreadable)
-        _say(f"predict: {broken} of {found.count + broken} files could not be read")
+        write_error(f"predict: {broken} of {found.count + broken} files could not be read")
     return 0 if found.count else 2
 
 
@@ -190,7 +191,7 @@ def look(
     options = data_options_for(ready.info, source, data_options or {}, ready.task)
     limit = images or (DEFAULT_SCORED if score else DEFAULT_PICTURES)
     named = NamedImages(ready.task, source, split, limit, options)
-    sys.stdout.write("".join(f"{note}\n" for note in named.notes))
+    write_out("".join(f"{note}\n" for note in named.notes))
     if score:
         return _score(ready, named, sites, out)
     page, folder, pictures, total = PageFile(ready, sites), None, None, 0
@@ -203,13 +204,13 @@ def look(
                 pictures = PictureFolder(ready, folder, sites=sites, pixel=pixel, cam=grad_cam)
             made = pictures.draw(seen)
             total += made
-            sys.stdout.write(f"{name}: {made} pictures\n")
+            write_out(f"{name}: {made} pictures\n")
     _write_skipped(named)
     if folder is None:
-        sys.stdout.write(page.write(Path(html or "")) + "\n")
+        write_out(page.write(Path(html or "")) + "\n")
         return 0
-    sys.stdout.write(page.write(folder / "index.html") + "\n")
-    sys.stdout.write(f"{total} pictures in {folder}; open {folder / 'index.html'} to move over them\n")
+    write_out(page.write(folder / "index.html") + "\n")
+    write_out(f"{total} pictures in {folder}; open {folder / 'index.html'} to move over them\n")
     return 0
 
 
@@ -224,14 +225,12 @@ def _score(ready: Any, named: Any, sites: str, out: str | None) -> int:
     scores = write_site_scores(ready, batches, folder, sites)
     total = sum(len(batch["image"]) for batch in batches)
     title = f"{ready.name} on {total} images of {named.source}; mean [95 % interval over images]"
-    sys.stdout.write(f"{title}\n\n{table(scores)}\n\nscores.csv and scores.json in {folder}\n")
+    write_out(f"{title}\n\n{table(scores)}\n\nscores.csv and scores.json in {folder}\n")
     return 0
 
 
 def _write_skipped(named: Any) -> None:
-    sys.stdout.write(
-        "".join(f"skipped: {' '.join(reason.split())}\n" for reason in named.unreadable.values())
-    )
+    write_out("".join(f"skipped: {' '.join(reason.split())}\n" for reason in named.unreadable.values()))
 
 
 def _pixel(query: str | None) -> tuple[int, int] | None:
@@ -290,7 +289,7 @@ def serve(
     app = make_app(ready, examples + bundled_images(ready[0].task), allow_hosts=tuple(allow_hosts or ()))
     shown = f"[{host}]" if ":" in host else host
     if note:
-        sys.stdout.write(f"{note}\n")
+        write_out(f"{note}\n")
     print(f"open http://{shown}:{port} (Ctrl-C ends)", flush=True)
     run_server(app, listener)
     return 0
@@ -371,9 +370,3 @@ def _print(shown: Any) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     console.print(shown)
-
-
-def _say(text: str) -> None:
-    """A line on the standard error output."""
-    encoding = sys.stderr.encoding or "utf-8"
-    print(text.encode(encoding, errors="backslashreplace").decode(encoding), file=sys.stderr)

@@ -33,8 +33,8 @@ class TrainConfig:
     Example:
         >>> TrainConfig(insert=["cbam@residual:3"], epochs=1).model
         'cifar_resnet8'
-        >>> TrainConfig.from_dict({"epochs": 3, "mixup": 0.2}).task_options
-        {'label_smoothing': 0.0, 'mixup': 0.2}
+        >>> TrainConfig.from_dict({"epochs": 3, "mixup": 0.2}).task_options["mixup"]
+        0.2
         >>> TrainConfig(epochs=0)
         Traceback (most recent call last):
         foveal.errors.FovealError: epochs must be at least 1, got 0

@@ -227,7 +227,7 @@ class Run:
             "epoch_seconds": self.epoch_seconds + time.monotonic() - self.since,
         }
         if self.fabric.is_global_zero:
-            atomic_write(self.checkpoint, lambda temporary: torch.save(state, temporary))
+            atomic_write(self.checkpoint, lambda temporary: run_folder.write_checkpoint(state, temporary))
         self.last_saved = self._place()
 
     def _restore(self) -> None:

@@ -143,6 +143,24 @@ def write_curves(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> Non
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
+def write_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """`torch.save`, whose own error on a full disk says nothing of the disk.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
+    """
+    try:
+        with open(path, "wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError):
+                raise cause from None
+            cause = cause.__context__
+        raise
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint that `Run` wrote. Nothing in the file is run.
 

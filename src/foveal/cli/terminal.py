@@ -1,0 +1,38 @@
+"""Lines for a terminal, in which names from the world are shown and never obeyed."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from contextlib import suppress
+
+# marks that turn the order of the letters around
+TURNING = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def printable(text: str) -> str:
+    """Text in which control characters, marks of direction and bytes that are no text are escaped.
+
+    Example:
+        >>> printable("caf\\udce9 \\x1b[2J 图\\n")
+        'caf\\\\udce9 \\\\x1b[2J 图\\n'
+    """
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if c not in "\n\t" and (c in TURNING or unicodedata.category(c) in ("Cc", "Cs"))
+        else c
+        for c in text
+    )
+
+
+def write_out(text: str) -> None:
+    """Write to the standard output."""
+    sys.stdout.write(printable(text))
+
+
+def write_error(text: str) -> None:
+    """Write one line to the standard error output, as this terminal's encoding can show it."""
+    encoding = sys.stderr.encoding or "utf-8"
+    line = printable(" ".join(text.split()))
+    with suppress(BrokenPipeError):
+        print(line.encode(encoding, errors="backslashreplace").decode(encoding), file=sys.stderr)
