@@ -33,8 +33,8 @@ ROOMS["checkpoint"] = ROOMS["models"] | {"models"}
 ROOMS["published"] = ROOMS["checkpoint"] | {"checkpoint"}
 ROOMS["bench"] = ROOMS["checkpoint"] | {"fusion"}
 ROOMS["tasks"] = GROUND | {"data", "model_info", "models"}
-ROOMS["inference"] = GROUND | {"checkpoint", "data", "model_info", "models", "tasks"}
-ROOMS["train"] = ROOMS["inference"] | {"insertion", "nn"}
+ROOMS["inference"] = GROUND | {"checkpoint", "data", "insertion", "model_info", "models", "tasks"}
+ROOMS["train"] = ROOMS["inference"] | {"nn"}
 ROOMS["evaluate"] = ROOMS["train"] | {"inference", "train"}
 ROOMS["evaluation_page"] = ROOMS["evaluate"] | {"evaluate"}
 ROOMS["predict"] = {"errors", "folders", "inference"}
@@ -130,7 +130,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # comes with torch for CUDA; where it is absent its kernels are
-OPTIONAL = {"triton"}
+OPTIONAL = {"triton", "wandb"}
 
 
 def test_every_imported_package_is_declared_and_no_other():

@@ -115,6 +115,7 @@ def skipped_fields(name: str) -> set[str]:
         "strategy",
         "workers",
         "checkpoint_steps",
+        "logger",
     }
 
 

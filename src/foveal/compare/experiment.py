@@ -54,6 +54,7 @@ NOT_SETTINGS = (
     "strategy",
     "workers",
     "checkpoint_steps",
+    "logger",
 )
 LARGEST_STORED = 2
 """Images for random crops are stored with a shorter side of at most so many times the network's size."""

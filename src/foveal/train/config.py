@@ -121,6 +121,8 @@ class TrainConfig:
     # the run folder
     out: str | None = None
     """Run folder; must be new or empty. Default: the first free runs/train/MODEL[-BLOCKS][-NUMBER]."""
+    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
+    """Where figures go besides metrics.csv: event files of TensorBoard in the run folder, or Weights & Biases."""
     checkpoint_steps: int = 500
     """Write checkpoint.ckpt at each epoch's end and after this many optimiser steps within one; 0: epochs only."""
 
@@ -148,6 +150,7 @@ class TrainConfig:
             ("schedule", ("cosine", "poly", "constant")),
             ("precision", ("float32", "bfloat16", "float16")),
             ("start", ("identity", "paper")),
+            ("logger", ("csv", "tensorboard", "wandb")),
         ):
             if getattr(self, name) not in choices:
                 raise FovealError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)}")

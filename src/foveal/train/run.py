@@ -29,6 +29,7 @@ from foveal.tasks import Task
 from foveal.train import loop, run_folder
 from foveal.train.block_report import block_report, report_batches
 from foveal.train.config import TrainConfig
+from foveal.train.loggers import Logger, open_logger, require_logger
 from foveal.train.network import add_blocks, build_network, describe_network
 from foveal.train.nonfinite import NonFiniteError
 from foveal.train.parts import open_parts
@@ -141,6 +142,7 @@ class Run:
     """
 
     def __init__(self, config: TrainConfig, folder: Path | None, *, quiet: bool = False) -> None:
+        require_logger(config.logger)
         self.config, self.task = config, config.the_task
         self.fabric = launch_fabric(config)
         self.data = open_parts(config)
@@ -162,6 +164,9 @@ class Run:
         for line in [*opening, *start_lines(config, self.info.classes)]:
             self.progress.say(line)
         self._restore()
+        self.logger: Logger | None = None
+        if self.fabric.is_global_zero:
+            self.logger = open_logger(config.logger, self.folder, config.to_dict(), self.rows)
 
     def _make_loaders(self) -> None:
         config, fabric, info = self.config, self.fabric, self.info
@@ -287,6 +292,8 @@ class Run:
             raise OSError(error.errno, reason, error.filename) from error
         finally:
             self.progress.stop()
+            if self.logger is not None:
+                self.logger.close()
 
     def _train(self) -> None:
         t = self.training
@@ -343,6 +350,8 @@ class Run:
             save(t.evaluated, self.weights_folder / "last.safetensors", **info)
             write_text(self.folder / "metrics.csv", csv_text(self.rows))
         self.save_checkpoint()
+        if self.logger is not None:
+            self.logger.log(row)
         if len(self.rows) < self.config.epochs and any_process(self.fabric, self.stop_asked):
             raise Stopped
 
