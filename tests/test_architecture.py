@@ -40,6 +40,7 @@ ROOMS["evaluation_page"] = ROOMS["evaluate"] | {"evaluate"}
 ROOMS["predict"] = {"errors", "folders", "inference"}
 ROOMS["look"] = GROUND | {"data", "inference", "insertion", "nn", "tasks"}
 ROOMS["compare"] = ROOMS["train"] | {"look", "train"}
+ROOMS["export"] = ROOMS["evaluate"] | {"evaluate", "fusion", "look"}
 ROOMS["cli"] = set(ROOMS)
 TORCH_ALONE = {"ops", "nn"}
 ALLOWED_THERE = {"torch", "jaxtyping", "triton"}
@@ -134,9 +135,21 @@ OPTIONAL = {"triton", "wandb"}
 
 
 def test_every_imported_package_is_declared_and_no_other():
-    tops = {name.split(".")[0] for file in FILES for name in imported(file)}
-    tops -= set(sys.stdlib_module_names) | {"foveal", "__future__"} | OPTIONAL
+    """What only an extra brings may be imported by the room of that name alone."""
     pyproject = Path(__file__).parents[1] / "pyproject.toml"
-    requirements = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]
-    declared = {re.split(r"[\[<>=~! ]", text)[0] for text in requirements}
-    assert {DISTRIBUTIONS.get(top, top) for top in tops} == declared
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+
+    def named(requirements):
+        return {re.split(r"[\[<>=~! ]", text)[0] for text in requirements}
+
+    extra = named(project["optional-dependencies"]["export"])
+    tops = {"": set(), "export": set()}
+    for file in FILES:
+        tops["export" if room_of(file) == "export" else ""] |= {name.split(".")[0] for name in imported(file)}
+    for room, found in tops.items():
+        found -= set(sys.stdlib_module_names) | {"foveal", "__future__"} | OPTIONAL
+        tops[room] = {DISTRIBUTIONS.get(top, top) for top in found}
+    declared = named(project["dependencies"])
+    assert tops[""] | tops["export"] - extra == declared
+    # the exporter of torch.onnx wants onnxscript without being told
+    assert extra - tops["export"] <= {"onnxscript"}

@@ -58,6 +58,8 @@ _SUBPACKAGES = (
     "data",
     "errors",
     "evaluate",
+    "evaluation_page",
+    "export",
     "files",
     "folders",
     "fusion",

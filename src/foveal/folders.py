@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,6 +62,52 @@ def new_numbered_folder(parent: str | os.PathLike[str], name: str) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+@contextmanager
+def whole_folder(
+    path: str | os.PathLike[str] | None, parent: str | os.PathLike[str], name: str
+) -> Iterator[tuple[Path, Path]]:
+    """A folder that appears whole or not at all.
+
+    Args:
+        path: where it shall be; None is the first of parent/NAME, parent/NAME-2, ... that does not exist.
+        parent, name: for that.
+
+    Yields:
+        The folder to fill, hidden beside its place, and its place, where it is moved at the end. After an error, or
+        Ctrl-C, there is neither.
+
+    Raises:
+        FovealError: there is something at ``path`` already.
+
+    Example:
+        >>> import tempfile
+        >>> with whole_folder(None, tempfile.mkdtemp(), "a") as (folder, place):
+        ...     _ = (folder / "b.txt").write_text("")
+        >>> [file.name for file in place.iterdir()]
+        ['b.txt']
+    """
+    if path is not None and os.path.lexists(path):
+        raise FovealError(f"out must not exist yet, got {path}")
+    # a numbered name is taken by an empty folder meanwhile
+    place = new_numbered_folder(parent, name) if path is None else Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    folder = place.with_name(f".{place.name[:150]}.{secrets.token_hex(6)}.part")
+    try:
+        folder.mkdir()
+        yield folder, place
+        if path is None:
+            place.rmdir()
+        if os.path.lexists(place):
+            raise FovealError(f"out must not exist yet, got {place}, which has appeared meanwhile")
+        os.rename(folder, place)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if path is None:
+            with suppress(OSError):
+                place.rmdir()
+        raise
 
 
 def file_name(text: str) -> str:

@@ -66,6 +66,7 @@ COMMANDS = {
     ),
     "look": Command(f"{HERE}:look", positional="source", example="foveal look photo.jpg --weights FILE"),
     "serve": Command(f"{HERE}:serve", example="foveal serve --weights FILE"),
+    "export": Command(f"{HERE}:export", positional="weights", example="foveal export FILE --to onnx"),
     "convert": Command(
         "foveal.published.verb:convert",
         positional="source target",

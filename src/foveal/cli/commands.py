@@ -359,6 +359,44 @@ def bench(
     return 0 if bench_ops(only, out, repeats, threads) else 1
 
 
+def export(
+    weights: str,
+    to: Literal["onnx", "openvino", "aotinductor", "pt2"] = "onnx",
+    static: bool = False,
+    with_preprocessing: bool = False,
+    half: bool = False,
+    images: str | None = None,
+    image_size: int | None = None,
+    out: str | None = None,
+) -> int:
+    """Write trained weights as a file for another runtime, with a script that uses it; both are proven on images.
+
+    Args:
+        weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published weights.
+        to: onnx, openvino, aotinductor (machine code for this processor) or pt2 (torch.export).
+        static: One image of one size; by default batch, height and width are free.
+        with_preprocessing: The file takes the bytes 0 to 255 of resized images and normalises them itself.
+        half: Compute in float16.
+        images: Folder of your images, on which the file is compared with the network. Default: bundled ones.
+        image_size: At which the network sees images. Default: as it was trained.
+        out: Folder to write, which must not exist. Default: the first free runs/export/MODEL-FORMAT.
+    """
+    from foveal.export import export
+
+    export(
+        weights,
+        to,
+        static=static,
+        with_preprocessing=with_preprocessing,
+        half=half,
+        images=images,
+        image_size=image_size,
+        out=out,
+        say=lambda line: print(line, flush=True),
+    )
+    return 0
+
+
 # ------------------------------------------------------------------------------------------------------------- output
 
 

@@ -47,7 +47,8 @@ def fuse(net: nn.Module, example: Any = None) -> nn.Module:
 
     Returns:
         A copy in eval mode, its parameters without gradients, its outputs equal up to rounding. What was not
-        recognised is as it was; ``.report`` is a list of lines that say what was done and what was left.
+        recognised is as it was; ``.report`` is a list of lines that say what was done and what was left, and
+        ``.paths`` says, for modules that have another path now, which one they had in ``net``.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()).eval()
@@ -73,11 +74,12 @@ def fuse(net: nn.Module, example: Any = None) -> nn.Module:
     module = fx.GraphModule(work, graph, type(net).__name__)
     for hooks in HOOKS:  # tracing begins inside the network, so its own hooks are not in the graph
         getattr(module, hooks).update(getattr(work, hooks))
-    fold_norms(module, report)
-    join_gates(module, report)
+    paths: dict[str, str] = {}
+    fold_norms(module, report, paths)
+    join_gates(module, report, paths)
     module.delete_all_unused_submodules()
     module.recompile()
-    module.report = report  # pyright: ignore
+    module.report, module.paths = report, paths  # pyright: ignore
     fused = module.eval()
     difference = _difference(net, fused, example)
     if isinstance(difference, str):
@@ -89,7 +91,7 @@ def fuse(net: nn.Module, example: Any = None) -> nn.Module:
 
 def _left(net: nn.Module, reason: str) -> nn.Module:
     copied = copy.deepcopy(net).eval().requires_grad_(False)
-    copied.report = [f"left everything: {reason}"]  # pyright: ignore
+    copied.report, copied.paths = [f"left everything: {reason}"], {}  # pyright: ignore
     return copied
 
 

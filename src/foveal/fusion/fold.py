@@ -64,8 +64,8 @@ class Tracer(fx.Tracer):
         return output
 
 
-def fold_norms(net: fx.GraphModule, report: list[str]) -> None:
-    """Fold every BatchNorm that may be; ``report`` gets a line for each, folded or left."""
+def fold_norms(net: fx.GraphModule, report: list[str], paths: dict[str, str]) -> None:
+    """Fold every BatchNorm that may be; ``report`` gets a line for each, folded or left, ``paths`` what has moved."""
     modules = dict(net.named_modules(remove_duplicate=False))
     calls: Counter[Any] = Counter(
         modules[node.target] for node in net.graph.nodes if node.op == "call_module"
@@ -103,7 +103,7 @@ def fold_norms(net: fx.GraphModule, report: list[str]) -> None:
         if node.op == "call_module" and isinstance(modules.get(node.target.rpartition(".")[0]), _BatchNorm):
             name = node.target.replace(".", "_")
             net.add_submodule(name, modules[node.target])
-            node.target = name
+            paths[name], node.target = node.target, name
 
 
 def _not_foldable(convolution: nn.Module | None, norm: _BatchNorm) -> str | None:

@@ -116,7 +116,7 @@ def _linear(fc1: Any, convolution: Any) -> nn.Linear:
     return joined
 
 
-def join_gates(net: fx.GraphModule, report: list[str]) -> None:
+def join_gates(net: fx.GraphModule, report: list[str], paths: dict[str, str]) -> None:
     """Replace each recognised gate and what follows it by a `GatedResidual`; ``report`` gets a line for each."""
     modules = dict(net.named_modules(remove_duplicate=False))
     calls: Counter[Any] = Counter(
@@ -164,6 +164,9 @@ def join_gates(net: fx.GraphModule, report: list[str]) -> None:
         end = relu or addition
         name = f"{node.target.replace('.', '_')}_residual"
         net.add_submodule(name, joined)
+        paths[name] = paths[f"{name}.block"] = paths.get(str(node.target), str(node.target))
+        if convolution is not None:
+            paths[f"{name}.convolution"] = str(source.target)
         with net.graph.inserting_before(end):
             start = read if convolution is not None else source
             fused = net.graph.call_module(name, (start, shortcut))

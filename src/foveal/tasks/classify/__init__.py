@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from foveal.model_info import ModelInfo
     from foveal.tasks.classify.metric import Accuracy
     from foveal.tasks.classify.prediction import LabelPrediction
+    from foveal.tasks.shipping import Shipment
 
 LARGEST_NATURAL_SIZE = 96
 CUE_BLOCKS = ("se(reduction=4)", "cbam(reduction=4)", "nonlocal", "selfattention", "dual")
@@ -243,6 +244,11 @@ class Classify:
         from foveal.data.objects import object_mask
 
         return object_mask(batch)
+
+    def ship(self, info: ModelInfo) -> Shipment:
+        from foveal.tasks.classify.shipping import ship
+
+        return ship(info)
 
 
 def _preprocessing(info: ModelInfo) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from foveal.model_info import ModelInfo
     from foveal.tasks.segment.metric import MeanIoU
     from foveal.tasks.segment.prediction import MaskPrediction
+    from foveal.tasks.shipping import Shipment
 
 SCALE_RANGE = (0.5, 2.0)
 DEFAULT_SCALES = (0.75, 1.0, 1.25, 1.5)
@@ -290,3 +291,8 @@ class Segment:
 
         counts = torch.bincount(sample["mask"].flatten().long(), minlength=len(classes))[: len(classes)]
         return classes[int(counts[1:].argmax()) + 1] if counts[1:].any() else classes[0]
+
+    def ship(self, info: ModelInfo) -> Shipment:
+        from foveal.tasks.segment.shipping import ship
+
+        return ship(info)

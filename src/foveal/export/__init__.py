@@ -1,0 +1,257 @@
+"""From trained weights to a file that another runtime loads, proven before it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import foveal
+from foveal.errors import FovealError
+from foveal.export.fault import first_fault
+from foveal.export.program import INPUT, Program, record, shipment_of
+from foveal.export.proof import TOLERANCES, Batch, Check, RuntimeNet, check, make_batches, real_images
+from foveal.export.script import label_difference, run_script, script_text
+from foveal.files import write_json, write_text
+from foveal.folders import whole_folder
+from foveal.inference import Predictor, image_files, predictor
+from foveal.machine import versions
+from foveal.model_info import LARGEST_SIZE
+from foveal.tasks.shipping import Shipment
+
+__all__ = ["FORMATS", "Exported", "export"]
+
+FORMATS = ("onnx", "openvino", "aotinductor", "pt2")
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "aotinductor": "torch", "pt2": "torch"}
+SAME_SCORE = 1e-3
+"""By so much the script's scores may differ from those of `foveal predict`."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: with the file, ``foveal.json`` and ``infer.py``.
+        file: what the runtime loads.
+        checks: outputs beside the network's.
+        answer_difference: of the scores of ``infer.py`` from those of `foveal predict`.
+        seconds: that it took.
+    """
+
+    folder: Path
+    file: Path
+    checks: list[Check]
+    answer_difference: float
+    seconds: float
+
+
+def export(
+    weights: str | os.PathLike[str] | Predictor,
+    to: str = "onnx",
+    *,
+    static: bool = False,
+    with_preprocessing: bool = False,
+    half: bool = False,
+    images: str | None = None,
+    image_size: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Exported:
+    """Write a network for another runtime, with a script that uses it, and prove both on real images.
+
+    Nothing is left where a proof fails.
+
+    Args:
+        weights: a file of `foveal train`, the name of a model with published weights, or a predictor.
+        to: "onnx", "openvino", "aotinductor" (machine code for this processor) or "pt2" (torch.export).
+        static: record one image of one size; by default batch, height and width are free.
+        with_preprocessing: the file takes the bytes 0..255 of resized images and normalises them itself.
+        half: compute in float16.
+        images: folder of images for the proof; by default those that come with foveal.
+        image_size: at which the network sees images; by default as it was trained.
+        out: a folder that does not exist yet; by default the first free runs/export/NAME-FORMAT.
+        say: is called with a line about each step.
+
+    Raises:
+        FovealError: a runtime is not installed, the network cannot be recorded, the file or the script computes
+            something else, or ``out`` exists.
+
+    Example:
+        >>> import tempfile
+        >>> from foveal.inference import open_bundled
+        >>> done = export(open_bundled(), "pt2", out=tempfile.mkdtemp() + "/digits")
+        >>> sorted(path.name for path in done.folder.iterdir())
+        ['foveal.json', 'infer.py', 'model.pt2']
+    """
+    began = time.monotonic()
+    kind = format_named(to)
+    ready = weights if isinstance(weights, Predictor) else predictor(weights, "cpu")
+    if image_size is not None:
+        if not 1 <= image_size <= LARGEST_SIZE:
+            raise FovealError(f"image_size must be 1 to {LARGEST_SIZE}, got {image_size}")
+        ready = replace(ready, info=replace(ready.info, image_size=image_size))
+    shipment, precision = shipment_of(ready), "float16" if half else "float32"
+    with whole_folder(out, "runs/export", f"{ready.info.model or 'network'}-{to}") as (folder, place):
+        batches = make_batches(ready, real_images(ready, images), static=static, normalise=with_preprocessing)
+        require_sizes(ready, shipment, batches)
+        example = torch.from_numpy(batches[0].input)
+        program = record(ready, example, static=static, half=half, normalise=with_preprocessing)
+        say(f"recorded at {shape_text(example.shape)}: {time.monotonic() - began:.1f} s")
+        facts = description(ready, shipment, example, to=to, precision=precision, static=static)
+        kind.write(program, folder / kind.FILE, json.dumps(facts))
+        megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+        say(f"written {kind.FILE}, {megabytes:.1f} MB: {time.monotonic() - began:.1f} s")
+        run = kind.load(str(folder / kind.FILE))
+        checks = []
+        for batch in batches:
+            done = check(ready.net, shipment, run, batch)
+            say(
+                f"images {shape_text(done.shape)}: largest difference {done.difference:.1e} of the largest output, "
+                f"{shipment.agreement_of} agreement {done.agreement:.2%}"
+            )
+            if not done.difference <= TOLERANCES[precision]:
+                raise FovealError(
+                    refusal(program, folder / kind.FILE, kind, batch, done, TOLERANCES[precision])
+                )
+            checks.append(done)
+        write_json(folder / "foveal.json", {**facts, "checks": [asdict(one) for one in checks]})
+        text = script_text(RUNTIMES[to], [kind.load, *shipment.script], ready.info.channels)
+        write_text(folder / "infer.py", text)
+        reference = ready if precision == "float32" else replace(ready, net=RuntimeNet(run, shipment))
+        difference = prove_script(reference, folder / "infer.py", script_image(images))
+        say(f"infer.py answers as foveal predict: scores within {difference:.1e}")
+    seconds = time.monotonic() - began
+    say(f"{place}: {', '.join(sorted(path.name for path in place.iterdir()))} in {seconds:.1f} s")
+    return Exported(place, place / kind.FILE, checks, difference, seconds)
+
+
+def format_named(name: str) -> Any:
+    """The module that writes and reads a format.
+
+    Raises:
+        FovealError: there is no such format, or what it needs is not installed.
+    """
+    if name not in FORMATS:
+        raise FovealError(f"to must be one of {', '.join(FORMATS)}, got {name}")
+    kind = import_module(f"foveal.export.{name}")
+    missing = [package for package in kind.NEEDS if find_spec(package) is None]
+    if missing:
+        raise FovealError(f'{name} needs {", ".join(missing)}: pip install "foveal[export]"')
+    return kind
+
+
+def require_sizes(ready: Predictor, shipment: Shipment, batches: Sequence[Batch]) -> None:
+    """Run the network itself once at each size.
+
+    Raises:
+        FovealError: it does not take images of that size.
+    """
+    for number, batch in enumerate(batches):
+        try:
+            with torch.no_grad():
+                shipment.call(ready.net, batch.prepared)
+        except Exception as error:  # of the network's own code, whatever it is
+            reason = " ".join(str(error).split())[:200]
+            size = shape_text(batch.prepared.shape[2:])
+            if number == 0:
+                what = f"image_size must be one that the network takes, got {ready.info.image_size} ({size})"
+            else:
+                what = f"the network must take any size, but not {size}; --static exports one size"
+            raise FovealError(f"{what}: {reason}") from error
+
+
+def description(
+    ready: Predictor, shipment: Shipment, example: Tensor, *, to: str, precision: str, static: bool
+) -> dict[str, Any]:
+    """What ``foveal.json`` and the file's own metadata say."""
+    info = ready.info
+    sizes = list(example.shape) if static else ["batch", example.shape[1], "height", "width"]
+    packages = [
+        name for name in ("onnx", "onnxruntime", "openvino", "nncf") if name in format_named(to).NEEDS
+    ]
+    return {
+        "foveal": foveal.__version__,
+        "format": to,
+        "file": format_named(to).FILE,
+        "precision": precision,
+        "task": info.task,
+        "model": info.model,
+        "plan": [
+            {"site": one.site, "block": one.block, "options": one.options}
+            for one in foveal.inserted(ready.net)
+        ],
+        "classes": info.classes,
+        "input": {"name": INPUT, "shape": sizes, "type": str(example.dtype).removeprefix("torch.")},
+        "outputs": list(shipment.outputs),
+        "preprocessing": {
+            **shipment.preprocessing,
+            "interpolation": info.interpolation,
+            "mean": list(info.mean),
+            "std": list(info.std),
+            "normalised_in_graph": example.dtype == torch.uint8,
+        },
+        "versions": {**versions(), **{name: version(name) for name in packages}},
+    }
+
+
+def refusal(program: Program, path: Path, kind: Any, batch: Batch, done: Check, allowed: float) -> str:
+    """Why a file is not kept, with the first node that differs."""
+    values = getattr(kind, "values", None)
+    if values is None:
+        where = "which node it is cannot be asked of compiled code"
+    else:
+        where = first_fault(program, path, values, batch.input, allowed)
+    return (
+        f"{kind.FILE} differs from the network by {done.difference:.2g} of the largest output for images "
+        f"{shape_text(done.shape)}, where {allowed:g} is allowed; {where}; nothing was kept"
+    )
+
+
+def prove_script(reference: Predictor, script: Path, image: Path) -> float:
+    """Run the script on an image and compare its scores with those of ``reference``: the largest difference.
+
+    Raises:
+        FovealError: it fails, or its answer is another.
+    """
+    with tempfile.TemporaryDirectory() as elsewhere:
+        said = run_script(script, image, Path(elsewhere))
+    wanted = reference(image)
+    difference = label_difference(wanted.labels, said["labels"], SAME_SCORE)
+    if not difference <= SAME_SCORE:
+        raise FovealError(
+            f"infer.py must answer as foveal predict, got {said['labels'][:2]} instead of {wanted.labels[:2]} "
+            f"for {image}; nothing was kept"
+        )
+    return difference
+
+
+def script_image(images: str | None) -> Path:
+    """The first of a person's images, or a photograph that comes with scikit-learn."""
+    if images is not None:
+        return image_files([images])[0]
+    from sklearn.datasets import load_sample_images
+
+    photographs: Any = load_sample_images()
+    return Path(photographs.filenames[0])
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as people write it.
+
+    Example:
+        >>> shape_text((2, 3, 224, 224))
+        '2x3x224x224'
+    """
+    return "x".join(map(str, shape))

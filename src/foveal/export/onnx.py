@@ -1,0 +1,138 @@
+"""ONNX, for ONNX Runtime and whatever else reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveal.errors import FovealError
+from foveal.export.program import INPUT, Program, quiet
+from foveal.export.rewrite import rewrite
+
+FILE = "model.onnx"
+NEEDS = ("onnx", "onnxscript", "onnxruntime")
+CONTENT_LIMIT = 2**31
+"""Bytes that one ONNX file can hold; weights beyond lie in a file beside it."""
+
+
+def write(program: Program, path: Path, about: str) -> None:
+    """Write the graph with readable node names, checked by ``onnx.checker``, with ``about`` in its metadata."""
+    import onnx
+
+    model = to_model(program)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "foveal", about
+    onnx.save(
+        model, path, save_as_external_data=model.ByteSize() > CONTENT_LIMIT, location=f"{path.name}.data"
+    )
+    onnx.checker.check_model(path, full_check=True)
+
+
+def to_model(program: Program) -> Any:
+    """The ``onnx.ModelProto`` of a recorded network.
+
+    Raises:
+        FovealError: ONNX has no operator for something in it; the message names the module.
+    """
+    import torch
+
+    try:
+        with quiet("torch.onnx", "onnxscript", "onnx_ir"):
+            made: Any = torch.onnx.export(
+                program.exported,
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=list(program.names),
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise FovealError(f"{_untranslated(program, error)} cannot be written as ONNX") from error
+    model = made.model_proto
+    rewrite(model)
+    _name_nodes(model, program)
+    _name_sizes(model, program)
+    return model
+
+
+def _untranslated(program: Program, error: BaseException | None) -> str:
+    """The operator that stopped the exporter, with its module; else the exporter's own words."""
+    words = ""
+    while error is not None:
+        words = " ".join(str(error).split())[:300]
+        named = re.search(r"node (?:%|name: )?(\w+)", words)
+        for node in program.exported.graph.nodes if named else ():
+            if named and node.name == named[1]:
+                stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+                return f"{node.target} in {program.readable(stack[-1]) if stack else 'the network'}"
+        error = error.__cause__
+    return words
+
+
+def _name_nodes(model: Any, program: Program) -> None:
+    """Name each node by its module and its operator: ``layer3.0.bn2.cbam/ReduceMax``."""
+    taken: dict[str, int] = {}
+    for node in model.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+        modules = re.findall(r"'([^']*)'", scopes)[:-1]
+        where = program.readable(modules[-1]) if modules else ""
+        name = f"{where}/{node.op_type}" if where else node.op_type
+        taken[name] = taken.get(name, 0) + 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        # paths of this machine and stack traces are nobody's business
+        del node.metadata_props[:]
+
+
+def _name_sizes(model: Any, program: Program) -> None:
+    """Call the free sizes batch, height and width; sizes inside, which are formulas of these, say nothing."""
+    del model.graph.value_info[:]
+    if not program.dynamic:
+        return
+    (image,) = model.graph.input
+    sizes = image.type.tensor_type.shape.dim
+    renamed = {}
+    for place, name in ((0, "batch"), (2, "height"), (3, "width")):
+        renamed[sizes[place].dim_param] = name
+        sizes[place].dim_param = name
+    for output in model.graph.output:
+        for size in output.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = renamed.get(size.dim_param, size.dim_param)
+
+
+def load(path):
+    """A function from the input of the file to its outputs."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})
+
+
+def values(path: Path, names: Sequence[str]) -> tuple[list[tuple[str, str]], Callable[..., list[Any]]]:
+    """Of the tensors named, those in the graph, each with its node, and a function that computes them.
+
+    Returns:
+        (name of the tensor, name of the node) in the order of the graph; and ``run(images, names) -> arrays``.
+    """
+    import onnx
+    import onnxruntime
+
+    model: Any = onnx.load(path)
+    made = {output: node.name for node in model.graph.node for output in node.output}
+
+    def run(images: Any, wanted: Sequence[str]) -> list[Any]:
+        exposed = onnx.ModelProto()
+        exposed.CopyFrom(model)
+        del exposed.graph.output[:]
+        exposed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+        options = onnxruntime.SessionOptions()
+        # unfused, so that every tensor is there
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(
+            exposed.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return list(session.run(None, {INPUT: images}))
+
+    order = [name for name in made if name in set(names)]
+    return [(name, made[name]) for name in order], run

@@ -1,0 +1,59 @@
+"""OpenVINO's own format, made from the ONNX graph, so that nodes have the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveal.export.onnx import to_model
+from foveal.export.program import INPUT, Program
+
+FILE = "model.xml"
+NEEDS = ("openvino", "onnx", "onnxscript")
+
+
+def write(program: Program, path: Path, about: str) -> None:
+    """Write ``model.xml`` and ``model.bin``; weights keep the precision they were recorded in."""
+    import openvino
+
+    model = openvino.convert_model(_serialized(program))
+    model.set_rt_info(about, ["foveal"])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _serialized(program: Program) -> Any:
+    import io
+
+    return io.BytesIO(to_model(program).SerializeToString())
+
+
+def load(path):
+    """A function from the input of the file to its outputs, in float32; leave that out for the machine's fastest."""
+    import openvino
+
+    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: list(model(images).values())
+
+
+def values(path: Path, names: Sequence[str]) -> tuple[list[tuple[str, str]], Callable[..., list[Any]]]:
+    """As of `foveal.export.onnx.values`."""
+    import openvino
+
+    core = openvino.Core()
+
+    def made(model: Any) -> dict[str, Any]:
+        outputs = (output for node in model.get_ordered_ops() for output in node.outputs())
+        return {name: output for output in outputs for name in output.get_names()}
+
+    def run(images: Any, wanted: Sequence[str]) -> list[Any]:
+        model = core.read_model(path)
+        there = made(model)
+        make: Any = openvino.Model
+        exposed = make([there[name] for name in wanted], model.get_parameters(), "exposed")
+        compiled = core.compile_model(exposed, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return list(compiled({INPUT: images}).values())
+
+    there = made(core.read_model(path))
+    wanted = set(names)
+    return [(name, there[name].get_node().get_friendly_name()) for name in there if name in wanted], run

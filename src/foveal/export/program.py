@@ -1,0 +1,182 @@
+"""A predictor's network as one recorded graph, with readable names and without a line of Python left in it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import foveal
+from foveal.errors import FovealError
+from foveal.inference import Predictor
+from foveal.tasks.shipping import Shipment
+
+INPUT = "images"
+
+
+class ShippedNet(nn.Module):
+    """The network as it is recorded: images in, the task's tensors out.
+
+    Shapes: images (b, c, h, w), prepared; or the bytes of resized images, where ``normalise`` is given.
+
+    Args:
+        net: the network.
+        shipment: what the task wants of it.
+        normalise: mean and standard deviation of each channel, for images in 0..1, to apply in the graph.
+        half: compute in float16; outputs are float32 all the same.
+    """
+
+    def __init__(
+        self, net: nn.Module, shipment: Shipment, normalise: tuple[Any, Any] | None, half: bool
+    ) -> None:
+        super().__init__()
+        self.net = net.half() if half else net
+        self.shipment, self.half_type, self.normalised = shipment, half, normalise is not None
+        if normalise is not None:
+            mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in normalise)
+            self.register_buffer("gain", 1 / (255 * std))
+            self.register_buffer("shift", -mean / std)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if self.normalised:
+            images = images.float() * self.gain + self.shift
+        if self.half_type:
+            images = images.half()
+        outputs = self.shipment.call(self.net, images)
+        return tuple(output.float() if self.half_type else output for output in outputs)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A recorded network.
+
+    Attributes:
+        exported: the graph.
+        net: what was recorded, to run beside it.
+        names: names of the outputs.
+        dynamic: whether batch, height and width are free.
+        paths: path of a module in ``net`` -> its path in the network that the person knows.
+    """
+
+    exported: Any
+    net: ShippedNet
+    names: tuple[str, ...]
+    dynamic: bool
+    paths: dict[str, str] = field(default_factory=dict)
+
+    def readable(self, path: str) -> str:
+        """The person's path of a module; "" for the network itself."""
+        return readable(self.paths, path)
+
+
+def readable(paths: dict[str, str], path: str) -> str:
+    """The path that a module of a `ShippedNet` has in the network that the person knows.
+
+    Example:
+        >>> readable({"layer1_0_se": "layer1.0.se"}, "net.layer1_0_se.fc1")
+        'layer1.0.se.fc1'
+    """
+    path = path.removeprefix("net").removeprefix(".")
+    parts = path.split(".")
+    for count in range(len(parts), 0, -1):
+        known = paths.get(".".join(parts[:count]))
+        if known is not None:
+            return ".".join([known, *parts[count:]])
+    return path
+
+
+def record(predictor: Predictor, example: Tensor, *, static: bool, half: bool, normalise: bool) -> Program:
+    """Record a predictor's network.
+
+    It is recorded as `foveal.fuse` leaves it: normalisation folded into convolutions, SE's mean taken before the
+    expansion.
+
+    Args:
+        example: two or more images as the file takes them; one, where ``static``.
+
+    Raises:
+        FovealError: the network cannot be recorded; the message names the module.
+    """
+    info, shipment = predictor.info, shipment_of(predictor)
+    if not (static or shipment.dynamic):
+        raise FovealError(f"networks of task {info.task} are exported at one size only; say --static")
+    fused = foveal.fuse(predictor.net, fuse_example(example, predictor, normalise))
+    paths: Any = fused.paths
+    net = ShippedNet(fused, shipment, (info.mean, info.std) if normalise else None, half).eval()
+    dimension = torch.export.Dim.DYNAMIC
+    free = None if static else ({0: dimension, 2: dimension, 3: dimension},)
+    with running(net) as modules:
+        try:
+            with torch.no_grad(), quiet("torch.export"):
+                exported = torch.export.export(net, (example,), dynamic_shapes=free)
+        except Exception as error:
+            # whatever a network does in forward may fail here, in many ways
+            at = readable(paths, modules[-1]) if modules else ""
+            where = f" at {at}" if at else ""
+            reason = " ".join(str(error).split())[:300]
+            hint = "" if static else "; --static records one size"
+            name = info.model or type(predictor.net).__name__
+            raise FovealError(f"{name} cannot be recorded{where}: {reason}{hint}") from error
+    return Program(exported, net, shipment.outputs, not static, paths)
+
+
+def shipment_of(predictor: Predictor) -> Shipment:
+    """What the task says of its exported networks.
+
+    Raises:
+        FovealError: it says nothing.
+    """
+    ship: Any = getattr(predictor.task, "ship", None)
+    if ship is None:
+        raise FovealError(f"networks of task {predictor.info.task} cannot be exported")
+    return ship(predictor.info)
+
+
+def fuse_example(example: Tensor, predictor: Predictor, normalise: bool) -> Tensor:
+    """One image as the network itself takes it."""
+    if not normalise:
+        return example[:1]
+    mean, std = (
+        torch.tensor(values).reshape(1, -1, 1, 1) for values in (predictor.info.mean, predictor.info.std)
+    )
+    return (example[:1].float() / 255 - mean) / std
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Without the warnings of exporters, which tell their authors' plans and nothing of the network."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def running(net: nn.Module) -> Iterator[list[str]]:
+    """The paths of the modules that are running, outermost first; after an error, of those that were."""
+    stack: list[str] = []
+    handles = []
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    for path, module in net.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda *_, path=path: stack.append(path)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()

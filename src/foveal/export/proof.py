@@ -1,0 +1,156 @@
+"""Whether a file computes what the network computes: on real images, at more than one size, in more than one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveal.data import decode_image
+from foveal.errors import FovealError
+from foveal.image_files import find_images
+from foveal.inference import Predictor
+from foveal.look.images import bundled_images
+from foveal.tasks.shipping import Shipment
+
+TOLERANCES = {"float32": 1e-4, "float16": 0.02}
+"""Largest difference of an output that a precision may make, as a share of the largest output."""
+IMAGES = 8
+
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Real images of one size.
+
+    Attributes:
+        prepared: (b, c, h, w) as the network takes them.
+        input: the same as the file takes them: these, or bytes.
+    """
+
+    prepared: Tensor
+    input: np.ndarray
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of one batch.
+
+    Attributes:
+        shape: of the images, (b, c, h, w).
+        difference: the largest of any output, as a share of the largest output.
+        agreement: share of equal answers, from 0 to 1; of what, the task says.
+    """
+
+    shape: tuple[int, ...]
+    difference: float
+    agreement: float
+
+
+def real_images(predictor: Predictor, folder: str | None) -> list[Tensor]:
+    """Images of a person's folder, or those that come with foveal; uint8 (c, h, w).
+
+    Raises:
+        FovealError: no image of the folder can be read.
+        FileNotFoundError: there is no such folder.
+    """
+    if folder is None:
+        return [image for _, image in bundled_images(predictor.task)]
+    found, reason = [], "it holds none"
+    if not Path(folder).exists():
+        raise FileNotFoundError(f"images must be a folder that exists, got {folder}")
+    for file in [folder] if Path(folder).is_file() else find_images(folder):
+        try:
+            found.append(decode_image(file, channels=predictor.info.channels))
+        except (FovealError, OSError) as error:
+            reason = str(error)
+        if len(found) == IMAGES:
+            break
+    if not found:
+        raise FovealError(f"images must hold an image that can be read, got {folder}: {reason}")
+    return found
+
+
+def make_batches(
+    predictor: Predictor, images: Sequence[Tensor], *, static: bool, normalise: bool
+) -> list[Batch]:
+    """The batch that is recorded, and those that prove it.
+
+    First the traced size, two images (one where ``static``); then one image alone; then three at another size, odd
+    and not square. Where ``static``, another image of the same size.
+    """
+    views = _views(predictor, images)
+    if static:
+        return [_batch(predictor, [view], normalise) for view in [*views, *views][:2]]
+    larger = replace(
+        predictor, info=replace(predictor.info, image_size=predictor.info.image_size * 5 // 4 | 1)
+    )
+    others = [view[..., : view.shape[-1] * 4 // 5] for view in _views(larger, images)]
+    return [
+        _batch(predictor, (views * 2)[:2], normalise),
+        _batch(predictor, views[-1:], normalise),
+        _batch(predictor, (others * 3)[:3], normalise),
+    ]
+
+
+def _views(predictor: Predictor, images: Sequence[Tensor]) -> list[Tensor]:
+    """Images as the network sees them: those of the most frequent size."""
+    views = [predictor.view({"image": image})["image"] for image in images]
+    shapes = [view.shape for view in views]
+    usual = max(shapes, key=shapes.count)
+    return [view for view in views if view.shape == usual]
+
+
+def _batch(predictor: Predictor, views: Sequence[Tensor], normalise: bool) -> Batch:
+    prepared = torch.stack([predictor.prepare(view) for view in views])
+    seen = torch.stack([view[: predictor.info.channels] for view in views])
+    return Batch(prepared, (seen if normalise else prepared).numpy())
+
+
+def check(net: nn.Module, shipment: Shipment, run: Run, batch: Batch) -> Check:
+    """Compare a file's outputs with the network's."""
+    with torch.no_grad():
+        wanted = [output.float() for output in shipment.call(net, batch.prepared)]
+    found = [torch.from_numpy(np.array(output, dtype=np.float32)) for output in run(batch.input)]
+    difference = largest_difference(wanted, found)
+    agreement = shipment.agreement(wanted, found) if difference < float("inf") else 0.0
+    return Check(tuple(batch.prepared.shape), difference, agreement)
+
+
+def largest_difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """As a share of the largest finite value that was wanted; infinite where shapes or what is finite differ.
+
+    Example:
+        >>> largest_difference([torch.tensor([1.0, -4.0])], [torch.tensor([1.0, -3.0])])
+        0.25
+    """
+    if [one.shape for one in wanted] != [one.shape for one in found]:
+        return float("inf")
+    largest = 0.0
+    for one, other in zip(wanted, found, strict=True):
+        differ = ~((one == other) | (one.isnan() & other.isnan()))
+        scale = one[one.isfinite()].abs().max() if one.isfinite().any() else torch.tensor(1.0)
+        if differ.any():
+            share = float((one[differ] - other[differ]).abs().max() / scale.clamp_min(1e-30))
+            largest = max(largest, share if share == share else float("inf"))
+    return largest
+
+
+class RuntimeNet(nn.Module):
+    """A network that runs in the file, for whatever takes a network: `Predictor`, evaluation."""
+
+    def __init__(self, run: Run, shipment: Shipment) -> None:
+        super().__init__()
+        self.run, self.shipment = run, shipment
+        # a predictor asks a parameter where the network is
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, images: Tensor, *others: Any) -> Any:
+        outputs = self.run(images.numpy(force=True))
+        return self.shipment.rebuild([torch.from_numpy(np.array(output)) for output in outputs])

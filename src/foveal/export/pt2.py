@@ -1,0 +1,45 @@
+"""torch.export's own format: PyTorch without the network's Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveal.export.program import Program
+
+FILE = "model.pt2"
+NEEDS: tuple[str, ...] = ()
+
+
+def write(program: Program, path: Path, about: str) -> None:
+    """Write the graph and its weights, with ``about`` as an extra file in it."""
+    import torch
+
+    torch.export.save(program.exported, path, extra_files={"foveal.json": about})
+
+
+def load(path):
+    """A function from the input of the file to its outputs."""
+    import torch
+
+    net = torch.export.load(path).module()
+    return lambda images: [output.numpy(force=True) for output in net(torch.from_numpy(images))]
+
+
+def values(path: Path, names: Sequence[str]) -> tuple[list[tuple[str, str]], Callable[..., list[Any]]]:
+    """As of `foveal.export.onnx.values`."""
+    import torch
+
+    from foveal.export.fault import Recorder
+
+    module: Any = torch.export.load(path).module()
+    asked = set(names)
+
+    def run(images: Any, wanted: Sequence[str]) -> list[Any]:
+        recorder = Recorder(module, set(wanted))
+        with torch.no_grad():
+            recorder.run(torch.from_numpy(images))
+        return [recorder.seen[name].numpy() for name in wanted]
+
+    return [(node.name, node.name) for node in module.graph.nodes if node.name in asked], run

@@ -1,0 +1,67 @@
+"""What a task says of a network that leaves Python: its outputs, and how a script without foveal uses them.
+
+The functions without types here and in the tasks' own ``shipping.py`` are copied as they stand into the script that
+`foveal export` writes beside a file. They may use numpy as ``np``, Pillow's ``Image`` and ``Path``, and each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path  # noqa: F401 - for the functions that are copied
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What `Task.ship` returns.
+
+    Attributes:
+        outputs: names of the tensors in the file.
+        call: runs a network on prepared images (b, c, h, w) and gives these tensors.
+        rebuild: from these tensors what the network itself would have returned.
+        agreement: how far two sets of them, of the same images, lead to the same answers, from 0 to 1.
+        agreement_of: what that share is of, such as "top-1".
+        preprocessing: facts for the script's ``prepare``, beside mean, std and interpolation.
+        script: functions that are copied into the script, ``prepare`` and ``answer`` among them:
+            ``prepare(image, facts)`` takes an upright Pillow image and returns the input of the file, and
+            ``answer(outputs, image, name, about)`` returns a dictionary for JSON with ``labels`` as the task's
+            predictions have them.
+        dynamic: whether one file takes images of any size, in batches of any size.
+    """
+
+    outputs: tuple[str, ...]
+    call: Callable[[nn.Module, Tensor], tuple[Tensor, ...]]
+    rebuild: Callable[[Sequence[Tensor]], Any]
+    agreement: Callable[[Sequence[Tensor], Sequence[Tensor]], float]
+    agreement_of: str
+    script: Sequence[Callable[..., Any]]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    dynamic: bool = True
+
+
+def resize(pixels, height, width):
+    """Bytes (h, w, c) resized as PyTorch's antialiased bilinear does it, to the bit: whole weights, widths first."""
+    for axis, size in ((1, width), (0, height)):
+        length = pixels.shape[axis]
+        if length == size:
+            continue
+        distance = np.arange(length) + 0.5 - (np.arange(size)[:, None] + 0.5) * (length / size)
+        weights = np.maximum(0, 1 - abs(distance) / max(length / size, 1))
+        weights /= weights.sum(1, keepdims=True)
+        bits = max(b for b in range(23) if int(0.5 + weights.max() * 2**b) < 2**15)
+        sums = np.tensordot(np.floor(weights * 2**bits + 0.5), pixels.astype(np.float64), (1, axis))
+        pixels = np.moveaxis(np.clip(np.floor(sums / 2**bits + 0.5), 0, 255), 0, axis).astype(np.uint8)
+    return pixels
+
+
+def network_input(pixels, facts):
+    """The input (1, c, h, w) from bytes (h, w) or (h, w, c): normalised, or as they are where the file does that."""
+    planes = np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))[None]
+    if facts["normalised_in_graph"]:
+        return planes
+    mean, std = (np.array(facts[name], np.float32).reshape(1, -1, 1, 1) for name in ("mean", "std"))
+    return (planes.astype(np.float32) / 255 - mean) / std

@@ -1,0 +1,252 @@
+"""`foveal export`: a file for another runtime, proven, with a script that answers as foveal does."""
+
+import copy
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import foveal
+from foveal.export import export, format_named
+from foveal.export.onnx import to_model
+from foveal.export.program import record
+from foveal.export.proof import make_batches, real_images
+from foveal.export.script import run_script
+from foveal.inference import predictor
+from foveal.model_info import ModelInfo
+
+
+@pytest.fixture(scope="module")
+def ready(weights):
+    """A small classifier with a CBAM, a Non-local block and a DANet block, none of them the identity."""
+    return predictor(weights, "cpu")
+
+
+@pytest.fixture(scope="module")
+def batches(ready):
+    return make_batches(ready, real_images(ready, None), static=False, normalise=False)
+
+
+@pytest.fixture(scope="module")
+def program(ready, batches):
+    return record(ready, torch.from_numpy(batches[0].input), static=False, half=False, normalise=False)
+
+
+@pytest.fixture(scope="module")
+def graph(program):
+    return to_model(program)
+
+
+@pytest.fixture
+def recorded(monkeypatch, program, graph):
+    """Recording and translating take seconds: they are done once for all tests here."""
+    use_again(monkeypatch, program, graph)
+
+
+def use_again(patch, program, graph, change=lambda model: None):
+    def changed(_):
+        model = copy.deepcopy(graph)
+        change(model)
+        return model
+
+    patch.setattr("foveal.export.record", lambda *_, **__: program)
+    patch.setattr("foveal.export.onnx.to_model", changed)
+    patch.setattr("foveal.export.openvino.to_model", changed)
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(weights, program, graph, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        use_again(patch, program, graph)
+        lines = []
+        export(weights, out=out, say=lines.append)
+    (out.parent / "said.txt").write_text("\n".join(lines))
+    return out
+
+
+def test_batches_are_real_images_of_two_sizes_and_three_batches(batches):
+    assert [batch.prepared.shape for batch in batches] == [(2, 3, 32, 32), (1, 3, 32, 32), (3, 3, 41, 32)]
+    assert not torch.equal(batches[0].prepared[0], batches[0].prepared[1])
+
+
+def test_the_file_stands_with_a_description_and_a_script(onnx_folder, ready):
+    assert sorted(path.name for path in onnx_folder.iterdir()) == ["foveal.json", "infer.py", "model.onnx"]
+    about = json.loads((onnx_folder / "foveal.json").read_text())
+    assert about["classes"] == ready.info.classes
+    assert [one["block"] for one in about["plan"]] == ["cbam", "nonlocal", "dual"]
+    assert about["input"] == {"name": "images", "shape": ["batch", 3, "height", "width"], "type": "float32"}
+    assert len(about["checks"]) == 3
+    assert all(0 < one["difference"] < 1e-4 and one["agreement"] == 1 for one in about["checks"])
+    said = (onnx_folder.parent / "said.txt").read_text()
+    assert "images 3x3x41x32: largest difference" in said
+    assert "top-1 agreement 100.00%" in said
+
+
+def test_nodes_are_named_by_their_modules_and_nothing_of_this_machine_is_in_the_file(onnx_folder):
+    import onnx
+
+    model = onnx.load(onnx_folder / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    assert "layer1.0.bn2.cbam/ReduceMax" in names
+    assert "layer1.0.conv1/Conv" in names
+    sizes = [size.dim_param or size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == ["batch", 3, "height", "width"]
+    (about,) = (entry.value for entry in model.metadata_props if entry.key == "foveal")
+    assert json.loads(about)["task"] == "classify"
+    assert str(Path(foveal.__file__).parents[1]).encode() not in (onnx_folder / "model.onnx").read_bytes()
+
+
+def test_the_script_answers_as_foveal_does_without_torch(onnx_folder, ready, photo, tmp_path):
+    text = (onnx_folder / "infer.py").read_text()
+    assert not re.search(r"^\s*(import|from) (torch|foveal)", text, flags=re.MULTILINE)
+    answer = run_script(onnx_folder / "infer.py", photo, tmp_path)
+    wanted = ready(photo).labels
+    assert [label for label, _ in answer["labels"]] == [label for label, _ in wanted]
+    assert np.allclose([p for _, p in answer["labels"]], [p for _, p in wanted], atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["openvino", pytest.param("aotinductor", marks=pytest.mark.slow)])
+def test_other_formats_compute_the_same(to, recorded, ready, tmp_path):
+    """torch.export's own is the example in the docstring of `export`."""
+    done = export(ready, to, out=tmp_path / to)
+    assert max(one.difference for one in done.checks) < 1e-5
+    assert done.answer_difference < 1e-5
+    assert done.file.exists()
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """A small DANet whose attention is switched on."""
+    torch.manual_seed(0)
+    net = foveal.create_model("danet_test_resnet", num_classes=5)
+    for block in (net.position[1], net.channel[1]):
+        torch.nn.init.constant_(block.gamma, 0.5)
+    path = tmp_path_factory.mktemp("segmenter") / "danet.safetensors"
+    info = ModelInfo("segment", ["sky", "road", "car", "tree", "sign"], 48, model="danet_test_resnet")
+    foveal.save(net, path, **info.to_dict())
+    return path
+
+
+def test_a_segmentation_network_is_exported_with_its_preprocessing_and_masks(segmenter, photo, tmp_path):
+    done = export(segmenter, with_preprocessing=True, out=tmp_path / "out")
+    assert [one.shape for one in done.checks] == [(2, 3, 48, 72), (1, 3, 48, 72), (3, 3, 61, 72)]
+    assert all(one.difference < 1e-4 and one.agreement == 1 for one in done.checks)
+    assert json.loads((done.folder / "foveal.json").read_text())["input"]["type"] == "uint8"
+    answer = run_script(done.folder / "infer.py", photo, tmp_path)
+    wanted = predictor(segmenter, "cpu")(photo)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / answer["classes_png"])), wanted.class_map.numpy())
+    assert [tuple(pair) for pair in answer["labels"]] == wanted.labels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino", "pt2"])
+def test_half_precision_stays_near(to, ready, tmp_path):
+    done = export(ready, to, half=True, out=tmp_path / "out")
+    assert all(1e-6 < one.difference < 0.02 and one.agreement == 1 for one in done.checks)
+    assert json.loads((done.folder / "foveal.json").read_text())["precision"] == "float16"
+
+
+# --------------------------------------------------------------------------------------------------- planted faults
+
+
+def swap_statistics(model):
+    """CBAM's spatial gate sees the maximum where it was trained to see the mean."""
+    (concat,) = (node for node in model.graph.node if node.output[0] == "stack")
+    first, second = concat.input
+    concat.input[0], concat.input[1] = second, first
+
+
+def bake_pool(model):
+    """The last pooling averages over the size that was recorded, whatever comes."""
+    import onnx
+
+    last = [n for n in model.graph.node if n.op_type == "ReduceMean"][-1]
+    size = onnx.helper.make_node(
+        "AveragePool", [last.input[0]], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]
+    )
+    shape = onnx.numpy_helper.from_array(np.array([0, 64]), "pooled_shape")
+    flat = onnx.helper.make_node("Reshape", ["pooled", "pooled_shape"], list(last.output), name="flat")
+    model.graph.initializer.append(shape)
+    place = list(model.graph.node).index(last)
+    model.graph.node.remove(last)
+    model.graph.node.insert(place, size)
+    model.graph.node.insert(place + 1, flat)
+
+
+@pytest.mark.parametrize("to", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("fault", "where"),
+    [(swap_statistics, "layer1.0.bn2.cbam/Concat"), (bake_pool, "is flat, seen in the output of fc")],
+)
+def test_a_fault_in_the_file_is_found_and_named_and_nothing_is_kept(
+    to, fault, where, program, graph, ready, tmp_path, monkeypatch
+):
+    use_again(monkeypatch, program, graph, fault)
+    with pytest.raises(foveal.FovealError, match="differs from the network") as error:
+        export(ready, to, out=tmp_path / "out")
+    assert "the first node that differs is" in str(error.value)
+    assert where in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(said, weights, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    assert said("export", weights, "--out", tmp_path / "there")[::2] == (
+        2, f"export: out must not exist yet, got {tmp_path / 'there'}\n",
+    )  # fmt: skip
+    assert (
+        said("export", weights, "--image-size", "9000")[2]
+        == "export: image_size must be 1 to 8192, got 9000\n"
+    )
+    status, _, error = said("export", weights, "--images", tmp_path / "there", "--out", tmp_path / "a")
+    assert (status, list(tmp_path.glob(".a*"))) == (2, [])
+    assert "images must hold an image that can be read" in error
+    assert "to must be" in said("export", weights, "--to", "tflite")[2]
+    monkeypatch.setattr("foveal.export.find_spec", lambda name: None)
+    assert said("export", weights)[2] == (
+        'export: onnx needs onnx, onnxscript, onnxruntime: pip install "foveal[export]"\n'
+    )
+
+
+class Refuses(torch.nn.Module):
+    def forward(self, x):
+        return x * float(x.mean())
+
+
+def test_a_block_that_cannot_be_recorded_is_named(ready, batches, tmp_path):
+    net = foveal.create_model("cifar_resnet8", num_classes=10).eval()
+    net.layer2[0].bn1 = torch.nn.Sequential(net.layer2[0].bn1, Refuses())
+    with pytest.raises(foveal.FovealError, match=r"cannot be recorded at layer2.0.bn1.1: .*--static"):
+        export(replace(ready, net=net), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_that_the_network_cannot_take_is_said(ready, tmp_path):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 9), torch.nn.Flatten(), torch.nn.LazyLinear(10))
+    net(torch.zeros(1, 3, 32, 32))
+    fixed = replace(ready, net=net.eval())
+    with pytest.raises(
+        foveal.FovealError, match="image_size must be one that the network takes, got 48 \\(48x48\\): mat1"
+    ):
+        export(fixed, image_size=48, out=tmp_path / "out")
+    with pytest.raises(foveal.FovealError, match="any size, but not 41x32; --static exports one size"):
+        export(fixed, "pt2", out=tmp_path / "out")
+    done = export(fixed, "pt2", static=True, out=tmp_path / "out")
+    assert json.loads((done.folder / "foveal.json").read_text())["input"]["shape"] == [1, 3, 32, 32]
+
+
+def test_a_format_is_known_by_its_name():
+    assert format_named("pt2").FILE == "model.pt2"
+    with pytest.raises(foveal.FovealError, match="to must be one of onnx, openvino, aotinductor, pt2, got x"):
+        format_named("x")

@@ -1,0 +1,54 @@
+"""What is copied into scripts computes what PyTorch computes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
+
+from foveal.tasks.segment.shipping import bilinear, mean_overlap
+from foveal.tasks.shipping import network_input, resize
+
+NATIVE = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(50, 70, 20, 31), (9, 200, 64, 64), (33, 33, 33, 12), (7, 5, 7, 5), (3, 4, 50, 1), (300, 2, 24, 24)],
+)
+def test_bytes_are_resized_as_torchvision_does_to_the_bit(sizes):
+    """Processors without AVX2 round another way there, by one level of 255 at most."""
+    h, w, height, width = sizes
+    pixels = np.random.default_rng(h).integers(0, 256, (h, w, 3), dtype=np.uint8)
+    image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+    wanted = functional.resize(image, [height, width], antialias=True).permute(1, 2, 0).numpy()
+    difference = np.abs(resize(pixels, height, width).astype(int) - wanted)
+    assert difference.max() <= (0 if NATIVE else 1)
+    assert np.array_equal(resize(pixels[..., 0], height, width), resize(pixels, height, width)[..., 0])
+
+
+def test_the_input_is_normalised_or_left_as_bytes():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    facts = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "normalised_in_graph": False}
+    wanted = functional.normalize(
+        torch.from_numpy(pixels).permute(2, 0, 1) / 255, facts["mean"], facts["std"]
+    )
+    assert np.allclose(network_input(pixels, facts), wanted[None], atol=1e-6)
+    as_bytes = network_input(pixels, {**facts, "normalised_in_graph": True})
+    assert as_bytes.dtype == np.uint8
+    assert np.array_equal(as_bytes[0], pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("size", "length"), [(7, 3), (3, 7), (5, 5), (1, 4), (4, 1)])
+def test_logits_are_resized_as_pytorch_does(size, length):
+    line = torch.randn(length, generator=torch.Generator().manual_seed(0))
+    wanted = F.interpolate(line[None, None, :, None], (size, 1), mode="bilinear")[0, 0, :, 0]
+    assert np.allclose(bilinear(size, length) @ line.numpy(), wanted, atol=1e-6)
+
+
+def test_overlap_is_a_mean_over_classes_not_pixels():
+    truth = F.one_hot(torch.tensor([[[0, 0, 0, 1]]]), 2).movedim(-1, 1).float()
+    wrong = F.one_hot(torch.tensor([[[0, 0, 0, 0]]]), 2).movedim(-1, 1).float()
+    assert mean_overlap([truth], [truth]) == 1
+    assert mean_overlap([truth], [wrong]) == pytest.approx((3 / 4 + 0) / 2)
