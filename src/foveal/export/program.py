@@ -32,6 +32,9 @@ class ShippedNet(nn.Module):
         half: compute in float16; outputs are float32 all the same.
     """
 
+    gain: Tensor
+    shift: Tensor
+
     def __init__(
         self, net: nn.Module, shipment: Shipment, normalise: tuple[Any, Any] | None, half: bool
     ) -> None:
