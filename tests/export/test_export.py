@@ -137,7 +137,7 @@ def segmenter(tmp_path_factory):
 
 def test_a_segmentation_network_is_exported_with_its_preprocessing_and_masks(segmenter, photo, tmp_path):
     done = export(segmenter, with_preprocessing=True, out=tmp_path / "out")
-    assert [one.shape for one in done.checks] == [(2, 3, 48, 72), (1, 3, 48, 72), (3, 3, 61, 72)]
+    assert [one.shape for one in done.checks] == [(2, 3, 48, 48), (1, 3, 48, 48), (3, 3, 61, 48)]
     assert all(one.difference < 1e-4 and one.agreement == 1 for one in done.checks)
     assert json.loads((done.folder / "foveal.json").read_text())["input"]["type"] == "uint8"
     answer = run_script(done.folder / "infer.py", photo, tmp_path)
