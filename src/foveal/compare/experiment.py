@@ -194,6 +194,8 @@ def _config(training: Mapping[str, Any]) -> TrainConfig:
         )
     options = dict(training)
     recipe = {name: value for name, value in recipe_of(training).items() if name != "insert"}
+    if options.get("model", recipe.get("model")) != recipe.get("model"):
+        recipe.pop("model_options", None)
     size = options.get("image_size") or recipe.get("image_size")
     if recipe and size:
         options["data_options"] = {"size": size, **options.get("data_options", {})}

@@ -43,6 +43,8 @@ class CifarResNet(nn.Module):
         depth: ``6 n + 2``: 8, 20, 32, 56 or 110 in the paper (8 is ours, for quick runs).
         num_classes: outputs; with 0 the 64 pooled features.
         in_chans: channels of the image.
+        stages: how many of the three there are, from the first; features see 7, 13 and 25 pixels of the image with 1, 2
+            and 3 stages at depth 8.
 
     As in timm, `reset_classifier` puts another classifier in and `feature_info` describes the feature maps.
 
@@ -59,25 +61,27 @@ class CifarResNet(nn.Module):
         torch.Size([2, 10])
     """
 
-    def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3):
+    def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3, stages: int = 3):
         super().__init__()
         n, rest = divmod(depth - 2, 6)
         if n < 1 or rest:
             raise FovealError(f"depth must be 6 n + 2 with n >= 1, got {depth}")
+        if stages not in (1, 2, 3):
+            raise FovealError(f"stages must be 1, 2 or 3, got {stages!r}")
         self.default_cfg = {"input_size": (in_chans, 32, 32), "classifier": "fc"}
         self.conv1 = nn.Conv2d(in_chans, WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.act1 = nn.ReLU()
         self.layer1 = _stage(WIDTHS[0], WIDTHS[0], n, stride=1)
-        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], n, stride=2)
-        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], n, stride=2)
+        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], n, stride=2) if stages > 1 else nn.Identity()
+        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], n, stride=2) if stages > 2 else nn.Identity()
         self.feature_info = [
             {"num_chs": width, "reduction": reduction, "module": module}
             for width, reduction, module in zip(
                 (WIDTHS[0], *WIDTHS), (1, 1, 2, 4), ("act1", "layer1", "layer2", "layer3"), strict=True
             )
-        ]
-        self.num_features = WIDTHS[2]
+        ][: stages + 1]
+        self.num_features = WIDTHS[stages - 1]
         self.reset_classifier(num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -108,13 +112,14 @@ def cifar_resnet(
     pretrained: bool = False,
     num_classes: int = 10,
     in_chans: int = 3,
+    stages: int = 3,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
 ) -> nn.Module:
-    """`CifarResNet` by timm's arguments: maps 0 (stem) to 3 with ``features_only``; no weights are published."""
+    """`CifarResNet` by timm's arguments: maps from 0 (the stem) with ``features_only``; no weights are published."""
     if pretrained:
         raise FovealError("pretrained must be False, no weights are published for CIFAR networks, got True")
-    net = CifarResNet(depth, num_classes, in_chans)
+    net = CifarResNet(depth, num_classes, in_chans, stages)
     return feature_maps(net, out_indices) if features_only else net
 
 

@@ -1,7 +1,7 @@
 """Bundled data: cluttered scenes of handwritten digits on photographs, drawn on the fly from scikit-learn's files."""
 
 from foveal.data.scenes.boxes import SceneBoxes
-from foveal.data.scenes.cue import CueScenes
+from foveal.data.scenes.cue import CueScenes, local_scenes
 from foveal.data.scenes.dataset import SceneMasks, Scenes, class_mask
 
-__all__ = ["CueScenes", "SceneBoxes", "SceneMasks", "Scenes", "class_mask"]
+__all__ = ["CueScenes", "SceneBoxes", "SceneMasks", "Scenes", "class_mask", "local_scenes"]

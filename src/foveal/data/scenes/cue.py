@@ -1,15 +1,18 @@
-"""A question that only attention can answer: two coloured digits, and a cue far away that says which one is meant.
+"""Two controls of the instrument: a question that only attention can answer, and one that needs none.
 
-The positive control of `foveal compare`. A feature that sees a digit does not see the cue, as long as the network's
-receptive field is smaller than the gap between them; what is averaged over the image and read by a linear layer adds
-up what each feature says by itself. Such a network can only guess between the two digits, however long it trains. A
-network whose features read each other can know.
+With the cue there are two coloured patches, and a bar far away says by its colour which of them is meant. A feature
+that sees a patch does not see the bar, as long as the network's receptive field is smaller than the gap between them;
+what is averaged over the image and read by a linear layer adds up what each feature says by itself. Such a network can
+only guess between the two patches, however long it trains. A network whose features read each other can know.
+
+Without the cue there is one patch, and the bar's colour means nothing: every network can answer, and no block can add
+to it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,44 +20,46 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from foveal.data.scenes.render import OPAQUE, _backgrounds, _boxes, _draw, sources, uniform
+from foveal.data.scenes.render import _backgrounds, _boxes, sources, uniform
 from foveal.data.split import SPLITS
 from foveal.errors import FovealError
 
-LENGTHS = {"train": 4000, "val": 1000, "test": 1000}
-# red and green at equal brightness, as shares of the digit's own
-COLOURS = np.array([[1.0, 0.25, 0.25], [0.25, 1.0, 0.25]], dtype=np.float32)
+LENGTHS = {"train": 2000, "val": 500, "test": 1000}
+PATTERNS = ("rows", "columns", "checks", "plain")
+"""What a patch shows: stripes along or across, squares, or one colour."""
+# red and green at equal brightness
+COLOURS = 230 * np.array([[1.0, 0.15, 0.15], [0.15, 1.0, 0.15]], dtype=np.float32)
+PATCH = 8
+"""Pixels of a patch's side."""
 CUE_WIDTH = 5
-SMALLEST_DIGIT = 8.0
-GAP = 25
-"""Pixels between the digits and the cue by default: the receptive field of ``cifar_resnet8``'s last features."""
-DRAWS = 16
-DIGITS = (0, 1, 4, 7)
+GAP = 13
+"""Columns between patches and cue by default: what a feature of ``cifar_resnet8`` with two stages sees."""
+DRAWS = 12
 
 
 class CueScenes(Dataset):
-    """Two digits at the left, one red and one green, and a bar at the right edge in one of these colours.
+    """Two patterned patches at the left, one red and one green, and a bar at the right edge in one of these colours.
 
-    An item holds ``image`` (3, size, size) uint8, ``label`` (the digit of the bar's colour), ``mask`` (1 on that digit,
-    0 elsewhere) and its ``box_xyxy``.
+    An item holds ``image`` (3, size, size) uint8, ``label`` (the pattern of the patch in the bar's colour), ``mask``
+    (1 on that patch, 0 elsewhere) and its ``box_xyxy``. The ground is a darkened photograph.
 
     Args:
-        split: "train", "val" or "test"; no digit image and no part of a photograph is in two of them.
+        split: "train", "val" or "test"; no part of a photograph is in two of them.
         length: number of scenes; item ``i`` does not depend on it.
         size: height and width in pixels.
-        gap: columns between the digits' cells and the bar, at least.
-        digits: which of 0 to 9 occur; at least two. Few that are easily told apart leave the question to be learned.
+        gap: columns between the patches and the bar, at least.
+        cue: False leaves one patch and a bar of either colour, which says nothing.
         seed: any integer.
 
     Raises:
-        FovealError: the size leaves no room for digits that can be read.
+        FovealError: the size leaves no room for the patches.
 
     Example:
         >>> item = CueScenes("train", length=8)[3]
-        >>> item["image"].shape, int(item["mask"].max())
-        (torch.Size([3, 44, 44]), 1)
+        >>> item["image"].shape, int(item["mask"].sum())
+        (torch.Size([3, 26, 26]), 64)
 
-    Source: our own; the two digits are those of `foveal.data.Scenes`.
+    Source: our own.
     """
 
     mirror = augment = False
@@ -65,27 +70,24 @@ class CueScenes(Dataset):
         split: str = "train",
         *,
         length: int | None = None,
-        size: int = 44,
+        size: int = PATCH + GAP + CUE_WIDTH,
         gap: int = GAP,
-        digits: Sequence[int] = DIGITS,
+        cue: bool = True,
         seed: int = 0,
     ) -> None:
         if split not in SPLITS:
             raise FovealError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        self.split, self.size, self.gap, self.seed = split, size, gap, seed
+        self.split, self.size, self.gap, self.cue, self.seed = split, size, gap, cue, seed
         self.length = LENGTHS[split] if length is None else length
-        self.cell = min(size - gap - CUE_WIDTH, size // 2)
         if not 1 <= self.length <= 10**9:
             raise FovealError(f"length must be between 1 and {10**9}, got {length}")
-        if gap < 0 or size > 512 or self.cell < SMALLEST_DIGIT + 1:
+        self.columns = size - gap - CUE_WIDTH
+        if gap < 0 or not min(self.columns, size // 2) >= PATCH or size > 512:
             raise FovealError(
-                f"size must leave {SMALLEST_DIGIT + 1:g} columns for the digits beside gap={gap} and a bar of "
-                f"{CUE_WIDTH}, and be at most 512, got {size}"
+                f"size must leave {PATCH} columns for the patches beside gap={gap} and a bar of {CUE_WIDTH}, be at "
+                f"least {2 * PATCH} and at most 512, got {size}"
             )
-        self.digits = sorted(set(digits))
-        if len(self.digits) < 2 or not 0 <= self.digits[0] <= self.digits[-1] <= 9:
-            raise FovealError(f"digits must be at least two of 0 to 9, got {list(digits)}")
-        self.classes = [str(digit) for digit in self.digits]
+        self.classes = list(PATTERNS)
         self.skipped: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
         self.notes: list[str] = []
@@ -115,7 +117,7 @@ class CueScenes(Dataset):
     @property
     def fingerprint(self) -> str:
         """A hash of the options, which are all that decides what the scenes show."""
-        text = repr(("cue", self.split, self.length, self.size, self.gap, self.digits, self.seed))
+        text = repr(("patches", self.split, self.length, self.size, self.gap, self.cue, self.seed))
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def render(self, indices: Iterable[int]) -> dict[str, Tensor]:
@@ -127,56 +129,67 @@ class CueScenes(Dataset):
         index = np.asarray(list(indices), dtype=np.int64)
         if ((index < 0) | (index >= self.length)).any():
             raise IndexError(f"indices must be below {self.length}, got {index.tolist()}")
-        digits, labels, photographs = sources(self.split, self.size)
-        used = np.isin(labels, self.digits)
-        digits, labels = digits[used], np.searchsorted(self.digits, labels[used])
-        u = uniform(self.seed, 10 + SPLITS.index(self.split), index, DRAWS)
-        n, size = len(index), self.size
-        image = _backgrounds(photographs, u[:, :3], size) / 2
-        named = (u[:, 3] < 0.5).astype(np.int64)
-        red_above = u[:, 4] < 0.5
-        # one digit in the upper half, one in the lower; which colour is where is drawn
-        pair, inside_of = [], []
-        for place in range(2):
-            which, scale, y, x = u[:, 5 + 4 * place : 9 + 4 * place].T
-            chosen = (which * len(digits)).astype(np.int64)
-            if place:
-                # another digit than the first, or the answer would not depend on the cue
-                other = np.nonzero(labels[chosen] == pair[0])[0]
-                for row in other:
-                    chosen[row] = _next_of_another_class(labels, chosen[row])
-            height = SMALLEST_DIGIT + scale * (self.cell - SMALLEST_DIGIT)
-            top = place * (size / 2) + y * (size / 2 - height)
-            opacity = _draw(digits[chosen], top[:, None], (x * (self.cell - height))[:, None], height, size)[
-                :, 0
-            ]
-            colour = np.where(red_above == (place == 0), 0, 1)
-            image += opacity[..., None] * (230 * COLOURS[colour][:, None, None] - image)
-            pair.append(labels[chosen])
-            inside_of.append(opacity > OPAQUE)
-        # the bar: in the colour of the digit that is meant, anywhere along the right edge
-        meant_colour = np.where(red_above == (named == 0), 0, 1)
-        length = size // 2
-        start = (u[:, 13] * (size - length)).astype(np.int64)
-        rows = np.arange(size)[None]
-        bar = (rows >= start[:, None]) & (rows < start[:, None] + length)
-        image[:, :, size - CUE_WIDTH :] = np.where(
-            bar[:, :, None, None], 230 * COLOURS[meant_colour][:, None, None], image[:, :, size - CUE_WIDTH :]
+        _, _, photographs = sources(self.split, self.size)
+        u = uniform(self.seed, 20 + SPLITS.index(self.split), index, DRAWS)
+        image = _backgrounds(photographs, u[:, :3], self.size) / 2
+        upper_is_meant, red_is_upper = u[:, 3] < 0.5, u[:, 4] < 0.5
+        # two different patterns, or the answer would not depend on the cue
+        first = _choice(u[:, 5], len(PATTERNS))
+        second = (first + 1 + _choice(u[:, 6], len(PATTERNS) - 1)) % len(PATTERNS)
+        meant = np.zeros((len(index), self.size, self.size), dtype=bool)
+        for upper, pattern in ((True, first), (False, second)):
+            shown = self.cue | (upper_is_meant == upper)
+            colour = np.where(red_is_upper == upper, 0, 1)
+            top = (0 if upper else self.size // 2) + _choice(u[:, 7 + upper], self.size // 2 - PATCH + 1)
+            left = _choice(u[:, 9 + upper], self.columns - PATCH + 1)
+            inside = _rectangles(top, left, PATCH, PATCH, self.size) & shown[:, None, None]
+            lit = inside & _patterns(pattern, top, left, self.size)
+            image[inside] = 0
+            image = np.where(lit[..., None], COLOURS[colour][:, None, None], image)
+            meant |= inside & (upper_is_meant == upper)[:, None, None]
+        # half as long as the edge, anywhere along it; of either colour where it is no cue
+        named = red_is_upper == upper_is_meant if self.cue else u[:, 11] < 0.5
+        start = _choice(u[:, 0], self.size - self.size // 2 + 1)
+        bar = _rectangles(
+            start, np.full_like(start, self.size - CUE_WIDTH), self.size // 2, CUE_WIDTH, self.size
         )
-        label = np.where(named == 0, pair[0], pair[1])
-        inside = np.where((named == 0)[:, None, None], inside_of[0], inside_of[1])
+        image = np.where(bar[..., None], COLOURS[np.where(named, 0, 1)][:, None, None], image)
         return {
             "image": torch.from_numpy((image + 0.5).astype(np.uint8)).permute(0, 3, 1, 2).contiguous(),
-            "mask": torch.from_numpy(inside.astype(np.uint8)),
-            "label": torch.from_numpy(label.reshape(n)),
-            "box_xyxy": torch.from_numpy(_boxes(inside[:, None])[:, 0]),
+            "mask": torch.from_numpy(meant.astype(np.uint8)),
+            "label": torch.from_numpy(np.where(upper_is_meant, first, second)),
+            "box_xyxy": torch.from_numpy(_boxes(meant[:, None])[:, 0]),
         }
 
 
-def _next_of_another_class(labels: np.ndarray, place: int) -> int:
-    """The next digit image of another class, around the end if need be."""
-    for step in range(1, len(labels)):
-        candidate = (place + step) % len(labels)
-        if labels[candidate] != labels[place]:
-            return candidate
-    raise ValueError("all digits are of one class")
+def local_scenes(
+    split: str = "train", *, length: int | None = None, size: int = PATCH + GAP + CUE_WIDTH, seed: int = 0
+) -> CueScenes:
+    """One patch and a bar that says nothing: what every network can answer without attention.
+
+    Example:
+        >>> local_scenes("val", length=4).cue
+        False
+    """
+    return CueScenes(split, length=length, size=size, cue=False, seed=seed)
+
+
+def _choice(u: np.ndarray, count: int) -> np.ndarray:
+    """Whole numbers below ``count`` from numbers in [0, 1)."""
+    return (u * count).astype(np.int64)
+
+
+def _rectangles(top: np.ndarray, left: np.ndarray, height: int, width: int, size: int) -> np.ndarray:
+    """True inside rectangles (n, size, size)."""
+    rows, columns = np.arange(size)[None, :, None], np.arange(size)[None, None]
+    top, left = top[:, None, None], left[:, None, None]
+    return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+
+
+def _patterns(pattern: np.ndarray, top: np.ndarray, left: np.ndarray, size: int) -> np.ndarray:
+    """Where the patterns are lit (n, size, size), in stripes and squares of two pixels from the patch's corner."""
+    rows = (np.arange(size)[None, :, None] - top[:, None, None]) // 2 % 2 == 1
+    columns = (np.arange(size)[None, None] - left[:, None, None]) // 2 % 2 == 1
+    rows, columns = np.broadcast_arrays(rows, columns)
+    every = np.stack([rows, columns, rows != columns, np.ones_like(rows)])
+    return every[pattern, np.arange(len(pattern))]

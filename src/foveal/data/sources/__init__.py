@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foveal.data.scenes import CueScenes, SceneBoxes, SceneMasks, Scenes
+from foveal.data.scenes import CueScenes, SceneBoxes, SceneMasks, Scenes, local_scenes
 from foveal.data.sources.detection import open_detection
 from foveal.data.sources.folder import open_folder
 from foveal.data.sources.parquet import find_parquet, open_parquet
@@ -16,7 +16,11 @@ from foveal.data.sources.torchvision import TORCHVISION, open_torchvision
 from foveal.errors import FovealError
 
 # bundled data sets for classification, by name
-BUNDLED: dict[str, Callable[..., Any]] = {"scenes": Scenes, "scenes:cue": CueScenes}
+BUNDLED: dict[str, Callable[..., Any]] = {
+    "scenes": Scenes,
+    "scenes:cue": CueScenes,
+    "scenes:local": local_scenes,
+}
 
 # what opens the scenes of a task, and what its stored data
 OTHER_TASKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -48,7 +52,8 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
         spec: what to open.
 
             - ``"scenes"``: the bundled ones, see ``Scenes`` for the options (length, size, objects, seed, ...);
-              ``"scenes:cue"``: a question that only attention can answer, see ``CueScenes``.
+              ``"scenes:cue"``: a question that only attention can answer, see ``CueScenes``; ``"scenes:local"``:
+              one like it that needs none.
             - A folder of class folders, or of train, val and test folders with class folders inside. Images lie
               at any depth below their class folder, each real file once; hidden files are ignored. A folder is a part
               if train, val, valid, validation, test, training or testing is a word of its name: ``training_set``,

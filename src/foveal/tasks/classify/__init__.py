@@ -21,7 +21,24 @@ if TYPE_CHECKING:
     from foveal.tasks.shipping import Shipment
 
 LARGEST_NATURAL_SIZE = 96
-CUE_BLOCKS = ("se(reduction=4)", "cbam(reduction=4)", "nonlocal", "selfattention", "dual")
+CUE_BLOCKS = (
+    "se(reduction=4)",
+    "cbam(reduction=4)",
+    "nonlocal(pairwise=dot_product)",
+    "selfattention",
+    "dual",
+)
+CONTROL_RECIPE: dict[str, Any] = {
+    "model": "cifar_resnet8",
+    "model_options": {"stages": 2},
+    "epochs": 4,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "lr": 0.01,
+    "inserted_lr": 0.01,
+    "weight_decay": 0.01,
+    "augment": False,
+}
 USUAL_SIZE = 224
 
 
@@ -84,16 +101,10 @@ class Classify:
             "weight_decay": 0.01,
             "augment": False,
         },
-        "scenes:cue": {
-            # where positions read each other while digits and cue are still apart: later they are averaged
-            "insert": [f"{block}@stage:2" for block in CUE_BLOCKS],
-            "epochs": 5,
-            "batch_size": 32,
-            "optimizer": "adamw",
-            "lr": 0.01,
-            "weight_decay": 0.01,
-            "augment": False,
-        },
+        # two stages see less of the image than lies between patches and cue; blocks at the network's own rate learn
+        # the question within a few hundred steps
+        "scenes:cue": {"insert": [f"{block}@stage:2" for block in CUE_BLOCKS], **CONTROL_RECIPE},
+        "scenes:local": {"insert": [f"{block}@stage:2" for block in CUE_BLOCKS], **CONTROL_RECIPE},
     }
 
     def open(self, data: str, split: str, options: Mapping[str, Any]) -> Any:
