@@ -26,13 +26,16 @@ def compare(
     insert: Sequence[str] | None = None,
     *,
     models: Sequence[str] = (),
-    seeds: int = 8,
+    seeds: int | Literal["auto"] = 8,
+    detect: float | None = None,
     control: bool = True,
+    self_check: bool | None = None,
     split: Literal["val", "test"] = "val",
     tune: int = 0,
     engine: str = "local",
     jobs: int | None = None,
     out: str | None = None,
+    lang: Literal["en", "zh"] = "en",
     quiet: bool = False,
     **training: Any,
 ) -> ComparisonResult:
@@ -52,8 +55,13 @@ def compare(
         models: instead of blocks inserted into one network, networks to compare by name, options in brackets, such as
             "danet_resnet18(channel_form=paper)"; the first is what the others are compared with.
         seeds: runs of each variant; with 5 blocks and a control, 8 is the fewest with which anything can become
-            significant.
+            significant. "auto" adds seeds, from 8 up to 32, until every variant is better, worse, or less than
+            ``detect`` away; p and intervals hold wherever it stops.
+        detect: the difference that matters, in points; with a number of seeds, how many it would take is said before
+            anything is trained.
         control: compare with a plain convolution block of equal cost, too.
+        self_check: first compare where the answer is known: scenes that only attention can answer, and scenes that need
+            none, about a minute. Default: with the bundled scenes.
         split: the part of the data to measure on.
         tune: learning rates to try for each variant before the seeds are run, on a quarter of the training images that
             is held out for it: of the inserted block, and for none and the control of the network. 0 takes the default
@@ -61,6 +69,7 @@ def compare(
         engine: where the runs are done: local, in processes of this machine.
         jobs: runs at a time. Default: one a core with one thread each, or one a GPU.
         out: output folder. Default: runs/compare/DATA-MODEL-BLOCKS.
+        lang: language of the verdict and of the report.
         quiet: print nothing.
         training: options of `foveal.train.TrainConfig` and of its task: ``task``, ``data``, ``model``, ``epochs``, ...
             On the bundled scenes the task's quick recipe holds unless given; ``channels_last`` is on.
@@ -76,8 +85,8 @@ def compare(
     Example:
         >>> import tempfile
         >>> result = compare(
-        ...     ["se(reduction=4)@residual:3"], seeds=1, control=False, epochs=1, jobs=1, out=tempfile.mkdtemp(),
-        ...     data_options={"length": 64, "size": 16, "digit_size": (8, 8)}, quiet=True,
+        ...     ["se(reduction=4)@residual:3"], seeds=1, control=False, self_check=False, epochs=1, jobs=1,
+        ...     out=tempfile.mkdtemp(), data_options={"length": 64, "size": 16, "digit_size": (8, 8)}, quiet=True,
         ... )
         >>> result.conclusion[:42]
         'Too few seeds to say whether attention hel'
@@ -88,12 +97,15 @@ def compare(
         None if insert is None else list(insert),
         models=list(models),
         seeds=seeds,
+        detect=detect,
         control=control,
+        self_check=self_check,
         split=split,
         trials=tune,
         training={"channels_last": True, **training},
         engine=engine,
         jobs=jobs,
         out=out,
+        lang=lang,
         quiet=quiet,
     )

@@ -9,20 +9,52 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from foveal.data import JointTransform
+from foveal.data.joint import Rescale
 from foveal.errors import FovealError
 from foveal.files import write_json
 
+if TYPE_CHECKING:
+    from foveal.compare.job import Job
+
 Sample = dict[str, Any]
 PARTS = ("train", "val")
+LARGEST_STORED = 2
+"""Images for random crops are stored with a shorter side of at most so many times the network's size."""
+
+
+def store_images(data: Mapping[str, Any], job: Job, folder: Path) -> None:
+    """Decode the images of a comparison once, at the size at which they are needed.
+
+    Where a split's transform draws no random numbers, what it makes of an image is stored. Otherwise the image itself
+    is, or where it is much larger than the network sees it, a smaller copy.
+    """
+    config, info = job.config, job.info
+    task = config.the_task
+    for part in PARTS:
+        images = data[part]
+        transform = task.eval_transform(info)
+        if part == "train":
+            transform = task.train_transform(images, info, config.options, config.augment)
+        resize = transform.without_normalization()
+        save_arrays(
+            images, folder, part, shrunk(LARGEST_STORED * info.image_size) if transform.random else resize
+        )
+
+
+def shrunk(most: int) -> Any:
+    """A transform that brings an image to a shorter side of ``most`` pixels if it is larger."""
+    smaller = JointTransform([Rescale(shorter=most)], normalise=False)
+    return lambda sample: smaller(sample) if min(sample["image"].shape[-2:]) > most else sample
 
 
 def save_arrays(data: Any, folder: Path, split: str, resize: Callable[[Sample], Sample]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from foveal.compare.language import Language
 from foveal.statistics import FEWEST_SEEDS, Difference, detectable_difference, seeds_needed
 from foveal.tasks import Task
 from foveal.train.progress import metric_name
@@ -59,11 +60,24 @@ class MetricText:
         text = f"{100 * value:+.1f}" if self.is_share else f"{value:+.3g}"
         return text.replace("-", "−")
 
-    def shown(self, name: str, d: Difference) -> str:
+    def shown(self, name: str, d: Difference, language: Language | None = None) -> str:
         """A difference with its interval and its p."""
-        interval = f"95 % interval {self.difference(d.low)} to {self.difference(d.high)}"
-        test = f"corrected p = {p_text(d.p_corrected)}"
-        return f"{name} {self.difference(d.mean)} {self.unit}, {interval}, {test}".strip()
+        language = language or Language()
+        ends = {"low": self.difference(d.low), "high": self.difference(d.high)}
+        unit, p = self.unit_in(language), p_text(d.p_corrected)
+        said = language.say(
+            "shown",
+            name=name,
+            difference=self.difference(d.mean),
+            unit=unit,
+            p=p if p.startswith("<") else f"= {p}",
+            **ends,
+        )
+        return said.strip()
+
+    def unit_in(self, language: Language) -> str:
+        """What a difference is counted in, in that language."""
+        return language.say("points") if self.is_share else language.say("of_metric", metric=self.name)
 
 
 def conclude(
@@ -76,6 +90,8 @@ def conclude(
     budget: str = "this budget",
     tuned: bool = False,
     idle: Sequence[str] = (),
+    detect: float | None = None,
+    lang: str = "en",
 ) -> str:
     """The outcome in a few sentences.
 
@@ -88,116 +104,152 @@ def conclude(
         budget: how long each run was, in words.
         tuned: whether every variant's learning rate was tuned.
         idle: variants whose blocks never took part; nothing is concluded about them.
+        detect: the difference that seeds were added for; None where their number was fixed.
+        lang: "en" or "zh".
     """
-    taking_part = [name for name in attention if name not in idle]
-    tried = [name for name in taking_part if name in to_none]
-    slept = ""
-    if idle:
-        slept = (
-            f"Nothing can be said about {_list(idle)}: {'its' if len(idle) == 1 else 'their'} blocks never took part "
-            "(they change their input by less than 0.1 %); train longer, give them a higher rate, or another place."
+    return Verdict(
+        to_none, to_control, attention, data, text, budget, tuned, idle, detect, Language(lang)
+    ).sentences()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `conclude` was given; each function is one sentence, empty where it has nothing to say."""
+
+    to_none: Mapping[str, Difference]
+    to_control: Mapping[str, Difference]
+    attention: Sequence[str]
+    data: str
+    text: MetricText
+    budget: str
+    tuned: bool
+    idle: Sequence[str]
+    detect: float | None
+    language: Language
+
+    def sentences(self) -> str:
+        """All of them."""
+        slept, say = self.slept(), self.language.say
+        if not self.tried:
+            return slept or say("nothing_finished", data=self.data)
+        if self.seeds < FEWEST_SEEDS:
+            largest = max(self.tried, key=lambda name: abs(self.to_none[name].mean))
+            few = say(
+                "too_few_seeds",
+                data=self.data,
+                seeds=self.seeds,
+                needed=FEWEST_SEEDS,
+                largest=largest,
+                difference=self.text.difference(self.to_none[largest].mean),
+                unit=self.unit,
+            )
+            return self.language.joined([few, slept])
+        return self.language.joined(
+            [
+                self.finding(),
+                self.smaller(),
+                self.resolution(),
+                self.others_better(),
+                self.hurting(),
+                self.control(),
+                slept,
+            ]
         )
-    if not tried:
-        return slept or (
-            f"Nothing can be said about {data}: no variant has finished a seed that the baseline has finished."
-        )
-    seeds = min(to_none[name].seeds for name in tried)
-    if seeds < FEWEST_SEEDS:
-        largest = max(tried, key=lambda name: abs(to_none[name].mean))
-        found = f"{largest} {text.difference(to_none[largest].mean)} {text.unit}"
-        return _joined(
-            f"Too few seeds to say whether attention helps on {data}: {seeds} where at least {FEWEST_SEEDS} are "
-            f"needed. The largest difference so far is {found}.",
-            slept,
-        )
-    helping = [name for name in tried if to_none[name].finding == "better"]
-    hurting = [name for name in tried if to_none[name].finding == "worse"]
-    beyond = [name for name in helping if name in to_control and to_control[name].finding == "better"]
-    first = _finding(
-        tried, helping, beyond, to_none, to_control, data=f"{data} after {budget}", seeds=seeds, text=text
-    )
-    return _joined(
-        first,
-        _resolution(to_none, tried, seeds, text),
-        _only_better_than_none(helping, beyond),
-        _hurting(hurting, to_none, text, tuned),
-        _control(to_none, attention, text),
-        slept,
-    )
 
+    @property
+    def tried(self) -> list[str]:
+        """Attention variants whose blocks took part and of which there are results."""
+        return [name for name in self.attention if name not in self.idle and name in self.to_none]
 
-def _finding(
-    tried: Sequence[str],
-    helping: Sequence[str],
-    beyond: Sequence[str],
-    to_none: Mapping[str, Difference],
-    to_control: Mapping[str, Difference],
-    *,
-    data: str,
-    seeds: int,
-    text: MetricText,
-) -> str:
-    """The first sentence: whether attention helps."""
-    sign = 1 if text.higher_is_better else -1
-    best = max(beyond or helping or tried, key=lambda name: sign * to_none[name].mean)
-    shown = text.shown(best, to_none[best])
-    if not helping:
-        blocks = f"none of the {len(tried)} blocks is better" if len(tried) > 1 else f"{best} is not better"
-        return (
-            f"No evidence that attention helps on {data}: {blocks} than the same network without it, beyond what "
-            f"chance explains over {seeds} seeds (largest difference: {shown})."
-        )
-    if beyond:
-        return (
-            f"Attention helps on {data}: {_list(beyond)} {_is(beyond)} better than the same network without it and "
-            f"better than a plain convolution block of equal cost (best: {shown} over none, "
-            f"{text.difference(to_control[best].mean)} {text.unit} over the control; {seeds} seeds)."
-        )
-    doubt = "; without a control this may be the added capacity alone."
-    if to_control:
-        doubt = ", but there is no evidence of an advantage over a plain convolution block of equal cost."
-    return (
-        f"On {data}, {_list(helping)} {_is(helping)} better than the same network without attention "
-        f"(best: {shown}; {seeds} seeds){doubt}"
-    )
+    @property
+    def seeds(self) -> int:
+        """Seeds that every variant has finished."""
+        return min(self.to_none[name].seeds for name in self.tried)
 
+    @property
+    def unit(self) -> str:
+        """What differences are counted in."""
+        return self.text.unit_in(self.language)
 
-def _joined(*sentences: str) -> str:
-    return " ".join(sentence for sentence in sentences if sentence)
+    def found(self, finding: str) -> list[str]:
+        """The variants of a finding."""
+        return [name for name in self.tried if self.to_none[name].finding == finding]
 
+    @property
+    def beyond(self) -> list[str]:
+        """Variants that are better than none and than the control."""
+        better = self.found("better")
+        return [
+            name for name in better if name in self.to_control and self.to_control[name].finding == "better"
+        ]
 
-def _resolution(to_none: Mapping[str, Difference], tried: Sequence[str], seeds: int, text: MetricText) -> str:
-    """What this comparison could have found."""
-    needed = seeds_needed(len(to_none))
-    if seeds < needed:
-        shown = f"{seeds} seeds cannot show it for {len(to_none)} variants at once, however large it is"
-        return f"{shown}: use {needed} or more."
-    smallest = max(detectable_difference(to_none[name], comparisons=len(to_none)) for name in tried)
-    return f"It could have found a difference of {text.difference(smallest).lstrip('+')} {text.unit}."
+    def shown(self, name: str) -> str:
+        """A variant with its difference to none."""
+        return self.text.shown(name, self.to_none[name], self.language)
 
+    def finding(self) -> str:
+        """The first sentence: whether attention helps."""
+        helping, beyond, language = self.found("better"), self.beyond, self.language
+        sign = 1 if self.text.higher_is_better else -1
+        best = max(beyond or helping or self.tried, key=lambda name: sign * self.to_none[name].mean)
+        values = {"data": self.data, "budget": self.budget, "seeds": self.seeds, "shown": self.shown(best)}
+        if not helping:
+            return language.counted("no_evidence", len(self.tried), best=best, **values)
+        names = beyond or helping
+        values |= {"names": language.listed(names), "is_": language.counted("is", len(names))}
+        if beyond:
+            over = self.text.difference(self.to_control[best].mean)
+            return language.say("helps", over_control=over, unit=self.unit, **values)
+        return language.say("better_not_control" if self.to_control else "better_no_control", **values)
 
-def _only_better_than_none(helping: Sequence[str], beyond: Sequence[str]) -> str:
-    others = [name for name in helping if name not in beyond] if beyond else []
-    return f"Better than none, but not than the control: {_list(others)}." if others else ""
+    def smaller(self) -> str:
+        """Variants for which a difference that matters is excluded."""
+        names = self.found("smaller")
+        if not names or self.detect is None:
+            return ""
+        detect = self.text.difference(self.detect).lstrip("+")
+        return self.language.say("smaller", detect=detect, unit=self.unit, names=self.language.listed(names))
 
+    def resolution(self) -> str:
+        """What this comparison could have found; where seeds were added until it was known, that is settled."""
+        count, needed = len(self.to_none), seeds_needed(len(self.to_none))
+        if self.detect is not None:
+            return ""
+        if self.seeds < needed:
+            return self.language.say("cannot_show", seeds=self.seeds, count=count, needed=needed)
+        smallest = max(detectable_difference(self.to_none[name], comparisons=count) for name in self.tried)
+        difference = self.text.difference(smallest).lstrip("+")
+        return self.language.say("resolution", difference=difference, unit=self.unit)
 
-def _hurting(hurting: Sequence[str], to_none: Mapping[str, Difference], text: MetricText, tuned: bool) -> str:
-    """Worse is said of a block only where tuning found no rate at which it is not; otherwise of the rate."""
-    if not hurting:
-        return ""
-    sign = 1 if text.higher_is_better else -1
-    worst = min(hurting, key=lambda name: sign * to_none[name].mean)
-    most = "most: " if len(hurting) > 1 else ""
-    where = "no attention" if tuned else "no attention at this learning rate (another may do better: tune)"
-    return f"Worse than {where}: {_list(hurting)} ({most}{text.shown(worst, to_none[worst])})."
+    def others_better(self) -> str:
+        """Variants that are better than none, but not than the control, where others are."""
+        others = [name for name in self.found("better") if name not in self.beyond] if self.beyond else []
+        return self.language.say("others_better", names=self.language.listed(others)) if others else ""
 
+    def hurting(self) -> str:
+        """Worse is said of a block only where tuning found no rate at which it is not; otherwise of the rate."""
+        names = self.found("worse")
+        if not names:
+            return ""
+        sign = 1 if self.text.higher_is_better else -1
+        worst = min(names, key=lambda name: sign * self.to_none[name].mean)
+        key = "worse" if self.tuned else "worse_at_rate"
+        return self.language.say(key, names=self.language.listed(names), shown=self.shown(worst))
 
-def _control(to_none: Mapping[str, Difference], attention: Sequence[str], text: MetricText) -> str:
-    control = [name for name in to_none if name not in attention]
-    if not control or to_none[control[0]].finding not in ("better", "worse"):
-        return ""
-    found = to_none[control[0]]
-    return f"The control is itself {found.finding} than none ({text.shown('', found)})."
+    def control(self) -> str:
+        """Whether the control itself differs from none."""
+        control = [name for name in self.to_none if name not in self.attention]
+        if not control or self.to_none[control[0]].finding not in ("better", "worse"):
+            return ""
+        found = self.to_none[control[0]]
+        return self.language.say(f"control_{found.finding}", shown=self.text.shown("", found, self.language))
+
+    def slept(self) -> str:
+        """Variants about which nothing can be said."""
+        if not self.idle:
+            return ""
+        its = self.language.counted("its", len(self.idle))
+        return self.language.say("inert", names=self.language.listed(list(self.idle)), its=its)
 
 
 def p_text(p: float) -> str:
@@ -208,11 +260,3 @@ def p_text(p: float) -> str:
     if p < 0.001:
         return "< 0.001"
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-
-
-def _is(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"

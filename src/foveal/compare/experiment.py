@@ -1,63 +1,28 @@
-"""The whole comparison: what is to be run, what of it is finished, and what comes out."""
+"""The whole comparison: what is run in which order, when it stops, and what comes out."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import foveal
-from foveal.compare import BLOCKS
-from foveal.compare.arrays import PARTS, save_arrays
 from foveal.compare.costs import measure_costs
-from foveal.compare.job import Job
+from foveal.compare.estimate import estimate_seconds, in_words
 from foveal.compare.page import write_report
+from foveal.compare.plan import Plan, data_name, plan_comparison, recipe_of
 from foveal.compare.progress import Progress
-from foveal.compare.runner import Runner, weights_path
-from foveal.compare.summary import Row, summarise
-from foveal.compare.tuning import BLOCK_FACTORS, Tuning, tune, with_factor
-from foveal.compare.variants import (
-    NONE,
-    Variant,
-    awake_norms,
-    build,
-    control_of,
-    own_sources,
-    parse_models,
-    parse_variants,
-)
-from foveal.data import JointTransform
-from foveal.data.joint import Rescale
+from foveal.compare.runner import Runner, finished_result, weights_path
+from foveal.compare.self_check import SelfCheck, check_plans, summarise_check
+from foveal.compare.sentences import before_start
+from foveal.compare.summary import Row, paired_values, summarise
+from foveal.compare.tuning import tune
 from foveal.errors import FovealError
 from foveal.folders import file_name, locked
-from foveal.image_files import fingerprint
 from foveal.insertion import block_name
-from foveal.tasks import task_named
-from foveal.train.config import TrainConfig
-from foveal.train.network import add_blocks, build_network, describe_network
-from foveal.train.parts import open_parts
+from foveal.statistics import sequential_differences
 from foveal.train.run import Interrupted
-from foveal.train.start import with_start
-
-# options of training that are no setting of a comparison: they vary in it, or change no result
-NOT_SETTINGS = (
-    "insert",
-    "out",
-    "seed",
-    "accelerator",
-    "devices",
-    "nodes",
-    "strategy",
-    "workers",
-    "checkpoint_steps",
-    "logger",
-)
-LARGEST_STORED = 2
-"""Images for random crops are stored with a shorter side of at most so many times the network's size."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +33,13 @@ class ComparisonResult:
         conclusion: a sentence or two.
         rows: one for each variant: ``none``, ``control`` (if any), then the blocks in the order given.
         folder: the output folder, with ``report.html``, ``results.json``, ``results.csv`` and ``runs.csv``.
+        self_check: what the instrument found where the answer is known; None where it was not checked.
     """
 
     conclusion: str
     rows: list[Row]
     folder: Path
+    self_check: SelfCheck | None = None
 
     @property
     def report(self) -> Path:
@@ -80,199 +47,159 @@ class ComparisonResult:
         return self.folder / "report.html"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is settled before anything is trained: found in seconds, and with every mistake of the user's.
-
-    Attributes:
-        variants: ``none``, the control if any, then the blocks.
-        seeds: runs of each.
-        data: the parts ``train`` and ``val``.
-        job: any job, for what all have in common.
-        trials: rates that are tried for each variant before the seeds are run; 0 takes the default rates.
-        tuning: what they found, once they are done.
-    """
-
-    variants: list[Variant]
-    seeds: int
-    data: dict[str, Any]
-    job: Job
-    trials: int = 0
-    tuning: Tuning | None = None
-
-    @property
-    def jobs(self) -> list[Job]:
-        """All runs, seed by seed."""
-        return [self._job(variant, seed) for seed in range(self.seeds) for variant in self.variants]
-
-    def _job(self, variant: Variant, seed: int) -> Job:
-        settings = {**self.job.settings, "variant": asdict(variant), "seed": seed}
-        config = replace(self.job.config, seed=seed)
-        if self.tuning is not None:
-            factor = self.tuning.chosen[variant.name]
-            config, settings = with_factor(config, variant, factor), {**settings, "factor": factor}
-        return replace(self.job, variant=variant, config=config, keep_weights=seed == 0, settings=settings)
-
-
-def plan_comparison(
-    insertions: Sequence[str] | None,
-    *,
-    models: Sequence[str] = (),
-    seeds: int,
-    control: bool,
-    split: str = "val",
-    trials: int = 0,
-    training: Mapping[str, Any],
-) -> Plan:
-    """Settle what is to be compared.
-
-    Args:
-        models: networks to compare by name instead of ``insertions``.
-        split: the part of the data that is measured on.
-        trials: rates to try for each variant.
-
-    Raises:
-        FovealError: an option is wrong, the data cannot be opened, or a block cannot go where it was asked for.
-    """
-    if seeds < 1:
-        raise FovealError(f"seeds must be at least 1, got {seeds}")
-    if not 0 <= trials <= len(BLOCK_FACTORS) or trials == 1:
-        raise FovealError(
-            f"tune must be 0, or 2 to {len(BLOCK_FACTORS)} rates for each variant, got {trials}"
-        )
-    blocks: Sequence[str] = recipe_of(training).get("insert", BLOCKS) if insertions is None else insertions
-    variants = parse_models(models) if models else [NONE, *parse_variants(blocks)]
-    config = _config(training)
-    if models:
-        config = replace(config, model=variants[0].model or "")
-        if config.from_weights is not None:
-            raise FovealError(f"from_weights must be left out with models, got {config.from_weights}")
-    data = open_parts(config, val=split)
-    net = build_network(config, list(data["train"].classes))
-    info = describe_network(config, net, data)
-    add_blocks(net, replace(config, insert=[]), info.image_size)
-    if models:
-        # every network that cannot be made is found before any time is spent on training
-        norms: list[str] = []
-        for variant in variants:
-            build(variant, config, info.classes, info.image_size)
-    else:
-        costliest = control_of(variants[1:], config, classes=info.classes, image_size=info.image_size)
-        norms = awake_norms(variants[1:], config, classes=info.classes, image_size=info.image_size)
-        variants = [NONE, *([costliest] if control else []), *variants[1:]]
-    settings = {
-        "foveal": foveal.__version__,
-        "torch": torch.__version__,
-        "images": {part: len(images) for part, images in data.items()},
-        "fingerprints": {part: getattr(images, "fingerprint", None) for part, images in data.items()},
-        "info": info.to_dict(),
-        "split": split,
-        "norms": norms,
-        "from_weights": None if config.from_weights is None else fingerprint([config.from_weights]),
-        "sources": own_sources(variants),
-        "device": config.accelerator,
-        "training": {name: value for name, value in config.to_dict().items() if name not in NOT_SETTINGS},
-    }
-    job = Job(
-        variants[0],
-        config,
-        info,
-        config.accelerator,
-        norms,
-        keep_weights=False,
-        settings=json.loads(json.dumps(settings)),
-    )
-    return Plan(variants, seeds, data, job, trials)
-
-
-def _config(training: Mapping[str, Any]) -> TrainConfig:
-    """The options of training, for the bundled data those of the task's quick recipe unless given."""
-    refused = sorted({"insert", "out", "seed", "devices", "nodes", "strategy", "workers"} & set(training))
-    if refused:
-        raise FovealError(
-            f"the options of training that a comparison takes do not include {', '.join(refused)}"
-        )
-    options = dict(training)
-    recipe = {name: value for name, value in recipe_of(training).items() if name != "insert"}
-    if options.get("model", recipe.get("model")) != recipe.get("model"):
-        recipe.pop("model_options", None)
-    size = options.get("image_size") or recipe.get("image_size")
-    if recipe and size:
-        options["data_options"] = {"size": size, **options.get("data_options", {})}
-    options = {**recipe, **options}
-    options["accelerator"] = _device(options.get("accelerator", "auto"))
-    return with_start(TrainConfig.from_dict(options))
-
-
-def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The task's recipe for the bundled data that are asked for; empty for a person's own."""
-    task = task_named(training.get("task", "classify"))
-    return dict(getattr(task, "bundled_recipes", {}).get(training.get("data", "scenes"), {}))
-
-
-def _device(accelerator: str) -> str:
-    if accelerator not in ("auto", "cpu", "cuda"):
-        raise FovealError(f"accelerator must be auto, cpu or cuda, got {accelerator!r}")
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise FovealError("accelerator cuda needs a CUDA GPU, got none here; cpu runs anywhere")
-    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-
-
 def run(
     insertions: Sequence[str] | None,
     *,
     models: Sequence[str],
-    seeds: int,
+    seeds: int | str,
+    detect: float | None,
     control: bool,
+    self_check: bool | None,
     split: str,
     trials: int,
     training: Mapping[str, Any],
     engine: str,
     jobs: int | None,
     out: str | None,
+    lang: str,
     quiet: bool,
 ) -> ComparisonResult:
     """Do what `foveal.compare.compare` describes."""
     if jobs is not None and jobs < 1:
         raise FovealError(f"jobs must be at least 1, got {jobs}")
     plan = plan_comparison(
-        insertions, models=models, seeds=seeds, control=control, split=split, trials=trials, training=training
+        insertions,
+        models=models,
+        seeds=seeds,
+        control=control,
+        split=split,
+        trials=trials,
+        detect=detect,
+        training=training,
     )
+    if self_check is None:
+        self_check = bool(recipe_of(training)) and data_name(plan.job.config) == "scenes"
+    checks = check_plans(plan.job.device) if self_check else {}
     folder = _folder(out, plan)
     with locked(folder, "a comparison"):
-        return _run_locked(plan, folder, engine, jobs, quiet)
+        return Comparison(plan, checks, folder, engine, jobs, lang, quiet).run()
 
 
-def _run_locked(plan: Plan, folder: Path, engine: str, jobs: int | None, quiet: bool) -> ComparisonResult:
-    progress = Progress(plan, quiet=quiet)
-    try:
-        with Runner(plan, folder, engine, jobs, progress) as runner:
-            if plan.trials:
-                plan = replace(plan, tuning=tune(plan.variants, plan.job, plan.trials, runner.do))
-            planned = plan.jobs
-            results = runner.do(planned)
-        progress.say("measuring time and memory, drawing the report")
-        costs = measure_costs(plan, folder)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped; {progress.done} of {progress.total} runs are finished and kept in {folder}; "
-            "the same command continues with the rest"
-        ) from None
-    finally:
-        progress.stop()
-    runs = [results[job.key] for job in planned]
-    rows, conclusion = summarise(plan, runs, costs, data=data_name(plan.job.config))
-    result = ComparisonResult(conclusion, rows, folder)
-    weights = {job.variant.name: weights_path(folder, job) for job in planned if job.keep_weights}
-    kept = {name: path for name, path in weights.items() if path.exists()}
-    write_report(folder, plan=plan, conclusion=conclusion, rows=rows, runs=runs, weights=kept)
-    progress.show(conclusion, rows, result.report)
-    return result
+class Comparison:
+    """One comparison at work in its folder.
 
+    Args:
+        plan: what is compared.
+        checks: plans with a known answer that are run before, by name; none checks nothing.
+        folder: where everything is kept.
+        engine, jobs, lang, quiet: as `foveal.compare.compare` takes them.
+    """
 
-def data_name(config: TrainConfig) -> str:
-    """What to call the data: their name, or that of their folder."""
-    return config.data if not Path(config.data).exists() else Path(config.data).resolve().name
+    def __init__(
+        self,
+        plan: Plan,
+        checks: Mapping[str, Plan],
+        folder: Path,
+        engine: str,
+        jobs: int | None,
+        lang: str,
+        quiet: bool,
+    ) -> None:
+        self.plan, self.checks, self.folder, self.lang, self.quiet = plan, checks, folder, lang, quiet
+        self.progress = Progress(plan, quiet=quiet)
+        self.runner = Runner(folder, engine, jobs, plan.job.device, self.progress)
+
+    def run(self) -> ComparisonResult:
+        """Run what is not finished yet, and write the report."""
+        progress, check = self.progress, None
+        try:
+            with self.runner as runner:
+                self._say_what_is_to_come()
+                for name, plan in self.checks.items():
+                    runner.do(plan, plan.jobs, self._check_folder(name))
+                if self.checks:
+                    check = summarise_check(self.checks, self._check_results())
+                    progress.say(check.sentence(self.lang))
+                if self.plan.trials:
+                    do = partial(runner.do, self.plan, folder=self.folder)
+                    self.plan = replace(
+                        self.plan, tuning=tune(self.plan.variants, self.plan.job, self.plan.trials, do)
+                    )
+                runs = self._do_seeds(runner)
+            progress.say("measuring time and memory, drawing the report")
+            costs = measure_costs(self.plan, self.folder)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped; {progress.done} of {progress.total} runs are finished and kept in {self.folder}; "
+                "the same command continues with the rest"
+            ) from None
+        finally:
+            progress.stop()
+        rows, conclusion = summarise(
+            self.plan, runs, costs, data=data_name(self.plan.job.config), lang=self.lang
+        )
+        result = ComparisonResult(conclusion, rows, self.folder, check)
+        weights = {
+            job.variant.name: weights_path(self.folder, job) for job in self.plan.jobs if job.keep_weights
+        }
+        kept = {name: path for name, path in weights.items() if path.exists()}
+        write_report(result, plan=self.plan, runs=runs, weights=kept, lang=self.lang)
+        progress.show(conclusion, rows, result.report)
+        return result
+
+    def _do_seeds(self, runner: Runner) -> list[dict[str, Any]]:
+        """The runs of all seeds; where their number is open, until every variant is decided at a look."""
+        plan = self.plan
+        if not plan.looks:
+            results = runner.do(plan, plan.jobs, self.folder)
+            return [results[job.key] for job in plan.jobs]
+        for look in plan.looks:
+            planned = plan.jobs_of(range(look))
+            results = runner.do(plan, planned, self.folder)
+            runs = [results[job.key] for job in planned]
+            undecided = self._undecided(runs)
+            if not undecided or look == plan.looks[-1]:
+                self.plan = replace(plan, seeds=look)
+                return runs
+            self.progress.say(f"{look} seeds do not decide {', '.join(undecided)}; going on")
+        raise AssertionError("a plan with looks has a last one")
+
+    def _undecided(self, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Variants of which neither a difference is found nor one of the size that matters is excluded."""
+        values = paired_values(self.plan, runs)
+        baseline = values.pop(self.plan.variants[0].name)
+        assert self.plan.detect is not None
+        better = self.plan.job.config.the_task.higher_is_better
+        found = sequential_differences(
+            baseline, values, detect=self.plan.detect, looks=self.plan.looks, higher_is_better=better
+        )
+        return [name for name, one in found.items() if one.finding not in ("better", "worse", "smaller")]
+
+    def _say_what_is_to_come(self) -> None:
+        """What the seeds can decide, and how long it takes: before anything is trained."""
+        if self.quiet:
+            return
+        earlier = [one for job in self.plan.jobs if (one := finished_result(self.folder, job)) is not None]
+        for sentence in before_start(self.plan, paired_values(self.plan, earlier), self.lang):
+            self.progress.say(sentence)
+        parts = {f"check {name}": (plan, self._check_folder(name)) for name, plan in self.checks.items()}
+        parts["comparison"] = (self.plan, self.folder)
+        seconds = estimate_seconds(self.runner, parts)
+        if seconds:
+            self.progress.say(in_words(seconds))
+
+    def _check_folder(self, name: str) -> Path:
+        return self.folder / "self-check" / name
+
+    def _check_results(self) -> dict[str, list[dict[str, Any]]]:
+        return {
+            name: [
+                one
+                for job in plan.jobs
+                if (one := finished_result(self._check_folder(name), job)) is not None
+            ]
+            for name, plan in self.checks.items()
+        }
 
 
 def _folder(out: str | None, plan: Plan) -> Path:
@@ -285,28 +212,3 @@ def _folder(out: str | None, plan: Plan) -> Path:
     except (FileExistsError, NotADirectoryError):
         raise FovealError(f"out must be a folder, got {folder}, where a file stands in the way") from None
     return folder
-
-
-def store_images(plan: Plan, folder: Path) -> None:
-    """Decode the images once, at the size at which they are needed.
-
-    Where a split's transform draws no random numbers, what it makes of an image is stored. Otherwise the image itself
-    is, or where it is much larger than the network sees it, a smaller copy.
-    """
-    config, info = plan.job.config, plan.job.info
-    task = config.the_task
-    for part in PARTS:
-        data = plan.data[part]
-        transform = task.eval_transform(info)
-        if part == "train":
-            transform = task.train_transform(data, info, config.options, config.augment)
-        resize = transform.without_normalization()
-        save_arrays(
-            data, folder, part, shrunk(LARGEST_STORED * info.image_size) if transform.random else resize
-        )
-
-
-def shrunk(most: int) -> Any:
-    """A transform that brings an image to a shorter side of ``most`` pixels if it is larger."""
-    smaller = JointTransform([Rescale(shorter=most)], normalise=False)
-    return lambda sample: smaller(sample) if min(sample["image"].shape[-2:]) > most else sample

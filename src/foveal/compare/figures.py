@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from foveal.checkpoint import load
 from foveal.compare.arrays import spread
 from foveal.compare.conclusion import MetricText
+from foveal.compare.language import Language
 from foveal.compare.summary import Row
 from foveal.data import JointTransform
 from foveal.look.geometry import on_pixels
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 PICTURES = 6
 SIDE = 168
 """Pixels of a picture in the report."""
+LABEL = 32
+"""Letters of a chart's longest label; names longer than that are cut in the middle."""
+LETTER = 7.6
+"""Width of a letter in a chart."""
 RANGE = 4.0
 """Pictures show attention from a quarter of uniform to four times uniform."""
 
@@ -50,7 +55,9 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def differences_svg(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]], text: MetricText) -> str:
+def differences_svg(
+    rows: Sequence[Row], runs: Sequence[Mapping[str, Any]], text: MetricText, language: Language
+) -> str:
     """Each variant's difference to the network without attention: a dot a seed, the mean and its interval."""
     baseline = {
         run["seed"]: run["metric"] for run in runs if run["variant"] == rows[0].name and "metric" in run
@@ -73,13 +80,17 @@ def differences_svg(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]], text
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 1.0
     low, high = low - margin, high + margin
-    left, right, line = 124, 504, 34
+    names = labels_of([row.name for row in shown])
+    left, line = 20 + LETTER * max(map(len, names), default=0), 34
+    right = left + 380
     height = 30 + line * len(shown) + 44
 
     def x(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)
 
-    parts = [f'<svg viewBox="0 0 520 {height}" role="img" aria-label="difference to the baseline">']
+    parts = [
+        f'<svg viewBox="0 0 {right + 16:g} {height}" role="img" aria-label="difference to the baseline">'
+    ]
     bottom = 24 + line * len(shown)
     for tick in ticks(low, high):
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="12" y2="{bottom}"/>')
@@ -88,7 +99,7 @@ def differences_svg(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]], text
     for i, row in enumerate(shown):
         d, y = row.to_none, 24 + line * i + line / 2 - 6
         assert d is not None
-        parts.append(_text(left - 10, y + 4, _short(row.name), "end", "name"))
+        parts.append(_text(left - 10, y + 4, names[i], "end", "name"))
         for value in dots[row.name]:
             parts.append(f'<circle class="seed" cx="{x(factor * value):.1f}" cy="{y:.1f}" r="3.5"/>')
         if d.seeds >= FEWEST_SEEDS:
@@ -99,14 +110,14 @@ def differences_svg(rows: Sequence[Row], runs: Sequence[Mapping[str, Any]], text
         _text(
             (left + right) / 2,
             bottom + 36,
-            f"{text.unit} more than {rows[0].name}",
+            language.say("x_more", unit=text.unit_in(language), baseline=rows[0].name),
             "middle",
         )
     )
     return "".join([*parts, "</svg>"])
 
 
-def latency_svg(rows: Sequence[Row], text: MetricText) -> str:
+def latency_svg(rows: Sequence[Row], text: MetricText, language: Language) -> str:
     """The metric with its interval against the time of one image."""
     shown = [row for row in rows if not math.isnan(row.metric.mean)]
     metrics = {row.name: row.metric for row in shown}
@@ -116,7 +127,9 @@ def latency_svg(rows: Sequence[Row], text: MetricText) -> str:
     margin = 0.08 * (high - low) or 1.0
     low, high = low - margin, min(high + margin, 101) if text.is_share else high + margin
     slowest = 1.12 * max(row.costs.time_ms for row in shown)
+    names = labels_of([row.name for row in shown])
     left, right, top, bottom = 40, 392, 14, 292
+    width = right + 20 + LETTER * max(map(len, names))
 
     def x(value: float) -> float:
         return left + value / slowest * (right - left)
@@ -124,7 +137,7 @@ def latency_svg(rows: Sequence[Row], text: MetricText) -> str:
     def y(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
 
-    parts = ['<svg viewBox="0 0 520 340" role="img" aria-label="metric against time of one image">']
+    parts = [f'<svg viewBox="0 0 {width:g} 340" role="img" aria-label="metric against time of one image">']
     for tick in ticks(low, high):
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(_text(left - 8, y(tick) + 4, f"{tick:g}", "end"))
@@ -132,15 +145,15 @@ def latency_svg(rows: Sequence[Row], text: MetricText) -> str:
         parts.append(_text(x(tick), bottom + 18, f"{tick:g}", "middle"))
     parts.append(f'<line class="zero" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     places = _apart([y(factor * row.metric.mean) for row in shown], 15, top + 4, bottom - 4)
-    for row, place in zip(shown, places, strict=True):
+    for row, place, name in zip(shown, places, names, strict=True):
         e, px, py = row.metric, x(row.costs.time_ms), y(factor * row.metric.mean)
         if e.count >= FEWEST_SEEDS:
             ends = f'y1="{y(factor * e.low):.1f}" y2="{y(factor * e.high):.1f}"'
             parts.append(f'<line class="interval {row.kind}" x1="{px:.1f}" x2="{px:.1f}" {ends}/>')
         parts.append(f'<line class="leader" x1="{px:.1f}" x2="{right + 6}" y1="{py:.1f}" y2="{place:.1f}"/>')
         parts.append(f'<circle class="mean {row.kind}" cx="{px:.1f}" cy="{py:.1f}" r="5"/>')
-        parts.append(_text(right + 9, place + 4, _short(row.name), "start", "name"))
-    parts.append(_text((left + right) / 2, bottom + 38, "milliseconds for one image", "middle"))
+        parts.append(_text(right + 9, place + 4, name, "start", "name"))
+    parts.append(_text((left + right) / 2, bottom + 38, language.say("x_time"), "middle"))
     return "".join([*parts, "</svg>"])
 
 
@@ -148,8 +161,67 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 15 else name[:14] + "…"
+def labels_of(names: Sequence[str]) -> list[str]:
+    """Names short enough for a chart: cut in the middle, where so many letters are too many, and still different.
+
+    Example:
+        >>> labels_of(["cbam(reduction=4)@residual:3", "cbam(reduction=8)@residual:3", "se"])
+        ['cbam(reduction=4)@residual:3', 'cbam(reduction=8)@residual:3', 'se']
+        >>> labels_of(["a" * 50])
+        ['aaaaaaaaaaaaaaaaaa…aaaaaaaaaaaaa']
+    """
+    short = [name if len(name) <= LABEL else f"{name[:18]}…{name[-(LABEL - 19) :]}" for name in names]
+    return [name if short.count(label) > 1 else label for name, label in zip(names, short, strict=True)]
+
+
+def curves_svg(
+    rows: Sequence[Row], runs: Sequence[Mapping[str, Any]], text: MetricText, language: Language
+) -> str:
+    """The metric after each epoch, a panel a variant: thin lines are seeds, the thick one their mean."""
+    factor = text.factor
+    curves = {
+        row.name: [
+            [factor * v for v in run["curve"]]
+            for run in runs
+            if run["variant"] == row.name and "metric" in run
+        ]
+        for row in rows
+    }
+    values = [v for found in curves.values() for curve in found for v in curve if not math.isnan(v)]
+    if not values:
+        return ""
+    epochs = max(len(curve) for found in curves.values() for curve in found)
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 1.0
+    low, high = low - margin, high + margin
+    wide, tall, across = 200, 130, 4
+    lines = -(-len(rows) // across)
+    parts = [f'<svg viewBox="0 0 {across * wide + 40} {lines * (tall + 34) + 18}" role="img" class="curves">']
+    for number, (row, name) in enumerate(zip(rows, labels_of([row.name for row in rows]), strict=True)):
+        left, top = 36 + number % across * wide, 16 + number // across * (tall + 34)
+        bottom, right = top + tall - 16, left + wide - 26
+
+        def point(epoch: int, value: float, left: float = left, right: float = right, bottom: float = bottom,
+                  top: float = top) -> str:  # fmt: skip
+            x = left + (right - left) * (epoch / max(epochs - 1, 1) if epochs > 1 else 0.5)
+            return f"{x:.1f},{bottom - (value - low) / (high - low) * (bottom - top):.1f}"
+
+        parts.append(_text(left, top - 4, name, "start", "name"))
+        for tick in ticks(low, high, 4):
+            y = bottom - (tick - low) / (high - low) * (bottom - top)
+            parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(_text(left - 4, y + 4, f"{tick:g}", "end") if number % across == 0 else "")
+        for curve in curves[row.name]:
+            parts.append(
+                f'<polyline class="one" points="{" ".join(point(e, v) for e, v in enumerate(curve))}"/>'
+            )
+        if curves[row.name]:
+            mean = [sum(at) / len(at) for at in zip(*curves[row.name], strict=False)]
+            points = " ".join(point(e, v) for e, v in enumerate(mean))
+            parts.append(f'<polyline class="middle {row.kind}" points="{points}"/>')
+        last = f"1 … {epochs} {language.say('x_epochs')}"
+        parts.append(_text((left + right) / 2, bottom + 14, last, "middle"))
+    return "".join([*parts, "</svg>"])
 
 
 def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -28,6 +28,7 @@ class Job:
         keep_weights: whether the trained weights come back with the result.
         settings: everything the result depends on; kept with it.
         trial_share: for a trial of tuning, the share of the training images that are measured on; None for a run.
+        only_time: whether a few steps are timed instead of a whole run.
     """
 
     variant: Variant
@@ -38,6 +39,11 @@ class Job:
     keep_weights: bool
     settings: dict[str, Any]
     trial_share: float | None = None
+    only_time: bool = False
+
+    def timed(self) -> Job:
+        """The job that times a few steps of this one."""
+        return replace(self, only_time=True, keep_weights=False)
 
     @property
     def name(self) -> str:
@@ -67,6 +73,7 @@ class Job:
             "keep_weights": self.keep_weights,
             "settings": self.settings,
             "trial_share": self.trial_share,
+            "only_time": self.only_time,
         }
 
     @classmethod

@@ -32,27 +32,34 @@ class Progress:
     """
 
     def __init__(self, plan: "Plan", *, quiet: bool = False) -> None:
-        names = [variant.name for variant in plan.variants]
-        seeds = plan.seeds
-        self.names, self.seeds, self.quiet = names, seeds, quiet
-        self.text = MetricText.of(plan.job.config.the_task)
-        self.values: dict[str, dict[int, float | None]] = {name: {} for name in names}
+        self.plan, self.quiet = plan, quiet
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False)
         self.live: Live | None = None
-        self.note = ""
-        self.running: dict[tuple[str, int], float] = {}
-        self.total, self.began, self.steps = len(names) * seeds, 0.0, 1
+        self.began, self.steps = 0.0, 1
         # of the round of jobs under way: how many, finished, and finished before it began
         self.round = self.round_done = self.round_kept = 0
+        self._show_plan(plan, plan.seeds)
+
+    def _show_plan(self, plan: "Plan", seeds: int) -> None:
+        """An empty table for the runs of a plan."""
+        self.shown, self.seeds = plan, seeds
+        self.names = [variant.name for variant in plan.variants]
+        self.text = MetricText.of(plan.job.config.the_task)
+        self.values: dict[str, dict[int, float | None]] = {name: {} for name in self.names}
+        self.running: dict[tuple[str, int], float] = {}
+        self.total = len(self.names) * seeds
 
     @property
     def done(self) -> int:
-        """Finished runs, trials of tuning not counted."""
+        """Finished runs of the table, trials of tuning not counted."""
         return sum(len(found) for found in self.values.values())
 
-    def begin(self, jobs: Sequence["Job"], finished: Iterable[Mapping[str, Any]]) -> None:
-        """A round of jobs, trials or runs, of which some are finished already."""
+    def begin(self, plan: "Plan", jobs: Sequence["Job"], finished: Iterable[Mapping[str, Any]]) -> None:
+        """A round of jobs of a plan, trials or runs, of which some are finished already."""
         trials = jobs[0].trial_share is not None
+        seeds = len(jobs) // len(plan.variants)
+        if plan.data is not self.shown.data or (not trials and seeds != self.seeds):
+            self._show_plan(plan, plan.seeds if trials else seeds)
         finished = list(finished)
         self.round, self.round_done, self.round_kept = len(jobs), len(finished), len(finished)
         self.began = time.monotonic()
@@ -64,7 +71,7 @@ class Progress:
             return
         for result in finished:
             self._keep(result)
-        text = f"{len(self.names)} variants x {self.seeds} seeds = {self.total} runs"
+        text = f"{job.config.data}: {len(self.names)} variants x {self.seeds} seeds = {self.total} runs"
         self.say(text + (f"; {len(finished)} finished before" if finished else ""))
         if self.console.is_terminal and not self.quiet and self.live is None:
             self.live = Live(
@@ -100,9 +107,8 @@ class Progress:
         self.values[result["variant"]][result["seed"]] = result.get("metric")
 
     def say(self, text: str) -> None:
-        self.note = text
-        if self.live is None:
-            self.console.print(text)
+        """A line that stays."""
+        self.console.print(text, markup=False)
 
     def stop(self) -> None:
         if self.live is not None:
@@ -114,7 +120,9 @@ class Progress:
         if self.quiet:
             return
         console = Console(highlight=False)
-        console.print(_outcome_table(rows, self.text))
+        if not console.is_terminal:
+            console = Console(highlight=False, width=200)
+        console.print(outcome_table(rows, self.text, console.width))
         console.print(Text(conclusion, style="bold"))
         console.print(Text(f"report: {report}"), soft_wrap=True)
 
@@ -150,28 +158,31 @@ class Progress:
         line = Table.grid(padding=(0, 1))
         progressed = self.done + sum(self.running.values())
         bar = ProgressBar(total=self.total, completed=progressed, width=40)
-        line.add_row(
-            bar, f"{self.done}/{self.total} runs", self.note or self._left(), "Ctrl-C keeps what is finished"
-        )
+        line.add_row(bar, f"{self.done}/{self.total} runs", self._left(), "Ctrl-C keeps what is finished")
         return Group(table, line)
 
 
-def _outcome_table(rows: Sequence["Row"], text: MetricText) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
+WIDE = 100
+"""Columns of a terminal below which the table leaves out what the report has."""
+
+
+def outcome_table(rows: Sequence["Row"], text: MetricText, width: int) -> Table:
+    """A row a variant; in a narrow terminal the differences alone, and nothing is cut."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     control = any(row.kind == "control" for row in rows)
-    titles = [
-        "",
-        f"{text.name}{text.value_unit}",
-        f"against {rows[0].name}",
-        *(["against control"] if control else []),
-    ]
-    for title in [*titles, "parameters", "time ms", "on object"]:
-        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    wide = width >= WIDE
+    table.add_column("", overflow="fold")
+    titles = [f"{text.name}{text.value_unit}", f"against {rows[0].name}"]
+    titles += ["against control"] if control else []
+    titles += ["parameters", "time ms", "on object"] if wide else ["time ms"]
+    for title in titles:
+        table.add_column(title, justify="right", overflow="fold")
     for row in rows:
         cells = [Text(row.name), text.value(row.metric.mean), _shown(row.to_none, text)]
         cells += [_shown(row.to_control, text)] if control else []
         share = f"{row.share.mean / row.chance:.2f}x chance" if row.share and row.chance else ""
-        table.add_row(*cells, f"{row.costs.parameters:,}", f"{row.costs.time_ms:.2f}", share)
+        time_ms = f"{row.costs.time_ms:.2f}"
+        table.add_row(*cells, *([f"{row.costs.parameters:,}", time_ms, share] if wide else [time_ms]))
     return table
 
 

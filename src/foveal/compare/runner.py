@@ -10,13 +10,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveal.compare.arrays import store_images
 from foveal.compare.engines import Engine, make_engine
 from foveal.compare.job import Job
 from foveal.compare.progress import Progress
 from foveal.files import write_bytes, write_json
 
 if TYPE_CHECKING:
-    from foveal.compare.experiment import Plan
+    from foveal.compare.plan import Plan
 
 
 def result_path(folder: Path, job: Job) -> Path:
@@ -40,16 +41,24 @@ def finished_result(folder: Path, job: Job) -> dict[str, Any] | None:
 
 
 class Runner:
-    """Does jobs on an engine, which is started, and the images stored, when the first job is not finished yet.
+    """Does jobs of one plan after the other on one engine, which is started when the first job is not finished yet.
 
-    Everything it started is gone when the ``with`` block ends.
+    A plan's images are stored when its first job is done. Everything that was started or stored for the runs is gone
+    when the ``with`` block ends.
+
+    Args:
+        folder: of the comparison; images are stored below it meanwhile.
+        engine, jobs: as `foveal.compare.compare` takes them.
+        device: "cpu" or "cuda".
+        progress: is told what happens.
     """
 
-    def __init__(self, plan: Plan, folder: Path, engine: str, jobs: int | None, progress: Progress) -> None:
-        self.plan, self.folder, self.engine, self.jobs, self.progress = plan, folder, engine, jobs, progress
+    def __init__(self, folder: Path, engine: str, jobs: int | None, device: str, progress: Progress) -> None:
+        self.folder, self.engine, self.jobs, self.device = folder, engine, jobs, device
+        self.progress = progress
         self.stack = ExitStack()
         self.workers: Engine | None = None
-        self.images = Path()
+        self.images: dict[Path, Path] = {}
 
     def __enter__(self) -> Runner:
         return self
@@ -57,42 +66,66 @@ class Runner:
     def __exit__(self, *error: Any) -> None:
         self.stack.__exit__(*error)
 
-    def do(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
-        """Results by job key; those of earlier runs are taken as they are, others are written as they come."""
-        found = {job.key: one for job in jobs if (one := finished_result(self.folder, job)) is not None}
+    def pending(self, jobs: Sequence[Job], folder: Path) -> list[Job]:
+        """The jobs whose results are not there yet."""
+        return [job for job in jobs if finished_result(folder, job) is None]
+
+    def do(self, plan: Plan, jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
+        """Results by job key; those of earlier runs are taken as they are, others are written as they come.
+
+        Args:
+            plan: what the jobs belong to.
+            folder: where its results are kept.
+        """
+        found = {job.key: one for job in jobs if (one := finished_result(folder, job)) is not None}
         pending = [job for job in jobs if job.key not in found]
-        self.progress.begin(jobs, found.values())
-        if pending:
-            self._start(len(pending))
-        if self.workers is None:
+        self.progress.begin(plan, jobs, found.values())
+        if not pending:
             return found
-        for event in self.workers.run(pending, self.images) if pending else ():
+        for event in self._started(len(pending)).run(pending, self._stored(plan, folder)):
             if event.step is not None:
                 self.progress.stepped(event.job, event.step)
             if event.result is None:
                 continue
             if event.weights is not None:
-                write_bytes(weights_path(self.folder, event.job), event.weights)
-            path = result_path(self.folder, event.job)
-            path.parent.mkdir(exist_ok=True)
+                write_bytes(weights_path(folder, event.job), event.weights)
+            path = result_path(folder, event.job)
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {**event.result, "settings": event.job.settings})
             found[event.job.key] = event.result
             self.progress.finished(event.job, event.result)
         return found
 
-    def _start(self, runs: int) -> None:
-        """Start the engine, and store the images where all workers find them."""
-        from foveal.compare.experiment import store_images
+    def time(self, plan: Plan, jobs: Sequence[Job], folder: Path) -> list[dict[str, Any]]:
+        """What a few steps of each job take, side by side as the runs will be; nothing is kept."""
+        timed = [job.timed() for job in jobs]
+        events = self._started(len(jobs)).run(timed, self._stored(plan, folder))
+        return [event.result for event in events if event.result is not None]
 
-        if self.workers is not None:
-            return
-        # of a comparison that was killed; the folder is locked, so nobody uses them
-        for left in self.folder.glob(".images-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        name = self.stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder, prefix=".images-"))
-        self.images = Path(name)
-        log = self.images / "log.txt"
-        engine = make_engine(self.engine, device=self.plan.job.device, jobs=self.jobs, runs=runs, log=log)
-        self.progress.say(f"{engine.description}; Ctrl-C keeps what is finished")
-        store_images(self.plan, self.images)
-        self.workers = self.stack.enter_context(engine)
+    @property
+    def at_once(self) -> int:
+        """Runs at a time."""
+        return self._started(1).workers
+
+    def _started(self, runs: int) -> Engine:
+        """The engine, started when it is first needed."""
+        if self.workers is None:
+            # of a comparison that was killed; the folder is locked, so nobody uses them
+            for left in self.folder.glob(".images-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            name = self.stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder, prefix=".images-"))
+            self.place = Path(name)
+            log = self.place / "log.txt"
+            engine = make_engine(self.engine, device=self.device, jobs=self.jobs, runs=runs, log=log)
+            self.progress.say(f"{engine.description}; Ctrl-C keeps what is finished")
+            self.workers = self.stack.enter_context(engine)
+        return self.workers
+
+    def _stored(self, plan: Plan, folder: Path) -> Path:
+        """Where the plan's images are, for all workers to find."""
+        if folder not in self.images:
+            place = self.place / str(len(self.images))
+            place.mkdir()
+            store_images(plan.data, plan.job, place)
+            self.images[folder] = place
+        return self.images[folder]

@@ -8,8 +8,15 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from foveal.compare.conclusion import MetricText, conclude
+from foveal.compare.language import Language
 from foveal.compare.tuning import rate_of
-from foveal.statistics import Difference, Estimate, differences_to, estimate
+from foveal.statistics import (
+    Difference,
+    Estimate,
+    differences_to,
+    estimate,
+    sequential_differences,
+)
 from foveal.train.block_report import INACTIVE_BELOW
 
 if TYPE_CHECKING:
@@ -95,8 +102,32 @@ class Gathered:
             self.chances.append(fmean(chance for _, chance in sites))
 
 
+def paired_values(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """Variant -> seed -> the metric of the runs whose loss stayed finite, in the order of the variants."""
+    found: dict[str, dict[int, float]] = {variant.name: {} for variant in plan.variants}
+    for run in runs:
+        if "metric" in run:
+            found[run["variant"]][run["seed"]] = run["metric"]
+    return found
+
+
+def compared(
+    plan: Plan, baseline: Mapping[int, float], variants: Mapping[str, Mapping[int, float]]
+) -> dict[str, Difference]:
+    """The test that belongs to the plan: of a fixed number of seeds, or of one that was added to."""
+    better = {"higher_is_better": plan.job.config.the_task.higher_is_better}
+    if plan.looks and plan.detect is not None:
+        return sequential_differences(baseline, variants, detect=plan.detect, looks=plan.looks, **better)
+    return differences_to(baseline, variants, **better)
+
+
 def summarise(
-    plan: Plan, runs: Sequence[Mapping[str, Any]], costs: Mapping[str, Costs], *, data: str
+    plan: Plan,
+    runs: Sequence[Mapping[str, Any]],
+    costs: Mapping[str, Costs],
+    *,
+    data: str,
+    lang: str = "en",
 ) -> tuple[list[Row], str]:
     """Rows in the order of the variants, and the conclusion.
 
@@ -105,6 +136,7 @@ def summarise(
         runs: results of `foveal.compare.worker.run_job`.
         costs: by variant name.
         data: what the data is called.
+        lang: "en" or "zh".
     """
     variants, config = plan.variants, plan.job.config
     task = config.the_task
@@ -113,14 +145,14 @@ def summarise(
         gathered[run["variant"]].add(run)
     values = {name: found.values for name, found in gathered.items()}
     text = MetricText.of(task)
-    better = {"higher_is_better": task.higher_is_better}
     baseline = variants[0].name
+    language = Language(lang)
     control = next((v.name for v in variants if v.control), None)
     attention = [v.name for v in variants if v.attends]
-    to_none = differences_to(values[baseline], {v.name: values[v.name] for v in variants[1:]}, **better)
+    to_none = compared(plan, values[baseline], {v.name: values[v.name] for v in variants[1:]})
     to_control: dict[str, Difference] = {}
     if control is not None:
-        to_control = differences_to(values[control], {name: values[name] for name in attention}, **better)
+        to_control = compared(plan, values[control], {name: values[name] for name in attention})
     rows = [
         Row(
             name=v.name,
@@ -146,16 +178,19 @@ def summarise(
         attention=attention,
         data=data,
         text=text,
-        budget=f"{config.epochs} epoch{'s' * (config.epochs != 1)}",
+        budget=language.counted("epochs", config.epochs),
         tuned=plan.tuning is not None,
         idle=idle,
+        detect=plan.detect if plan.looks else None,
+        lang=lang,
     )
     broken = [
-        f"{row.name} ({len(row.failed)} of {len(row.failed) + row.seeds} seeds)" for row in rows if row.failed
+        language.say("lost", name=row.name, failed=len(row.failed), all=len(row.failed) + row.seeds)
+        for row in rows
+        if row.failed
     ]
     if broken:
-        runs_lost = ", ".join(broken)
-        sentence += (
-            f" Do not trust this: the loss became infinite with {runs_lost}, and those runs are left out."
+        sentence = language.joined(
+            [sentence, language.say("do_not_trust", runs=language.say("comma").join(broken))]
         )
     return rows, sentence

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foveal.compare.job import Job
 from foveal.compare.variants import Variant
 from foveal.tasks import Task
 from foveal.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from foveal.compare.plan import Plan
 
 SHARE = 0.25
 """Share of the training images on which trials are measured; the rest trains them."""
@@ -116,6 +119,21 @@ def tune(
     chosen = {name: left[0] if left else DEFAULT for name, left in order.items()}
     rates = {v.name: {f: rate_of(job.config, v, f) for f in values[v.name]} for v in variants}
     return Tuning(chosen, values, rates)
+
+
+def trial_jobs_at_most(plan: Plan) -> list[Job]:
+    """As many trials as `tune` does where no rate fails; which of them go into the second round is not known yet."""
+    planned = []
+    for variant in plan.variants:
+        factors = list(factors_of(variant, plan.trials))
+        rounds = [(factors, 1), (factors[: (len(factors) + 1) // 2], SEEDS)]
+        planned += [
+            trial_job(plan.job, variant, factor, FIRST_SEED + number)
+            for raced, count in rounds
+            for factor in raced
+            for number in range(count)
+        ]
+    return planned
 
 
 def better_half(order: Sequence[float]) -> list[float]:

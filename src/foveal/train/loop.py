@@ -97,13 +97,18 @@ def require_finite(t: Training, loss: float, batch: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def validate(
-    training: Training, loader: Batches, classes: list[str], after_batch: Callable[[], None] | None = None
+    training: Training,
+    loader: Batches,
+    classes: list[str],
+    after_batch: Callable[[], None] | None = None,
+    metric: Any = None,
 ) -> dict[str, float]:
     """Finish an epoch: the mean of its training losses and the figures on the validation data, over all processes.
 
     Args:
         classes: those of the validation data.
         after_batch: called after each batch; it may raise to stop the run.
+        metric: a new metric of the task to count with, for callers that want more of it than its figures.
 
     Returns:
         ``lr``, ``train_loss`` (and ``train_NAME`` for each part where there are several), ``val_NAME`` for each
@@ -112,7 +117,7 @@ def validate(
     t = training
     net = t.evaluated
     broadcast_buffers(t.fabric, net)
-    metric = t.task.new_metric(t.info, classes)
+    metric = metric or t.task.new_metric(t.info, classes)
     # not t.model: what is validated may be the running average, which is wrapped by nothing
     training_mode = net.training
     net.eval()

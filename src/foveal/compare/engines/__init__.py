@@ -39,6 +39,8 @@ class Engine(Protocol):
 
     description: str
     """How many runs at a time, and with what, for people."""
+    workers: int
+    """Runs at a time."""
 
     def run(self, jobs: Iterable[Job], images: Path) -> Iterator[Event]:
         """Do all jobs, in their order as far as several workers allow, and yield what happens.

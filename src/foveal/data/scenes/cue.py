@@ -147,13 +147,9 @@ class CueScenes(Dataset):
             image[inside] = 0
             image = np.where(lit[..., None], COLOURS[colour][:, None, None], image)
             meant |= inside & (upper_is_meant == upper)[:, None, None]
-        # half as long as the edge, anywhere along it; of either colour where it is no cue
-        named = red_is_upper == upper_is_meant if self.cue else u[:, 11] < 0.5
-        start = _choice(u[:, 0], self.size - self.size // 2 + 1)
-        bar = _rectangles(
-            start, np.full_like(start, self.size - CUE_WIDTH), self.size // 2, CUE_WIDTH, self.size
-        )
-        image = np.where(bar[..., None], COLOURS[np.where(named, 0, 1)][:, None, None], image)
+        # of either colour where it is no cue
+        red = red_is_upper == upper_is_meant if self.cue else u[:, 11] < 0.5
+        image[:, :, self.size - CUE_WIDTH :] = COLOURS[np.where(red, 0, 1)][:, None, None]
         return {
             "image": torch.from_numpy((image + 0.5).astype(np.uint8)).permute(0, 3, 1, 2).contiguous(),
             "mask": torch.from_numpy(meant.astype(np.uint8)),

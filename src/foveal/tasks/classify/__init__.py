@@ -31,8 +31,8 @@ CUE_BLOCKS = (
 CONTROL_RECIPE: dict[str, Any] = {
     "model": "cifar_resnet8",
     "model_options": {"stages": 2},
-    "epochs": 4,
-    "batch_size": 32,
+    "epochs": 2,
+    "batch_size": 16,
     "optimizer": "adamw",
     "lr": 0.01,
     "inserted_lr": 0.01,
