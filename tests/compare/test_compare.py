@@ -10,7 +10,7 @@ from PIL import Image
 
 from foveal.compare import compare
 from foveal.compare.engines.local import LocalEngine
-from foveal.compare.experiment import plan_comparison
+from foveal.compare.plan import plan_comparison
 from foveal.compare.runner import finished_result, result_path
 from foveal.errors import FovealError
 from foveal.folders import locked
@@ -22,6 +22,7 @@ TINY = {
     "epochs": 1,
     "data_options": {"length": 64, "size": 16, "digit_size": (8, 8)},
     "accelerator": "cpu",
+    "self_check": False,
     "quiet": True,
 }
 
@@ -163,6 +164,7 @@ def test_networks_by_name_are_compared_for_any_task(tmp_path):
     result = compare(
         models=["fcn_test_resnet", "danet_test_resnet(channel_form=paper)"], task="segment", seeds=1, epochs=1,
         data_options={"length": 24}, batch_size=8, accelerator="cpu", jobs=1, out=str(tmp_path), quiet=True,
+        self_check=False,
     )  # fmt: skip
     assert [row.name for row in result.rows] == ["fcn_test_resnet", "danet_test_resnet(channel_form=paper)"]
     assert result.rows[1].to_none is not None

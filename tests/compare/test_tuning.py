@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from foveal.compare import compare
-from foveal.compare.arrays import ArrayDataset, fold
-from foveal.compare.experiment import plan_comparison, store_images
+from foveal.compare.arrays import ArrayDataset, fold, store_images
+from foveal.compare.plan import plan_comparison
 from foveal.compare.tuning import SHARE, Tuning, factors_of, rate_of, trial_job, tune, with_factor
 from foveal.compare.worker import parts_of
 from foveal.errors import FovealError
@@ -85,7 +85,7 @@ def test_it_is_the_block_s_rate_that_is_tuned_and_of_others_the_network_s(plan):
 
 
 def test_trials_see_no_validation_image_and_their_parts_are_apart(plan, tmp_path):
-    store_images(plan, tmp_path)
+    store_images(plan.data, plan.job, tmp_path)
     job = trial_job(plan.job, plan.variants[2], 0.1, 1000)
     train, held = parts_of(job, tmp_path)
     assert (len(train), len(held)) == (48, 16)
@@ -118,6 +118,7 @@ def test_the_report_shows_what_was_tried_and_the_same_command_tries_nothing_agai
         "tune": 2,
         "jobs": 2,
         "out": str(tmp_path),
+        "self_check": False,
         "quiet": True,
     }
     result = compare(BLOCKS, **options)

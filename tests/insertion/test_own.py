@@ -10,7 +10,7 @@ import torch
 import foveal
 from foveal.cli import main
 from foveal.compare import compare
-from foveal.compare.experiment import plan_comparison
+from foveal.compare.plan import plan_comparison
 from foveal.insertion.own import from_file
 from foveal.train import Interrupted, TrainConfig, fit
 from foveal.train import run as run_module
@@ -115,7 +115,7 @@ def test_a_run_continues_with_the_file_that_is_named_again(mine, monkeypatch):
 def test_a_comparison_trains_anew_what_a_changed_file_changed(mine):
     texts = ["mine.py:ECA@residual:3", "mine.py:ECA(kernel=7)@residual:3"]
     options = {"data_options": SCENES, "epochs": 1, "accelerator": "cpu"}
-    result = compare(texts, seeds=1, jobs=1, out="out", quiet=True, **options)
+    result = compare(texts, seeds=1, jobs=1, out="out", quiet=True, self_check=False, **options)
     assert [row.name for row in result.rows] == ["none", "control", *texts]
     assert result.rows[1].costs.parameters >= result.rows[3].costs.parameters
     before = {job.key for job in plan_comparison(texts, seeds=1, control=True, training=options).jobs}

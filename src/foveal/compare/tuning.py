@@ -126,7 +126,7 @@ def trial_jobs_at_most(plan: Plan) -> list[Job]:
     planned = []
     for variant in plan.variants:
         factors = list(factors_of(variant, plan.trials))
-        rounds = [(factors, 1), (factors[: (len(factors) + 1) // 2], SEEDS)]
+        rounds = [(factors, 1), (better_half(factors[::-1]), SEEDS)]
         planned += [
             trial_job(plan.job, variant, factor, FIRST_SEED + number)
             for raced, count in rounds
@@ -140,12 +140,13 @@ def better_half(order: Sequence[float]) -> list[float]:
     """The first half of a ranking; the default rate stays in the race, as one lucky run is no reason to leave it.
 
     Example:
-        >>> better_half([0.1, 0.3, 1.0, 3.0]), better_half([0.1, 1.0, 0.3])
-        ([0.1, 1.0], [0.1, 1.0])
+        >>> better_half([0.1, 0.3, 1.0, 3.0]), better_half([0.1, 1.0, 0.3]), better_half([0.1, 1.0])
+        ([0.1, 1.0], [0.1, 1.0], [0.1, 1.0])
     """
     half = list(order[: (len(order) + 1) // 2])
     if DEFAULT in order and DEFAULT not in half:
-        half[-1] = DEFAULT
+        # of two rates both go on
+        half[max(len(half) - 1, 1) :] = [DEFAULT]
     return half
 
 

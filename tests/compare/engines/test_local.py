@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from foveal.compare.arrays import store_images
 from foveal.compare.engines import make_engine
 from foveal.compare.engines.local import LocalEngine, read_message, write_message
-from foveal.compare.experiment import plan_comparison, store_images
+from foveal.compare.plan import plan_comparison
 from foveal.errors import FovealError
 
 TRAINING = {
@@ -29,7 +30,7 @@ def plan():
 
 @pytest.fixture
 def images(plan, tmp_path):
-    store_images(plan, tmp_path)
+    store_images(plan.data, plan.job, tmp_path)
     return tmp_path
 
 
@@ -92,12 +93,13 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from foveal.compare.engines.local import LocalEngine
-from foveal.compare.experiment import plan_comparison, store_images
+from foveal.compare.arrays import store_images
+from foveal.compare.plan import plan_comparison
 
 training = {"data_options": {"length": 64, "size": 16, "digit_size": (8, 8)}, "epochs": 10000, "accelerator": "cpu"}
 plan = plan_comparison(["se(reduction=4)@residual:3"], seeds=1, control=False, training=training)
 images = Path(sys.argv[1])
-store_images(plan, images)
+store_images(plan.data, plan.job, images)
 with LocalEngine(device="cpu", jobs=2, runs=2, log=images / "log.txt") as workers:
     for event in workers.run(plan.jobs, images):
         print(*(process.pid for process in workers.processes), flush=True)

@@ -1,0 +1,250 @@
+"""Whole comparisons with simulated runs: what is tuned, when it stops, what it says of itself and before it starts."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import foveal
+from foveal.compare import compare
+from foveal.compare.engines import Event
+from foveal.compare.estimate import estimate_seconds, run_seconds
+from foveal.compare.experiment import Comparison
+from foveal.compare.plan import plan_comparison
+from foveal.compare.sentences import before_start
+from foveal.compare.summary import Costs
+from foveal.errors import FovealError
+from foveal.statistics import LOOKS
+
+SCHEMA = json.loads(
+    (Path(foveal.__file__).parent / "compare" / "results.schema.json").read_text(encoding="utf-8")
+)
+SE = "se(reduction=4)@residual:3"
+TRAINING = {
+    "data_options": {"length": 64, "size": 16, "digit_size": (8, 8)},
+    "epochs": 1,
+    "accelerator": "cpu",
+}
+OPTIONS = {**TRAINING, "control": False, "self_check": False, "quiet": True}
+
+
+class SimulatedEngine:
+    """Runs whose metric is a function of the job, and which take no time."""
+
+    description, workers = "simulated", 2
+
+    def __init__(self, metric, done):
+        self.metric, self.done = metric, done
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def run(self, jobs, images):
+        for job in jobs:
+            if job.only_time:
+                parts = {"build": 1.0, "step": 0.5, "validate": 2.0, "report": 3.0}
+                yield Event(job, result={"variant": job.variant.name, **parts})
+                continue
+            self.done.append(job)
+            result = {"variant": job.variant.name, "seed": job.config.seed, "seconds": 1.0}
+            value = self.metric(job)
+            rest = {
+                "figures": {"accuracy": value},
+                "curve": [value],
+                "clock": [1.0],
+                "per_class": {"0": value},
+            }
+            change = {"change": {"site": 0.5}} if job.variant.insert else {}
+            yield Event(job, result={**result, "metric": value, **rest, **change})
+
+
+@pytest.fixture
+def simulate(monkeypatch, tmp_path):
+    """``simulate(metric)`` compares in a folder with runs of that metric; the jobs that were done, and the result."""
+
+    def run(metric, insert=(SE,), **options):
+        done = []
+        monkeypatch.setattr(
+            "foveal.compare.runner.make_engine", lambda *_, **__: SimulatedEngine(metric, done)
+        )
+        costs = Costs(1, 1, 1.0, 1.0, 1.0, 1.0, 1)
+        monkeypatch.setattr(
+            "foveal.compare.experiment.measure_costs",
+            lambda plan, folder: {variant.name: costs for variant in plan.variants},
+        )
+        result = compare(list(insert), out=str(tmp_path / "out"), **{**OPTIONS, **options})
+        document = json.loads((result.folder / "results.json").read_text(encoding="utf-8"))
+        jsonschema.validate(document, SCHEMA)
+        return result, done
+
+    return run
+
+
+def noise(job, size=0.004):
+    return random.Random(f"{job.variant.name}{job.config.seed}{job.config.block_lr}").gauss(0.0, size)
+
+
+# ------------------------------------------------------------------------------------------------- planted unfairness
+
+
+def hurt_by_a_rate_that_is_too_high(job):
+    """A block that is as good as none up to a rate of 0.001, and loses ten points with ten times that."""
+    too_high = job.variant.insert is not None and job.config.block_lr > 0.0011
+    return 0.8 - 0.1 * too_high + noise(job)
+
+
+def test_a_rate_ten_times_too_high_for_one_variant_is_said_to_be_the_rate(simulate):
+    result, _ = simulate(hurt_by_a_rate_that_is_too_high, inserted_lr=0.01)
+    assert result.rows[1].to_none.finding == "worse"
+    assert (
+        "Worse than no attention at this learning rate (another may do better: tune): se" in result.conclusion
+    )
+
+
+def test_and_is_tuned_away(simulate):
+    result, _ = simulate(hurt_by_a_rate_that_is_too_high, inserted_lr=0.01, tune=2)
+    assert result.rows[1].rate == pytest.approx(0.001)
+    assert result.rows[1].to_none.finding == "no evidence"
+    assert "Worse" not in result.conclusion
+
+
+def test_what_no_rate_cures_is_worse(simulate):
+    result, _ = simulate(lambda job: 0.8 - 0.1 * (job.variant.insert is not None) + noise(job), tune=2)
+    assert "Worse than no attention: se" in result.conclusion
+
+
+# ---------------------------------------------------------------------------------------- seeds are added until known
+
+
+@pytest.mark.parametrize(
+    ("effect", "finding", "seeds"), [(0.05, "better", 8), (-0.05, "worse", 8), (0.0, "smaller", 8)]
+)
+def test_seeds_stop_when_every_variant_is_decided(simulate, effect, finding, seeds):
+    result, done = simulate(
+        lambda job: 0.8 + effect * (job.variant.insert is not None) + noise(job), seeds="auto", detect=2.0
+    )
+    assert result.rows[1].to_none.finding == finding
+    assert {job.config.seed for job in done} == set(range(seeds))
+    if finding == "smaller":
+        assert "A difference of 2.0 points or more is excluded for se." in result.conclusion
+
+
+def test_seeds_go_on_while_it_is_open_and_end_at_the_last_look(simulate):
+    result, done = simulate(
+        lambda job: 0.8 + 0.01 * (job.variant.insert is not None) + noise(job, 0.03), seeds="auto", detect=1.0
+    )
+    seeds = len({job.config.seed for job in done})
+    assert seeds in LOOKS
+    assert seeds > LOOKS[0]
+    assert len(done) == 2 * seeds, "no run is done twice"
+    document = json.loads((result.folder / "results.json").read_text())
+    assert (document["seeds"], document["looks"], document["detect"]) == (seeds, list(LOOKS), 0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": "auto"}, "seeds auto needs detect, the difference that matters, in points, got none"),
+        ({"seeds": "many", "detect": 1.0}, "seeds must be a number or auto, got 'many'"),
+        ({"detect": 0.0}, r"detect must be above 0, got 0\.0"),
+    ],
+)
+def test_what_cannot_decide_is_refused(options, message):
+    with pytest.raises(FovealError, match=message):
+        plan_comparison([SE], control=False, training=TRAINING, **{"seeds": 8, **options})
+
+
+# --------------------------------------------------------------------------------------------------- its own check
+
+
+def known_answer(helped):
+    """Only attention answers the cue, by so much; the local question is answered by all."""
+
+    def metric(job):
+        data = job.config.data
+        if data == "scenes:cue":
+            return 0.5 + helped * (job.variant.insert is not None) + noise(job)
+        return (0.97 if data == "scenes:local" else 0.7) + noise(job)
+
+    return metric
+
+
+def test_the_check_stands_before_the_verdict_and_says_both(simulate):
+    result, done = simulate(known_answer(0.4), self_check=True)
+    assert [job.config.data for job in done] == ["scenes:cue"] * 12 + ["scenes:local"] * 12 + ["scenes"] * 16
+    assert result.self_check.passed
+    said = result.self_check.sentence()
+    assert re.search(
+        r"only attention can answer, a Non-local block was found to help \(5\d\.\d % without, 9", said
+    )
+    assert "where the answer is local, nothing was found" in said
+    page = result.report.read_text(encoding="utf-8")
+    assert page.index("only attention can answer") < page.index("No evidence that attention helps on scenes")
+
+
+def test_an_instrument_that_misses_the_effect_says_not_to_trust_it(simulate):
+    result, _ = simulate(known_answer(0.0), self_check=True)
+    assert not result.self_check.passed
+    assert "did not pass its own check: do not trust what follows" in result.report.read_text(
+        encoding="utf-8"
+    )
+
+
+def test_the_check_is_run_with_the_bundled_scenes_alone_unless_asked_for(simulate, coloured_folder):
+    _, done = simulate(known_answer(0.4), self_check=None)
+    assert {job.config.data for job in done} == {"scenes", "scenes:cue", "scenes:local"}
+    own = {"data": str(coloured_folder), "data_options": {}, "batch_size": 12, "image_size": 24}
+    _, done = simulate(known_answer(0.4), self_check=None, **own)
+    assert {job.config.data for job in done} == {str(coloured_folder)}
+
+
+# --------------------------------------------------------------------------------------------- before anything is run
+
+
+def sentences(seeds, earlier=None, **options):
+    return before_start(
+        plan_comparison([SE], control=True, seeds=seeds, training=TRAINING, **options), earlier or {}
+    )
+
+
+def test_what_the_seeds_cannot_decide_is_said_before_they_run():
+    assert sentences(4)[0].startswith("4 seeds cannot decide anything")
+    assert sentences(6)[0].startswith("6 seeds cannot show a difference for 2 comparisons at once")
+    assert sentences(8)[0].startswith("8 seeds can show a difference between 2 comparisons")
+    assert "Seeds are added at 8, 10, 12" in sentences("auto", detect=1.0)[0]
+
+
+def test_how_many_seeds_a_difference_takes_is_known_from_a_pilot():
+    none = dict.fromkeys(range(4), 0.7)
+    pilot = {"none": none, "control": {s: 0.70 + d for s, d in enumerate((0.02, -0.02, 0.01, -0.01))}}
+    pilot["se"] = pilot["control"]
+    said = sentences(8, pilot, detect=1.0)[1]
+    wanted = int(
+        re.search(r"about (\d+) seeds \(from 4 seeds finished here, whose differences spread by 1\.8", said)[
+            1
+        ]
+    )
+    assert 25 < wanted < 45
+    assert "is known once a few are finished" in sentences(8, {}, detect=1.0)[1]
+
+
+def test_the_time_is_that_of_every_run_and_trial_over_the_workers(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("foveal.compare.runner.make_engine", lambda *_, **__: SimulatedEngine(None, []))
+    plan = plan_comparison([SE], control=False, seeds=8, training={**TRAINING, "epochs": 3, "batch_size": 16})
+    comparison = Comparison(plan, {}, tmp_path, "local", None, "en", quiet=False)
+    with comparison.runner as runner:
+        seconds = estimate_seconds(runner, {"comparison": (plan, tmp_path)})
+        comparison._say_what_is_to_come()
+    # 4 steps and a validation an epoch
+    one = 1.0 + 3 * (4 * 0.5 + 2.0) + 3.0
+    assert run_seconds(plan.jobs[0], {"build": 1.0, "step": 0.5, "validate": 2.0, "report": 3.0}) == one
+    assert seconds == {"comparison": 16 * one / 2}
+    said = capsys.readouterr().err
+    assert "about 2 min 8 s" in said
+    assert said.index("8 seeds can show") < said.index("about 2 min")
