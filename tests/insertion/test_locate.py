@@ -1,5 +1,7 @@
 """The rules by which sites are found."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ import foveal
 from foveal.errors import FovealError
 
 IMAGE = torch.zeros(1, 3, 64, 64)
+PHOTO = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def test_stages_of_a_torchvision_resnet_are_its_layers():
@@ -215,3 +218,67 @@ def test_blocks_at_blocks_of_a_plain_network_compose():
     names = [s.name for s in foveal.sites(net, "block", example=image)]
     foveal.insert(net, "se", at="block", example=image)
     assert [s.name for s in foveal.sites(net, "block", example=image)] == names
+
+
+# -------------------------------------------------------------------- the placements of the SE paper's ablation
+
+
+def by_hand(net, place, gate):
+    """A residual stage 3 of cifar_resnet8 written out, with a gate at one of the paper's places."""
+    from torch.nn.functional import relu
+
+    def stage(x):
+        block = net.layer3[0]
+        y = gate(x) if place == "pre" else x
+        y = relu(block.bn1(block.conv1(y)))
+        y = gate(y) if place == "3x3" else y
+        y = block.bn2(block.conv2(y))
+        y = gate(y) if place == "standard" else y
+        shortcut = block.downsample(x)
+        shortcut = gate(shortcut) if place == "identity" else shortcut
+        y = relu(y + shortcut)
+        return gate(y) if place == "post" else y
+
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("place", "at", "stages"),
+    [
+        ("standard", "residual", (3,)),
+        ("pre", "pre", (3,)),
+        ("post", "block", (3,)),
+        ("identity", "shortcut", (3,)),
+    ],
+)
+def test_the_placements_of_the_se_papers_ablation(place, at, stages):
+    torch.manual_seed(0)
+    plain = foveal.create_model("cifar_resnet8", num_classes=10).eval()
+    net = copy.deepcopy(plain)
+    x = torch.randn(2, 3, 16, 16)
+    foveal.insert(net, "se", at=at, stages=stages, reduction=4, start="paper", example=x)
+    (one,) = foveal.inserted(net)
+    seen = plain.layer2(plain.layer1(plain.act1(plain.bn1(plain.conv1(x)))))
+    expected = plain.fc(by_hand(plain, place, one.module)(seen).mean((2, 3)))
+    torch.testing.assert_close(net(x), expected)
+    assert not torch.allclose(net(x), plain(x))
+
+
+def test_a_shortcut_that_no_module_makes_is_said():
+    net = foveal.create_model("cifar_resnet8", num_classes=10)
+    reasons = {site.stage: site.reason for site in foveal.sites(net, "shortcut")}
+    assert reasons[2] is None
+    assert reasons[3] is None
+    assert "no module makes its shortcut" in reasons[1]
+
+
+def test_before_the_branch_of_a_timm_network_the_shortcut_is_left_alone(tmp_path):
+    torch.manual_seed(0)
+    net = foveal.create_model("resnet18", num_classes=4).eval()
+    foveal.undo_zero_init(foveal.insert(net, "se", at="pre", stages=(2, 3), start="paper", example=PHOTO))
+    assert [one.site for one in foveal.inserted(net)] == [
+        f"layer{stage}.{block}.conv1" for stage in (2, 3) for block in (0, 1)
+    ]
+    assert [one.channels for one in foveal.inserted(net)] == [64, 128, 128, 256]
+    foveal.save(net, tmp_path / "net.safetensors")
+    torch.testing.assert_close(foveal.load(tmp_path / "net.safetensors").eval()(PHOTO), net(PHOTO))

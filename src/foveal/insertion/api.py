@@ -39,7 +39,8 @@ def insert(
         block: a name in `foveal.nn.BLOCKS`, a class or factory called as ``block(channels, **options)``, or a
             Python file that defines one and its name, ``"mine.py:MyBlock"``; the file is run.
         at: ``"residual"`` (end of the residual branch, before the addition), ``"block"`` (after each block),
-            ``"stage"`` (after each stage), or a pattern of module paths such as ``"layer3.*"`` or
+            ``"stage"`` (after each stage), ``"pre"`` (what the branch is given, but not the shortcut), ``"shortcut"``
+            (where a module makes it), or a pattern of module paths such as ``"layer3.*"`` or
             ``"features.1[0-9]"``: ``*`` and ``?`` stay between two dots, ``**`` crosses them.
         stages: numbers of the stages to take, from 1, such as ``(3, 4)``; all by default.
         start: ``"identity"``: the network's output is bit-equal before and after; ``"paper"``: the block's own

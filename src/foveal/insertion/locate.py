@@ -12,6 +12,8 @@ The rules, none of which names a network family:
   without a shortcut). In a network without residual blocks: of every innermost module that concatenates feature
   maps (DenseNet's layers, Inception, Fire); failing these, of every convolution with what follows it at the same
   shape (normalisation, activation).
+* ``"pre"``: what the branch is given, but not the shortcut: the input of the first module the block calls on what it
+  was given itself. ``"shortcut"``: the module that made the shortcut, where it is not the block's input itself.
 * Stages: the containers that hold the blocks, in order of execution, counted from 1; where one container holds
   them all, and for convolutions, runs of one spatial size.
 * ``"stage"``: what the container returns, or where that is what its last block returned, that block.
@@ -37,7 +39,7 @@ from foveal.insertion.hooks import RECORD
 from foveal.insertion.patterns import match
 from foveal.insertion.trace import Merge, ModuleCall, Trace, trace
 
-KINDS = ("residual", "block", "stage")
+KINDS = ("residual", "block", "stage", "pre", "shortcut")
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class Site:
     Attributes:
         name: path of the module whose output the block takes.
         stage: number of its stage from 1, or None for a site found by a path pattern.
-        kind: ``"residual"``, ``"block"``, ``"stage"`` or ``"module"``.
+        kind: ``"residual"``, ``"block"``, ``"stage"``, ``"pre"``, ``"shortcut"`` or ``"module"``.
         channels: width of the feature map; 0 where the site is unusable.
         shape: shape of the feature map without the batch, (c, *spatial).
         reason: why no block can go here, or None.
-        before: the block takes what the module is given, not what it returns (they are equal in eval mode; in
-            training the module drops paths, and the block must see them undropped).
+        before: the block takes what the module is given, not what it returns: at ``"pre"``, and where the module drops
+            paths in training, which the block must see undropped.
     """
 
     name: str
@@ -71,8 +73,8 @@ def sites(
 
     Args:
         net: any convolutional network; it is left unchanged.
-        at: ``"residual"``, ``"block"``, ``"stage"`` or a path pattern (see `insert`).
-        stages: numbers of the stages to keep, from 1; for the three named kinds only.
+        at: ``"residual"``, ``"block"``, ``"stage"``, ``"pre"``, ``"shortcut"`` or a path pattern (see `insert`).
+        stages: numbers of the stages to keep, from 1; for the named kinds only.
         example: a tensor, tuple or dictionary of inputs; by default one image of the network's own size.
 
     Returns:
@@ -117,9 +119,11 @@ def sites_in(trace: Trace, net: nn.Module, at: str, stages: Iterable[int] | None
     listed = []
     for name, call, stage, reason in candidates:
         reason = reason or _scripted(name, modules) or _unusable(call, times[name])
-        shape = tuple(call.shape[1:]) if call is not None and call.shape is not None else ()
+        seen = None if call is None else call.input_shape if at == "pre" else call.shape
+        shape = tuple(seen[1:]) if seen is not None else ()
         channels = shape[0] if shape and reason is None else 0
         before = call is not None and call.is_identity and reason is None and call.inputs[0] == call.output
+        before = before or at == "pre"
         kind = at if at in KINDS else "module"
         listed.append(Site(name, stage, kind, channels, shape, reason, before))
     return listed if stages is None else _of_stages(listed, stages)
@@ -210,16 +214,50 @@ class _Finder:
         self.additions = self._residual_additions()
 
     def kind(self, at: str) -> list[Candidate]:
-        if at == "residual":
-            return self.residual()
-        return self.block() if at == "block" else self.stage()
-
-    def residual(self) -> list[Candidate]:
-        if not self.additions:
+        if at in ("residual", "pre", "shortcut") and not self.additions:
             raise FovealError(
-                f"at='residual' needs a network that adds feature maps, got {self.net_name} "
+                f"at={at!r} needs a network that adds feature maps, got {self.net_name} "
                 "without any such addition; use at='block', at='stage' or a path pattern"
             )
+        return getattr(self, at)()
+
+    def pre(self) -> list[Candidate]:
+        return [
+            (call.name, call, stage, None)
+            if (call := self._first_of_branch(merge)) is not None
+            else (merge.call.name, None, stage, "no module takes what the branch is given")
+            for merge, stage in self._staged_additions()
+        ]
+
+    def shortcut(self) -> list[Candidate]:
+        candidates: list[Candidate] = []
+        for merge, stage in self._staged_additions():
+            tensor = min(merge.operands, key=lambda o: o.depth).tensor
+            made = [c for c in self.trace.calls if c.caller is merge.call and c.output == tensor]
+            reason = None if made else "no module makes its shortcut, which is what the block is given"
+            candidates.append(
+                (made[-1].name if made else merge.call.name, made[-1] if made else None, stage, reason)
+            )
+        return candidates
+
+    def _staged_additions(self) -> list[tuple[Merge, int | None]]:
+        """The residual additions, each with its stage."""
+        blocks, containers = self._blocks()
+        stages = dict(zip(blocks, _stages(blocks, containers), strict=True))
+        return [(merge, stages.get(merge.call)) for merge in self.additions]
+
+    def _first_of_branch(self, merge: Merge) -> ModuleCall | None:
+        """The first module that the block calls on what it was given, or on what a block before it made of that."""
+        shortcut = min(merge.operands, key=lambda o: o.depth).tensor
+        for call in self.trace.calls:
+            if call.caller is not merge.call or not call.inputs or call.output == shortcut:
+                continue
+            blocks = [self.trace.block_outputs.get(child, [None])[0] for child in call.module.children()]
+            if call.inputs[0] in (*merge.call.inputs, *blocks):
+                return call
+        return None
+
+    def residual(self) -> list[Candidate]:
         blocks, containers = self._blocks()
         stages = dict(zip(blocks, _stages(blocks, containers), strict=True))
         producers = [self._producer(merge) for merge in self.additions]

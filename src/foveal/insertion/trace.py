@@ -62,6 +62,8 @@ class ModuleCall:
     inputs: tuple[TensorId, ...]
     arguments: frozenset[int]
     """Numbers of its arguments, one each."""
+    input_shape: torch.Size | None = None
+    """Shape of the first tensor it was given, with the batch."""
     output: TensorId | None = None
     """None when it did not return one tensor that depends on the input."""
     shape: torch.Size | None = None
@@ -206,7 +208,8 @@ class _TensorTracker(TorchFunctionMode):
             self.infos[tensor] = replace(info, sources=info.sources | {numbers[-1]})
         ids = tuple(one for t in tensors if (one := self.tensor_id(t)) is not None)
         caller = self.stack[-1] if self.stack else None
-        self.stack.append(ModuleCall(name, module, caller, ids, frozenset(numbers)))
+        shape = tensors[0].shape if tensors else None
+        self.stack.append(ModuleCall(name, module, caller, ids, frozenset(numbers), shape))
 
     def leave_module(self, module: nn.Module, given: Any, output: Any) -> None:
         # made where functions cannot be tracked: in a scripted module or function

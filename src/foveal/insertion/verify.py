@@ -97,7 +97,14 @@ def _elsewhere(
     trace: Trace, net: nn.Module, attached: list[Insertion], at: str, stages: Iterable[int] | None
 ) -> list[str]:
     """Blocks whose output is not what the same rules find at their site, now that the blocks are there."""
-    returned = {call.name: call.output for call in trace.calls}
+    flows = {call.name: call.inputs[:1] if at == "pre" else (call.output,) for call in trace.calls}
+    if at == "shortcut":
+        # with a block in it, it may be the longer of the two paths that are added
+        added = {
+            operand.tensor for merge in trace.merges if merge.kind == "add" for operand in merge.operands
+        }
+        sites = {one.site for one in attached if trace.block_outputs[one.module][0] in added}
+        return _said([one for one in attached if one.site not in sites], at)
     try:
         sites = {site.name for site in sites_in(trace, net, at, stages) if site.reason is None}
     except FovealError:
@@ -105,8 +112,12 @@ def _elsewhere(
     wrong = [
         one
         for one in attached
-        if one.site not in sites or returned.get(one.site) != trace.block_outputs[one.module][0]
+        if one.site not in sites or flows.get(one.site) != (trace.block_outputs[one.module][0],)
     ]
+    return _said(wrong, at)
+
+
+def _said(wrong: list[Insertion], at: str) -> list[str]:
     return [
         f"what the block at {one.site} returns must flow on as at={at!r} says, got another tensor in its place: "
         f"forward does not use what {one.site} returns, or replaces it"
