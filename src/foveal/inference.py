@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from foveal.checkpoint import load
+from foveal.checkpoint import BlockSource, load
 from foveal.data import JointTransform, decode_image
 from foveal.data.joint import grey
 from foveal.errors import FovealError
 from foveal.image_files import find_images
-from foveal.insertion.own import BlockSource
 from foveal.machine import choose_device
 from foveal.model_info import ModelInfo
 from foveal.models import create_model, data_config, list_models

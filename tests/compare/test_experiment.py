@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -202,6 +203,31 @@ def test_the_check_is_run_with_the_bundled_scenes_alone_unless_asked_for(simulat
     own = {"data": str(coloured_folder), "data_options": {}, "batch_size": 12, "image_size": 24}
     _, done = simulate(known_answer(0.4), self_check=None, **own)
     assert {job.config.data for job in done} == {str(coloured_folder)}
+
+
+# ----------------------------------------------------------------------------------------------- control of equal time
+
+
+def test_the_control_of_equal_time_is_wider_and_stays_the_same(simulate, monkeypatch):
+    """The block takes 16 ms, the control 10 and 1 for each width: six times as wide."""
+    monkeypatch.setattr(
+        "foveal.compare.time_control._times",
+        lambda plan, variants: {v.name: 9.0 + v.width if v.control else 15.0 for v in variants},
+    )
+    result, done = simulate(known_answer(0.4), control="time")
+    widths = {job.variant.name: job.variant.width for job in done}
+    assert widths == {"none": 1.0, "control": 6.0, "se": 1.0}
+    assert "the slowest variant, and is as wide as makes a batch" in result.report.read_text(encoding="utf-8")
+    monkeypatch.setattr("foveal.compare.time_control._times", None)
+    _, again = simulate(known_answer(0.4), control="time")
+    assert again == []
+
+
+def test_the_width_multiplies_the_channels_of_the_control():
+    plan = plan_comparison([SE], control=True, seeds=1, training=TRAINING)
+    wide = [replace(plan.job, variant=replace(plan.variants[1], width=w)).build() for w in (1.0, 6.0)]
+    hidden = [next(m for n, m in net.named_modules() if n.endswith(".mix")).out_channels for net in wide]
+    assert hidden[1] == 6 * hidden[0]
 
 
 # --------------------------------------------------------------------------------------------- before anything is run

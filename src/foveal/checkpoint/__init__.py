@@ -23,7 +23,7 @@ from foveal.files import utf8_path, write_bytes
 from foveal.insertion import inserted, own_blocks
 from foveal.insertion.own import BlockSource
 
-__all__ = ["listed", "load", "read_info", "save", "state_dict_mismatch", "unwrapped"]
+__all__ = ["BlockSource", "listed", "load", "read_info", "save", "state_dict_mismatch", "unwrapped"]
 
 
 def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:

@@ -258,7 +258,7 @@ def normalize_args(words: Sequence[str], parser: ArgumentParser) -> list[str]:
         kind = kind.replace("collections.abc.Sequence", "list")
         takes_value = name.partition(".")[0] in types and name not in ("--help", "--print_config")
         if takes_value and not equals:
-            if "bool" in kind:
+            if "bool" in kind and "Literal" not in kind:
                 value = left.pop(0) if left and left[0].lower() in ("true", "false") else "true"
             elif left and not (left[0].startswith("--") and len(left[0]) > 2):
                 value = left.pop(0)

@@ -28,7 +28,7 @@ def compare(
     models: Sequence[str] = (),
     seeds: int | Literal["auto"] = 8,
     detect: float | None = None,
-    control: bool = True,
+    control: bool | Literal["time"] = True,
     self_check: bool | None = None,
     split: Literal["val", "test"] = "val",
     tune: int = 0,
@@ -59,7 +59,8 @@ def compare(
             ``detect`` away; p and intervals hold wherever it stops.
         detect: the difference that matters, in points; with a number of seeds, how many it would take is said before
             anything is trained.
-        control: compare with a plain convolution block of equal cost, too.
+        control: compare with a plain convolution block, too: true, with the parameters of the variant with the most;
+            time, with the milliseconds of the slowest.
         self_check: first compare where the answer is known: scenes that only attention can answer, and scenes that need
             none, about a minute. Default: with the bundled scenes.
         split: the part of the data to measure on.

@@ -117,7 +117,9 @@ def reading_html(rows: Sequence[Row], plan: Plan, language: Language) -> str:
             language.say("read_p", seeds=seeds, comparisons=comparisons, smallest=smallest, needed=needed)
         )
     if control is not None:
-        items.append(language.say("read_control", described=control.described))
+        by_time = next(v for v in plan.variants if v.control).width != 1.0
+        key = "read_control_time" if by_time else "read_control"
+        items.append(language.say(key, described=control.described))
     items += [language.say("read_costs"), language.say("read_object")]
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
 

@@ -17,6 +17,7 @@ from foveal.compare.runner import Runner, finished_result, weights_path
 from foveal.compare.self_check import SelfCheck, check_plans, summarise_check
 from foveal.compare.sentences import before_start
 from foveal.compare.summary import Row, paired_values, summarise
+from foveal.compare.time_control import with_time_control
 from foveal.compare.tuning import tune
 from foveal.errors import FovealError
 from foveal.folders import file_name, locked
@@ -53,7 +54,7 @@ def run(
     models: Sequence[str],
     seeds: int | str,
     detect: float | None,
-    control: bool,
+    control: bool | str,
     self_check: bool | None,
     split: str,
     trials: int,
@@ -82,6 +83,8 @@ def run(
     checks = check_plans(plan.job.device) if self_check else {}
     folder = _folder(out, plan)
     with locked(folder, "a comparison"):
+        if control == "time" and not models:
+            plan = with_time_control(plan, folder)
         return Comparison(plan, checks, folder, engine, jobs, lang, quiet).run()
 
 

@@ -100,7 +100,7 @@ def plan_comparison(
     *,
     models: Sequence[str] = (),
     seeds: int | str,
-    control: bool,
+    control: bool | str,
     split: str = "val",
     trials: int = 0,
     detect: float | None = None,
@@ -111,6 +111,7 @@ def plan_comparison(
     Args:
         models: networks to compare by name instead of ``insertions``.
         seeds: runs of each variant, or "auto".
+        control: whether there is one; "time" has its width chosen later, in the comparison's folder.
         detect: the difference that matters, in points, or for a metric that is no share in its own unit.
         split: the part of the data that is measured on.
         trials: rates to try for each variant.
@@ -130,6 +131,8 @@ def plan_comparison(
         raise FovealError(
             f"tune must be 0, or 2 to {len(BLOCK_FACTORS)} rates for each variant, got {trials}"
         )
+    if control not in (True, False, "time"):
+        raise FovealError(f"control must be true, false or time, got {control!r}")
     blocks: Sequence[str] = recipe_of(training).get("insert", BLOCKS) if insertions is None else insertions
     variants = parse_models(models) if models else [NONE, *parse_variants(blocks)]
     config = _config(training)

@@ -31,6 +31,7 @@ class Variant:
         control: whether a plain convolution block takes the attention's place.
         model: another network than that of the comparison, with ``model_options`` besides those of all.
         baseline: whether the others are compared with this one.
+        width: of a control, times as wide as the one of equal parameters.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Variant:
     model: str | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     baseline: bool = False
+    width: float = 1.0
 
     @property
     def attends(self) -> bool:
@@ -65,6 +67,7 @@ class PlainConvolution(nn.Module):
         channels: of the feature map.
         like: name of the block whose number of parameters to take, as `foveal.insert` takes it.
         like_options: its options.
+        width: the hidden channels are so many times as many.
 
     Example:
         >>> block = PlainConvolution(64, like="nonlocal")
@@ -73,13 +76,15 @@ class PlainConvolution(nn.Module):
         (True, 8988)
     """
 
-    def __init__(self, channels: int, *, like: str, like_options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, channels: int, *, like: str, like_options: dict[str, Any] | None = None, width: float = 1.0
+    ) -> None:
         super().__init__()
         name, make, fixed = resolve(from_file(like))
         counted = build_block(name, make, channels, 2, "identity", {**fixed, **(like_options or {})})
         wanted = count_parameters(counted)
         a_hidden_channel = 9 * channels + 2 + channels  # 3x3 kernel, norm, 1x1 kernel
-        hidden = max(1, math.ceil(wanted / a_hidden_channel))
+        hidden = max(1, round(width * math.ceil(wanted / a_hidden_channel)))
         self.mix = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(hidden)
         self.restore = nn.Conv2d(hidden, channels, 1, bias=False)
@@ -206,7 +211,8 @@ def build(
         place = {name: asked.pop(name) for name in ("at", "stages") if name in asked}
         like = asked.pop("block")
         example = torch.zeros(1, in_chans(config), image_size, image_size)
-        insert(net, PlainConvolution, **place, example=example, like=like, like_options=asked)
+        options = {"like": like, "like_options": asked, "width": variant.width}
+        insert(net, PlainConvolution, **place, example=example, **options)
         if config.channels_last:
             net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return net
