@@ -139,6 +139,7 @@ class DETR(nn.Module):
             frozen_norm=frozen_norm,
         )
         self.num_classes, self.num_queries, self.width = num_classes, num_queries, width
+        self.dc5 = dc5
         self.queries, self.denoising, self.groups, self.dropout = queries, denoising, groups, dropout
         self.default_cfg = {"input_size": (in_chans, 224, 224)}
         self.loss = SetLoss(classification, class_weight=1.0 if classification == "softmax" else 2.0)
@@ -231,7 +232,7 @@ class DETR(nn.Module):
     def _queries(self, memory: Memory, groups: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Contents (b, n, width), anchors (b, n, 4) or, of learned queries, their vectors; what the encoder says."""
         b = len(memory.tokens)
-        learned = self.query_embed.weight[: self.num_queries * groups].expand(b, -1, -1)
+        learned = self.query_embed.weight[: self.num_queries * groups].repeat(b, 1, 1)
         if self.proposals is not None:
             proposed = self.proposals(memory)
             n = min(self.num_queries, memory.tokens.shape[1])

@@ -40,11 +40,11 @@ def pooled(
     level = level.clamp(0, len(maps) - 1)
     found = None
     for i, (features, stride) in enumerate(zip(maps, strides, strict=True)):
-        if features.shape[-2] * features.shape[-1] <= FEW_POSITIONS:
-            here = (level == i)[..., None, None].to(features.dtype)
-            part = by_products(features, boxes, 1 / stride, pool, here)
+        here = level == i
+        if features.shape[-2] * features.shape[-1] <= FEW_POSITIONS and here.any():
+            part = by_products(features, boxes, 1 / stride, pool, here[..., None, None].to(features.dtype))
         else:
-            part = by_sampling(features, boxes, 1 / stride, pool, level == i)
+            part = by_sampling(features, boxes, 1 / stride, pool, here)
         found = part if found is None else found + part
     assert found is not None
     return found
@@ -82,9 +82,8 @@ def by_products(
     columns = hats(boxes[..., 0], boxes[..., 2], pool, w).to(features.dtype)
     lines = features.permute(0, 2, 3, 1).flatten(2)
     y = torch.bmm(rows.flatten(1, 2), lines).view(b * q, pool, w, -1)
-    # one product a box instead of one a line of it: (pool, w) times (w, pool * c)
-    y = torch.bmm(columns.flatten(0, 1), y.transpose(1, 2).flatten(2))
-    return y.view(b * q, pool, pool, -1).transpose(1, 2).flatten(1, 2)
+    columns = columns.flatten(0, 1)[:, None].expand(-1, pool, -1, -1)
+    return (columns @ y).flatten(1, 2)
 
 
 def hats(

@@ -166,7 +166,7 @@ class SparseRCNN(nn.Module):
         b = len(sizes)
         scale = scale_of(sizes)
         boxes = to_xyxy(self.init_proposal_boxes.weight.float()) * scale
-        vectors = self.init_proposal_features.weight.expand(b, -1, -1)
+        vectors = self.init_proposal_features.weight.repeat(b, 1, 1)
         reference = self.roi_reference
         sides = sizes.amin(1).float() * (CANONICAL_SIDE / CANONICAL_IMAGE)
         sides = sides if reference is None else torch.full_like(sides, reference)

@@ -124,7 +124,7 @@ class MultiheadAttention(nn.Module):
         return attention_rows(take_rows(q, rows), k, self.heads, mask)
 
     def extra_repr(self) -> str:
-        return f"width={self.in_proj_weight.shape[1]}, heads={self.heads}, dropout={self.dropout}"
+        return f"width={self.in_proj_weight.shape[1]}, heads={self.heads}"
 
 
 class ConcatenatedAttention(nn.Module):

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 from foveal.checkpoint import listed, state_dict_mismatch, unwrapped
 from foveal.errors import FovealError
 from foveal.insertion.example import example_inputs, preserve_state, tensors_in
-from foveal.published import blocks, classifiers, danet
+from foveal.published import blocks, classifiers, danet, detr, sparse_rcnn
 from foveal.published.keymap import Format, Shape, Shapes, tensors
 from foveal.published.nearest import nearest
 from foveal.published.reading import unwrap_state_dict
 
 FORMATS: dict[str, Format] = {
-    one.name: one for one in (*classifiers.FORMATS, *danet.FORMATS, *blocks.FORMATS)
+    one.name: one
+    for one in (
+        *classifiers.FORMATS,
+        *danet.FORMATS,
+        *detr.FORMATS,
+        *sparse_rcnn.FORMATS,
+        *blocks.FORMATS,
+    )
 }
 """By name, the formats that `convert` reads and `export` writes."""
 
@@ -73,6 +80,7 @@ def convert(
     chosen = fitting[0]
     if chosen.ignored_names:
         state = {name: value for name, value in state.items() if not re.match(chosen.ignored_names, name)}
+    state = chosen.join(state)
     shapes = Shapes({name: tuple(value.shape) for name, value in state.items()})
     (net, variant), *others = (_build(one, shapes, options) for one in fitting)
     table = chosen.table(net)
@@ -102,6 +110,8 @@ def convert(
     left = [name for name, t in chain(net.named_parameters(), net.named_buffers()) if t.is_meta]
     assert not left, f"tensors outside the state dict: {left}"
     info: dict[str, Any] = {"converted_from": chosen.name, "variant": variant}
+    if chosen.info is not None:
+        info |= chosen.info(net)
     net.foveal_info = info | ({"notes": read.notes} if read.notes else {})  # type: ignore[assignment]
     if peer is not None and not prefix:
         _refuse_other_function(peer, net, variant)
@@ -150,14 +160,17 @@ def export(net: nn.Module, format: str) -> dict[str, Tensor]:
     if not chosen.matches(there):
         raise FovealError(f"{format} must be given a network of its kind, got {type(net).__name__}")
     stated = {**getattr(net, "foveal_model", {}).get("kwargs", {}), **blocks.given_options(net)}
+    stated |= {"dc5": net.dc5} if hasattr(net, "dc5") else {}  # part of the name there
     like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.ambiguous_options})
     wrong = state_dict_mismatch(there, dict(chosen.table(like).values())) or _difference(net, like)
     if wrong:
         raise FovealError(f"the network must be as {format} files are ({variant}), got {wrong}")
-    return {
-        theirs: state[name].to("cpu", copy=True).reshape(shape).contiguous()
-        for name, (theirs, shape) in table.items()
-    }
+    return chosen.part(
+        {
+            theirs: state[name].to("cpu", copy=True).reshape(shape).contiguous()
+            for name, (theirs, shape) in table.items()
+        }
+    )
 
 
 def _difference(net: nn.Module, like: nn.Module) -> str | None:

@@ -70,6 +70,9 @@ class Format:
         ambiguous_options: options that the file does not show.
         ignored_names: pattern of names whose tensors the peer's own forward never reads.
         only: pattern that begins every name of such a file; for single blocks, whose names occur in networks too.
+        info: from the network, what its weights file says beside the weights.
+        join, part: from a file's tensors (or shapes) to those that ``rules`` name, and back; where the peer keeps in
+            several tensors what is one here.
     """
 
     name: str
@@ -79,6 +82,9 @@ class Format:
     ambiguous_options: tuple[str, ...] = ()
     ignored_names: str | None = None
     only: str | None = None
+    info: Callable[[nn.Module], dict[str, Any]] | None = None
+    join: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    part: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
     def matches(self, shapes: Shapes) -> bool:
         alone = self.only is None or all(re.match(self.only, name) for name in shapes)

@@ -22,6 +22,10 @@ NO_WEIGHTS = r"n_averaged|queue(_ptr)?|(criterion|loss\w*|metrics?|(train|val|va
 """Names that training leaves beside a network's: of SWA, of MoCo, of losses and metrics in a Lightning module."""
 
 
+class Arguments:
+    """What stands for an ``argparse.Namespace``, which training scripts keep beside the weights."""
+
+
 class StateDict(dict[str, Tensor]):
     """Tensors by name, and in ``notes`` what was chosen or left out on the way to them."""
 
@@ -37,7 +41,8 @@ def read(path: str | os.PathLike[str], ema: bool | None = None) -> StateDict:
         path: the file.
         ema: whether to take the averaged weights; must be stated where the file holds both.
 
-    Checkpoints are read with ``weights_only=True`` and, in the format of PyTorch 1.6 and later, mapped instead of
+    Checkpoints are read with ``weights_only=True`` (the arguments of a training script, an ``argparse.Namespace``, are
+    passed over) and, in the format of PyTorch 1.6 and later, mapped instead of
     copied into memory.
 
     Raises:
@@ -91,7 +96,11 @@ def _checkpoint(path: Path, zipped: bool) -> Any:
             raise FovealError(f"a checkpoint must be stored uncompressed, got a compressed zip in {path}")
     try:
         # the reader warns of pickles that are not PyTorch's
-        with utf8_path(path) as name, warnings.catch_warnings(action="ignore"):
+        with (
+            utf8_path(path) as name,
+            warnings.catch_warnings(action="ignore"),
+            torch.serialization.safe_globals([(Arguments, "argparse.Namespace")]),
+        ):
             return torch.load(name, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError:
         raise
