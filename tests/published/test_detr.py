@@ -1,6 +1,7 @@
 """DETR's published files compute the same here, train the same, and go back bit by bit."""
 
 import argparse
+import re
 import warnings
 
 import pytest
@@ -87,7 +88,7 @@ def test_transformers_outputs_loss_and_gradients_are_ours(peer):
     expected, found = run(theirs), ours(images(), SIZES)
     torch.testing.assert_close(found["logits"], expected.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(found["boxes"], expected.pred_boxes, rtol=0, atol=1e-6)
-    assert expected.logits.std(1).mean() > 0.01
+    assert expected.logits.std(1).mean() > 1e-3  # a hundred times the tolerance
     parts = ours.losses(found, targets(), SIZES)
     loss = sum(parts.values())
     torch.testing.assert_close(loss, expected.loss, rtol=2e-6, atol=0)
@@ -107,11 +108,12 @@ def test_transformers_outputs_loss_and_gradients_are_ours(peer):
     again = convert(in_file_names(theirs, state), **OPTIONS)
     wanted = export(again, ours.foveal_info["converted_from"])
     trained = {name for name in after if not torch.equal(wanted[name], state[name])}
-    # the peer trains no stem, no first stage and no statistics
-    assert {name for name in after if not torch.equal(after[name], before[name])} > trained
-    assert len(trained) > 80
+    # the peer trains no stem, no first stage and no statistics; a bias of keys changes no attention
+    assert {name for name in set(after) - trained if not re.search("backbone|k_proj.bias", name)} == set()
     for name in trained:
-        torch.testing.assert_close(after[name], wanted[name], rtol=1e-4, atol=2e-5, msg=name)
+        change, expected_change = after[name] - before[name], wanted[name] - state[name]
+        tolerance = max(1e-3 * float(expected_change.abs().max()), 1e-5)
+        torch.testing.assert_close(change, expected_change, rtol=0, atol=tolerance, msg=name)
 
 
 def in_file_names(net, state):
