@@ -14,6 +14,8 @@ from foveal.published import convert, export, read
 from foveal.published.detr import MMDET, OFFICIAL, TRANSFORMERS, TRANSFORMERS_RESNET
 
 SIZES = torch.tensor([[96, 130], [70, 100]])
+# a bias of keys changes no attention, and the first layer of the decoder attends among zeros
+UNTRAINED = r"backbone|k_proj\.bias|decoder\.layers\.0\.self_attn"
 OPTIONS = {"dc5": False, "heads": 4, "dropout": 0.0}
 WIDTHS = {"width": 32, "heads": 4, "ffn_width": 48, "encoder_layers": 2, "decoder_layers": 2}
 
@@ -60,8 +62,9 @@ def peer(request, tmp_path_factory):
         )  # fmt: skip
         net = DetrForObjectDetection(config).eval()
         with torch.no_grad():
-            for parameter in net.parameters():
-                parameter.add_(0.25 * torch.randn_like(parameter))
+            for name, parameter in net.named_parameters():
+                # a softmax that is saturated would have rounding for a gradient
+                parameter.add_((0.01 if "backbone" in name else 0.1) * torch.randn_like(parameter))
             for name, buffer in net.named_buffers():
                 if "running_mean" in name:
                     buffer.normal_(0, 0.1)
@@ -86,9 +89,9 @@ def test_transformers_outputs_loss_and_gradients_are_ours(peer):
     theirs, state = peer
     ours = convert(state, **OPTIONS).eval()
     expected, found = run(theirs), ours(images(), SIZES)
-    torch.testing.assert_close(found["logits"], expected.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["logits"], expected.logits, rtol=0, atol=1e-6)
     torch.testing.assert_close(found["boxes"], expected.pred_boxes, rtol=0, atol=1e-6)
-    assert expected.logits.std(1).mean() > 1e-3  # a hundred times the tolerance
+    assert expected.logits.std(1).mean() > 1e-4  # a hundred times the tolerance
     parts = ours.losses(found, targets(), SIZES)
     loss = sum(parts.values())
     torch.testing.assert_close(loss, expected.loss, rtol=2e-6, atol=0)
@@ -108,11 +111,11 @@ def test_transformers_outputs_loss_and_gradients_are_ours(peer):
     again = convert(in_file_names(theirs, state), **OPTIONS)
     wanted = export(again, ours.foveal_info["converted_from"])
     trained = {name for name in after if not torch.equal(wanted[name], state[name])}
-    # the peer trains no stem, no first stage and no statistics; a bias of keys changes no attention
-    assert {name for name in set(after) - trained if not re.search("backbone|k_proj.bias", name)} == set()
+    # the peer trains no stem, no first stage and no statistics
+    assert {name for name in set(after) - trained if not re.search(UNTRAINED, name)} == set()
     for name in trained:
         change, expected_change = after[name] - before[name], wanted[name] - state[name]
-        tolerance = max(1e-3 * float(expected_change.abs().max()), 1e-5)
+        tolerance = max(1e-3 * float(expected_change.abs().max()), 1e-6)
         torch.testing.assert_close(change, expected_change, rtol=0, atol=tolerance, msg=name)
 
 
