@@ -72,7 +72,8 @@ class Runs:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
-    ("content", "named"), [(Runs(), r"posix\.mkdir|nt\.mkdir"), (Namespace(lr=1), r"argparse\.Namespace")]
+    ("content", "named"),
+    [(Runs(), r"posix\.mkdir|nt\.mkdir"), (Namespace(lr=Runs()), r"posix\.mkdir|nt\.mkdir")],
 )
 def test_a_checkpoint_that_needs_code_is_not_run(tmp_path, monkeypatch, content, named, zipped):
     monkeypatch.chdir(tmp_path)
@@ -82,6 +83,13 @@ def test_a_checkpoint_that_needs_code_is_not_run(tmp_path, monkeypatch, content,
     ):
         read("in.pth")
     assert not os.path.exists("ran")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_arguments_of_a_training_script_are_passed_over(tmp_path, zipped):
+    content = {"model": STATE, "args": Namespace(lr=1e-4, nested=[1, (2, "x")], also=Namespace(x=None))}
+    torch.save(content, tmp_path / "in.pth", _use_new_zipfile_serialization=zipped)
+    assert same(read(tmp_path / "in.pth"))
 
 
 def test_a_plain_pickle_is_not_run(tmp_path, monkeypatch):

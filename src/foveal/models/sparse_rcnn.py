@@ -53,7 +53,8 @@ class SparseRCNN(nn.Module):
         zero_deltas: the last layer of every box branch starts at zero, so that boxes begin where they are. At random
             weights its exponentials otherwise multiply over the stages.
         roi_reference: side in pixels of a box that is read from stride 16; 224 in the paper, for images of 800 pixels.
-            None: in proportion to the image, so that small images use every level.
+            None: in proportion to the image, so that small images use every level. That is not better as such: boxes
+            of few pixels are then read from maps on which they are one or two cells wide.
 
     ``forward``: images (b, in_chans, h, w), normalised and then padded with zeros at the right and below, and their
     ``sizes`` (b, 2) without the padding. Returns ``logits`` (b, q, num_classes), one sigmoid a class, and ``boxes``

@@ -220,8 +220,7 @@ class SinePosition(nn.Module):
         for axis in (0, 1):
             count = counts[:, axis : axis + 1].float()
             place = torch.arange(1, grid[axis] + 1, dtype=torch.float32, device=counts.device)[None]
-            place = torch.minimum(place, count) - 0.5 * self.centred
-            radians = place / (count + 1e-6) * (2 * math.pi)
+            radians = (place - 0.5 * self.centred) / (count + 1e-6) * (2 * math.pi)
             codes.append(sine_code(radians, self.width // 2, self.temperature))
         y, x = codes
         b, (h, w) = len(counts), grid
