@@ -182,7 +182,7 @@ def test_the_check_stands_before_the_verdict_and_says_both(simulate):
     assert result.self_check.passed
     said = result.self_check.sentence()
     assert re.search(
-        r"only attention can answer, a Non-local block was found to help \(5\d\.\d % without, 9", said
+        r"only attention can answer, DANet's channel attention was found to help \(5\d\.\d % without, 9", said
     )
     assert "where the answer is local, nothing was found" in said
     page = result.report.read_text(encoding="utf-8")

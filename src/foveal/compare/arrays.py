@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Any]
 PARTS = ("train", "val")
+ITEM_BYTES = 2**24
+"""Of the images that are asked for together."""
 LARGEST_STORED = 2
 """Images for random crops are stored with a shorter side of at most so many times the network's size."""
 
@@ -72,8 +74,8 @@ def save_arrays(data: Any, folder: Path, split: str, resize: Callable[[Sample], 
     files = {name: (folder / f"{split}-{name}.bin").open("wb") for name in first}
     shapes: dict[str, list[list[int]]] = {name: [] for name in first}
     try:
-        for i in range(len(data)):
-            sample = {name: _array(value) for name, value in resize(data[i]).items()}
+        for i, item in enumerate(_items(data)):
+            sample = {name: _array(value) for name, value in resize(item).items()}
             if sample.keys() != first.keys():
                 raise FovealError(
                     f"all items of {split} must have the same entries, got {sorted(sample)} in item {i}"
@@ -93,6 +95,17 @@ def save_arrays(data: Any, folder: Path, split: str, resize: Callable[[Sample], 
         },
     }
     write_json(folder / f"{split}.json", about)
+
+
+def _items(data: Any) -> Iterator[Sample]:
+    """All items in order, several at once where that is quicker and they are small."""
+    together = max(1, min(256, ITEM_BYTES // max(1, _array(data[0]["image"]).nbytes)))
+    for start in range(0, len(data), together):
+        indices = range(start, min(start + together, len(data)))
+        if hasattr(data, "__getitems__"):
+            yield from data.__getitems__(list(indices))
+        else:
+            yield from (data[i] for i in indices)
 
 
 def _array(value: Any) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What the instrument finds where the answer is known: an effect that must be there, and none where none can be.
 
-Two small comparisons on bundled scenes, with the same worker, pairing and test as the comparison that
-follows. In both a Non-local block sits after the second stage of a network that sees less of the image than lies
-between a patch and the cue that names it; in one of them the cue is needed, in the other it says nothing.
+Two small comparisons on bundled scenes, with the same worker, pairing and test as the comparison that follows. In both
+DANet's channel attention sits after the second stage of a network that sees less of the image than lies between a patch
+and the cue that names it; in one of them the cue is needed, in the other it says nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from foveal.compare.plan import Plan, plan_comparison
 from foveal.compare.summary import paired_values
 from foveal.statistics import FEWEST_SEEDS, Difference, differences_to
 
-CHECK_BLOCK = "nonlocal(pairwise=dot_product)@stage:2"
+CHECK_BLOCK = "channel@stage:2"
 CHECKS = {"cue": "scenes:cue", "local": "scenes:local"}
 """Name of a check and its data: attention must help with the cue, and cannot without."""
 
@@ -61,7 +61,7 @@ class SelfCheck:
                 f"check_{name}_{'right' if right else 'wrong'}",
                 difference=self.text.difference(found.mean),
                 none=self.text.value(self.accuracies[name]["none"]),
-                block=self.text.value(self.accuracies[name]["nonlocal"]),
+                block=self.text.value(self.accuracies[name]["channel"]),
                 seeds=found.seeds,
             )
             for name, found, right in (("cue", self.cue, self.found), ("local", self.local, self.quiet))
@@ -97,7 +97,7 @@ def summarise_check(plans: Mapping[str, Plan], runs: Mapping[str, Sequence[Mappi
     found, accuracies = {}, {}
     for name, plan in plans.items():
         values = paired_values(plan, runs[name])
-        found[name] = differences_to(values["none"], {"nonlocal": values["nonlocal"]})["nonlocal"]
+        found[name] = differences_to(values["none"], {"channel": values["channel"]})["channel"]
         accuracies[name] = {variant: sum(v.values()) / len(v) for variant, v in values.items()}
     text = MetricText.of(next(iter(plans.values())).job.config.the_task)
     return SelfCheck(found["cue"], found["local"], accuracies, text)

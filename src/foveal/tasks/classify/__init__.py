@@ -25,6 +25,7 @@ CUE_BLOCKS = (
     "se(reduction=4)",
     "cbam(reduction=4)",
     "nonlocal(pairwise=dot_product)",
+    "channel",
     "selfattention",
     "dual",
 )
