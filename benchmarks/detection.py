@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import foveal
 from foveal.files import write_json
-from foveal.machine import describe_machine
+from foveal.bench import describe_machine
 from foveal.measure import measure_time, peak_bytes
 from foveal.published import convert
 
