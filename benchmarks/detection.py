@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 import foveal
-from foveal.files import write_json
 from foveal.bench import describe_machine
+from foveal.files import write_json
 from foveal.measure import measure_time, peak_bytes
 from foveal.published import convert
 
