@@ -11,7 +11,17 @@ import foveal
 ROOT = Path(foveal.__file__).parent
 
 # from the ground up: what each room may import of the others
-GROUND = {"errors", "files", "folders", "image_files", "machine", "measure", "ops", "palette", "statistics"}
+GROUND = {
+    "errors",
+    "files",
+    "folders",
+    "image_files",
+    "machine",
+    "measure",
+    "ops",
+    "palette",
+    "statistics",
+}
 ROOMS = {
     "errors": set(),
     "files": set(),
@@ -37,6 +47,7 @@ ROOMS["inference"] = GROUND | {"checkpoint", "data", "insertion", "model_info", 
 ROOMS["train"] = ROOMS["inference"] | {"nn"}
 ROOMS["evaluate"] = ROOMS["train"] | {"inference", "train"}
 ROOMS["evaluation_page"] = ROOMS["evaluate"] | {"evaluate"}
+ROOMS["check"] = GROUND | {"data", "tasks"}
 ROOMS["predict"] = {"errors", "folders", "inference"}
 ROOMS["look"] = GROUND | {"data", "inference", "insertion", "nn", "tasks"}
 ROOMS["compare"] = ROOMS["train"] | {"look", "train"}
@@ -125,6 +136,7 @@ def test_recording_attention_needs_no_task():
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "docstring_parser": "docstring-parser",
+    "faster_coco_eval": "faster-coco-eval",
     "huggingface_hub": "huggingface-hub",
     "lightning_fabric": "lightning-fabric",
     "sklearn": "scikit-learn",

@@ -32,6 +32,7 @@ class Evaluation:
         skipped: unreadable files with the reason.
         details: what the task adds, such as precision, recall, confusions and calibration of a classifier.
         dataset: what was measured on, for pictures.
+        gathered: the task's metric, with all it gathered.
     """
 
     weights: str
@@ -47,6 +48,7 @@ class Evaluation:
     image_size: int
     skipped: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict, repr=False)
+    gathered: Any = field(default=None, repr=False, compare=False)
     dataset: Any = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,6 +139,7 @@ def evaluate(
         image_size=info.image_size,
         skipped=dict(dataset.skipped),
         details=report.get("details", {}),
+        gathered=metric,
         dataset=dataset,
     )
 

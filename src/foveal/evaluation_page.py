@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from string import Template
 
 from foveal.evaluate import Evaluation
 from foveal.files import write_text
 from foveal.inference import Predictor
-from foveal.tasks.html import table
+from foveal.tasks.html import page, table
 from foveal.train.progress import metric_name
 
 SHOWN_SKIPPED = 50
@@ -29,13 +28,9 @@ def write_page(path: Path, evaluation: Evaluation, predictor: Predictor) -> None
     if evaluation.skipped:
         sections.append(("Left out", _skipped(evaluation)))
     body = "\n".join((f"<h2>{escape(title)}</h2>" if title else "") + html for title, html in sections)
-    template = Path(__file__).with_name("evaluation_page.html").read_text(encoding="utf-8")
     title = f"{Path(evaluation.weights).name} on {evaluation.data}, split {evaluation.split}"
     headline = f"{metric_name(evaluation.metric)} {_value(evaluation, evaluation.metric)}"
-    write_text(
-        path,
-        Template(template).substitute(title=escape(title), headline=escape(headline), body=body),
-    )
+    write_text(path, page(title, headline, body))
 
 
 def _value(evaluation: Evaluation, name: str) -> str:

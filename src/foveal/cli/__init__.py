@@ -64,6 +64,7 @@ COMMANDS = {
         example="foveal predict photo.jpg folder/ --weights FILE",
         options="inference",
     ),
+    "check": Command(f"{HERE}:check", positional="data", example="foveal check photos/ --task detect"),
     "look": Command(f"{HERE}:look", positional="source", example="foveal look photo.jpg --weights FILE"),
     "serve": Command(f"{HERE}:serve", example="foveal serve --weights FILE"),
     "export": Command(f"{HERE}:export", positional="weights", example="foveal export FILE --to onnx"),

@@ -47,6 +47,7 @@ def evaluate(
     blocks: list[str] | None = None,
     out: str | None = None,
     html: str | None = None,
+    results: str | None = None,
 ) -> int:
     """Measure trained weights on a data set: the figures of their task.
 
@@ -62,18 +63,20 @@ def evaluate(
         blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
         out: Also write the figures to this JSON file, which must not exist.
         html: Also write one page with figures by class and the worst images to this file, which must not exist.
+        results: To detect: also write every detection to this JSON file, as COCO results with the annotations' own ids.
     """
     from foveal.evaluate import evaluate
     from foveal.evaluation_page import write_page
     from foveal.files import write_json
     from foveal.inference import predictor
-    from foveal.tasks import task_named
 
-    for name, path in (("out", out), ("html", html)):
+    for name, path in (("out", out), ("html", html), ("results", results)):
         if path is not None and Path(path).exists():
             raise FovealError(f"{name} must not exist yet, got {path}, which would be overwritten")
 
     ready = predictor(weights, device, blocks)
+    if results is not None and not hasattr(ready.task, "results"):
+        raise FovealError(f"results are for weights that detect, got those of task {ready.info.task}")
     result = evaluate(
         ready,
         data,
@@ -83,9 +86,11 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
     )
-    _print(task_named(ready.info.task).show(result))
+    _print(ready.task.show(result))
     if out is not None:
         write_json(Path(out), {**result.to_dict(), "weights": weights})
+    if results is not None:
+        write_json(Path(results), ready.task.results(result.gathered, ready.info))  # pyright: ignore[reportAttributeAccessIssue]
     if html is not None:
         write_page(Path(html), result, ready)
         sys.stdout.write(f"open {html} for figures by class and the worst images\n")
@@ -133,6 +138,30 @@ def predict(
         broken = len(found.unreadable)
         write_error(f"predict: {broken} of {found.count + broken} files could not be read")
     return 0 if found.count else 2
+
+
+def check(
+    data: str,
+    task: str = "classify",
+    splits: list[str] | None = None,
+    data_options: dict | None = None,
+    out: str | None = None,
+) -> int:
+    """Read every annotation and image of a data set once, and say by file and line what is wrong.
+
+    Args:
+        data: As for train.
+        task: Whose annotations to look at: classify, segment or detect.
+        splits: Which of train, val and test; repeatable. Default: those that are there.
+        data_options: More options of the data set.
+        out: Folder for a page with pictures of the worst images and a table of all findings; must be new or empty.
+            Default: the first free runs/check/NAME.
+    """
+    from foveal.check import check, summary
+
+    found = check(data, task=task, data_options=data_options, splits=splits, out=out)
+    _print(summary(found))
+    return 0 if found.sound else 1
 
 
 def look(
@@ -194,6 +223,8 @@ def look(
     write_out("".join(f"{note}\n" for note in named.notes))
     if score:
         return _score(ready, named, sites, out)
+    if hasattr(ready.task, "look_pictures") and html is None:
+        return _look_at_answers(ready, named, out)
     page, folder, pictures, total = PageFile(ready, sites), None, None, 0
     for name, image in named:
         seen = see(ready, name, image)
@@ -211,6 +242,23 @@ def look(
         return 0
     write_out(page.write(folder / "index.html") + "\n")
     write_out(f"{total} pictures in {folder}; open {folder / 'index.html'} to move over them\n")
+    return 0
+
+
+def _look_at_answers(ready: Any, named: Any, out: str | None) -> int:
+    """Pictures of what each answer looked at, where the task draws them itself."""
+    from foveal.folders import UniqueNames, file_name
+    from foveal.look.pictures import save_picture
+
+    folder, unique, total = _output_folder(out, named.source), UniqueNames(), 0
+    for name, image in named:
+        stem = unique(file_name(Path(name).stem))
+        for kind, picture in ready.task.look_pictures(ready, image):
+            save_picture(picture, folder / f"{stem}--{file_name(kind)}.png")
+            total += 1
+        write_out(f"{name}: drawn\n")
+    _write_skipped(named)
+    write_out(f"{total} pictures in {folder}\n")
     return 0
 
 

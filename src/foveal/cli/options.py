@@ -217,8 +217,8 @@ def field_docs(kind: type) -> dict[str, str]:
     """The docstrings below the fields of a dataclass.
 
     Example:
-        >>> field_docs(TrainConfig)["epochs"]
-        'Passes over the training images.'
+        >>> field_docs(TrainConfig)["accelerator"]
+        'cpu, cuda, mps or auto.'
     """
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
     found = {}

@@ -34,6 +34,7 @@ def run_summary(result: RunResult) -> RenderableType:
     parts += [
         Text(f"best weights  {result.weights}"),
         Text(f"curves        {result.folder / 'curves.png'}"),
+        Text(f"examples      {result.folder / 'examples.png'}"),
         Text(f"figures       {result.folder / 'metrics.csv'}"),
         Text(f"next          foveal eval --weights {result.weights}"),
         Text(f"              foveal predict PHOTO --weights {result.weights}"),

@@ -65,7 +65,7 @@ def save_arrays(data: Any, folder: Path, split: str, resize: Callable[[Sample], 
     Raises:
         OSError: the disk has no room for it.
     """
-    first = {name: _array(value) for name, value in resize(data[0]).items()}
+    first = _arrays(resize(data[0]))
     needed = len(data) * sum(value.nbytes for value in first.values())
     free = shutil.disk_usage(folder).free
     # writing to a full disk through a mapped file would end the process
@@ -75,7 +75,7 @@ def save_arrays(data: Any, folder: Path, split: str, resize: Callable[[Sample], 
     shapes: dict[str, list[list[int]]] = {name: [] for name in first}
     try:
         for i, item in enumerate(_items(data)):
-            sample = {name: _array(value) for name, value in resize(item).items()}
+            sample = _arrays(resize(item))
             if sample.keys() != first.keys():
                 raise FovealError(
                     f"all items of {split} must have the same entries, got {sorted(sample)} in item {i}"
@@ -106,6 +106,11 @@ def _items(data: Any) -> Iterator[Sample]:
             yield from data.__getitems__(list(indices))
         else:
             yield from (data[i] for i in indices)
+
+
+def _arrays(sample: Sample) -> dict[str, np.ndarray]:
+    """Everything of a sample that is numbers; names of files are for messages alone."""
+    return {name: _array(value) for name, value in sample.items() if not isinstance(value, str)}
 
 
 def _array(value: Any) -> np.ndarray:

@@ -16,6 +16,7 @@ from foveal.compare.summary import Costs
 from foveal.files import write_json
 from foveal.machine import environment
 from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
+from foveal.tasks import collate_training
 
 if TYPE_CHECKING:
     from foveal.compare.experiment import Plan
@@ -76,7 +77,7 @@ def _training_batch(plan: Plan) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         samples = [transform(data[i % len(data)]) for i in range(job.config.batch_size)]
-    (batch,) = task.collate(samples)
+    (batch,) = collate_training(task)(samples)
     moved = {name: v.to(job.device) if isinstance(v, Tensor) else v for name, v in batch.items()}
     if job.config.channels_last:
         moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)

@@ -19,7 +19,7 @@ from foveal.data import JointTransform
 from foveal.data.loader import EpochBatchSampler, MemoryLoader, SequentialBatchSampler, make_loader
 from foveal.look.measures import attention_map, has_map, share_on_object
 from foveal.look.watching import watch
-from foveal.tasks import Task
+from foveal.tasks import Task, collate_training
 from foveal.train import loop
 from foveal.train.block_report import block_report
 from foveal.train.nonfinite import NonFiniteError
@@ -100,12 +100,22 @@ class Prepared:
         normalize = JointTransform([], job.info.mean, job.info.std)
         val_batches = SequentialBatchSampler(len(self.val), max(EVAL_BATCH, 2 * config.batch_size))
         self.train_loader = _loader(
-            task, train, to_train if to_train.random else normalize, self.batches, config.seed
+            task,
+            train,
+            to_train if to_train.random else normalize,
+            self.batches,
+            config.seed,
+            collate_training(task),
         )
         # training images for random crops are stored as they are, and a trial measures on some of them
         stored_whole = job.trial_share is not None and to_train.random
         self.val_loader = _loader(
-            task, self.val, task.eval_transform(job.info) if stored_whole else normalize, val_batches, 0
+            task,
+            self.val,
+            task.eval_transform(job.info) if stored_whole else normalize,
+            val_batches,
+            0,
+            task.collate,
         )
 
     def report(self, net: nn.Module) -> dict[str, Any]:
@@ -182,14 +192,17 @@ def _weights(net: nn.Module, job: Job, figures: dict[str, float]) -> bytes:
         return path.read_bytes()
 
 
-def _loader(task: Task, data: ArrayDataset, transform: JointTransform, batches: Any, seed: int) -> Any:
+def _loader(
+    task: Task, data: ArrayDataset, transform: JointTransform, batches: Any, seed: int, collate: Any
+) -> Any:
     """Batches of stored items: from memory where only their values are left to change and all have one shape.
 
     The driver stored what draws no random numbers, so that a transform without steps is all that remains of it.
     """
-    arrays = None if transform.steps else data.as_tensors()
+    stacked = getattr(task, "stacks_samples", True)
+    arrays = None if transform.steps or not stacked else data.as_tensors()
     if arrays is None:
-        return make_loader(data, transform, batches, task.collate, seed=seed)
+        return make_loader(data, transform, batches, collate, seed=seed)
     return MemoryLoader(
         arrays, batches, lambda batch: {**batch, "image": transform.normalize(batch["image"])}
     )

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from foveal.data.boxes import BoxedImage, Finding, settled, target_of
+from foveal.data.boxes import BoxedImage, settled, target_of
 from foveal.data.dataset import file_looks_whole, looks_whole
 from foveal.data.decode import decode_image, guarded, size_and_orientation
+from foveal.data.findings import Finding
 from foveal.data.opening import MAX_PIXELS, LabelError, opened
 from foveal.errors import FovealError
 from foveal.image_files import fingerprint

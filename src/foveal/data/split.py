@@ -10,6 +10,11 @@ from collections.abc import Collection, Sequence
 
 from foveal.errors import FovealError
 
+
+class NoPartError(FovealError):
+    """The data have no such part."""
+
+
 SPLITS = ("train", "val", "test")
 # Words that folders and files use for a split, in lower case.
 SPLIT_NAMES = {
@@ -54,7 +59,7 @@ def choose_part(what: str, available: Collection[str], split: str) -> tuple[str 
     if split in available:
         return split, False
     parts = ", ".join(sorted(available)) or "only train and val, which are split off at random"
-    raise FovealError(f"{what} has no part for split {split!r}, got {parts}")
+    raise NoPartError(f"{what} has no part for split {split!r}, got {parts}")
 
 
 def hold_out(

@@ -129,6 +129,13 @@ def _shortened(stem: str) -> str:
     return stem.encode("utf-8", "surrogateescape")[:LONGEST_STEM].decode("utf-8", "ignore")
 
 
+def save_picture(picture: Any, path: Path) -> None:
+    """Write a picture, uint8 (h, w, 3), as PNG, whole or not at all."""
+    from PIL import Image
+
+    atomic_write(path, lambda temporary: Image.fromarray(picture).save(temporary, format="PNG"))
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write a matplotlib figure as a PNG file, whole or not at all."""
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))

@@ -6,12 +6,14 @@ by the names of `Task`. A new task is one more entry in `TASKS`. Importing this 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from foveal.errors import FovealError
 from foveal.tasks.classify import Classify
+from foveal.tasks.detect import Detect
 from foveal.tasks.segment import Segment
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from foveal.data import JointTransform
+    from foveal.data.findings import Finding
     from foveal.model_info import ModelInfo
 
     Sample = dict[str, Any]
@@ -64,6 +67,25 @@ class Prediction(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What a look at every image of a split found.
+
+    Attributes:
+        images: how many there are.
+        classes: name -> how many images or objects have it.
+        findings: what is wrong, or worth to know.
+        pictures: name of an image -> a function that draws it, uint8 (h, w, 3), with some findings about it.
+        summary: a few words more on what there is.
+    """
+
+    images: int
+    classes: dict[str, int]
+    findings: list[Finding]
+    pictures: dict[str, Callable[[list[Finding]], np.ndarray]]
+    summary: str = ""
+
+
 class Task(Protocol):
     """The names that a task must have; an object that has them is a task.
 
@@ -71,6 +93,17 @@ class Task(Protocol):
 
     - ``step(training, batch, generator) -> dict[str, Tensor]`` and ``make_optimizers(net, config) -> list``, where one
       training step is not "losses, backward, one optimiser step";
+    - ``settle_training(config) -> dict``: the options of training that hold for this task where the person says nothing
+      (``model_options`` are merged one by one); it may refuse values that make no sense;
+    - ``backbone_lr(config) -> float``: the learning rate of the network's ``backbone`` as a factor of ``lr``;
+    - ``opening_lines(config, net, data) -> list[str]``: what a run says before its first step;
+    - ``remarks(rows, config) -> list[str]``: what it says after an epoch, from the rows of metrics so far;
+    - ``choose_parts(data, options) -> dict``: the parts ``train`` and ``val``, where an option changes them;
+    - ``collate_training(samples) -> list[Batch]``: one batch for training, where `collate` would make several;
+    - ``stacks_samples = False``, where a batch is not its samples' entries stacked;
+    - ``results(metric, info) -> Any``: what was found in every image, for a JSON file;
+    - ``look_pictures(predictor, image) -> list``: (name, picture) of what an answer looked at, for networks whose own
+      attention says it;
     - ``object_mask(batch) -> Tensor | None``, (b, h, w) bool: where the object of each image is known to be, so that
       attention can be scored against it;
     - ``settle_inference(inference, info)``: its options of inference with the defaults that depend on the network;
@@ -186,12 +219,25 @@ class Task(Protocol):
         """An evaluation as a table for the terminal."""
         ...
 
+    def check(self, data: str, split: str, options: dict[str, Any]) -> Checked:
+        """Look at every annotation and every image of a split once.
+
+        Raises:
+            FovealError: the data cannot be opened at all.
+        """
+        ...
+
     def caption(self, sample: Sample, classes: Sequence[str]) -> str:
         """A word that says what a sample shows, for pictures of examples."""
         ...
 
 
-TASKS: dict[str, Task] = {"classify": Classify(), "segment": Segment()}
+TASKS: dict[str, Task] = {"classify": Classify(), "segment": Segment(), "detect": Detect()}
+
+
+def collate_training(task: Task) -> Callable[[Sequence[Sample]], list[Batch]]:
+    """How the samples of a training batch become one."""
+    return getattr(task, "collate_training", task.collate)
 
 
 def task_named(name: str) -> Task:

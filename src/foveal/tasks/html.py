@@ -1,13 +1,21 @@
-"""Parts of the page of an evaluation. What comes from the world is escaped here."""
+"""Pages of evaluations and of checked data, and their parts. What comes from the world is escaped here."""
 
 from __future__ import annotations
 
 import base64
 from html import escape
+from pathlib import Path
+from string import Template
 
 import numpy as np
 
 from foveal.tasks.picture import png_bytes
+
+
+def page(title: str, headline: str, body: str) -> str:
+    """The whole page, which opens from the disk and asks no network; ``body`` is HTML already."""
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return Template(template).substitute(title=escape(title), headline=escape(headline), body=body)
 
 
 def table(head: list[str], rows: list[list[str]], numbers: bool = True) -> str:

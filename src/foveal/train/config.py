@@ -11,6 +11,11 @@ from foveal.tasks import Task, task_named
 from foveal.tasks.options import make_options
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
+BY_TASK: Any = None
+"""Default of an option that the task settles, see `foveal.tasks.Task`."""
+UNLESS_SETTLED = {
+    "epochs": 8, "optimizer": "sgd", "weight_decay": 5e-4, "schedule": "cosine", "warmup_epochs": 0.5, "clip_norm": 0.0,
+}  # fmt: skip
 DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
 # from weights that were trained before, the learning rate of a new network would undo what they learned
 TRAINED_LR_SCALE = 0.1
@@ -42,12 +47,14 @@ class TrainConfig:
 
     # what
     task: str = "classify"
-    """What to learn: classify (one label an image) or segment (one a pixel). Each has options of its own."""
+    """What to learn: classify (one label an image), segment (one a pixel) or detect (a box and a label for each
+    object). Each has options of its own."""
     task_options: dict = field(default_factory=dict)
     """The options that only this task has, by name."""
     model: str = ""
     """A name from `foveal list`: one of ours or any timm model; to segment, danet_, danet_position_, danet_channel_,
-    fcn_nonlocal_ or fcn_ and a timm model. Default: a small network for the task."""
+    fcn_nonlocal_ or fcn_ and a timm model; to detect, detr_, detr_dc5_ or sparse_rcnn_ and one. Default: a small
+    network for the task."""
     model_options: dict = field(default_factory=dict)
     """More options of the model, such as --model_options.channel_form paper for danet_resnet18."""
     pretrained: bool = False
@@ -61,39 +68,43 @@ class TrainConfig:
     start: Literal["identity", "paper"] = "identity"
     """Inserted blocks begin by changing no output (identity), or initialised as in their papers (paper)."""
     data: str = "scenes"
-    """The bundled "scenes", a folder with one folder a class, a folder of Parquet files, or torchvision:NAME."""
+    """The bundled "scenes", a folder with one folder a class, a folder of Parquet files, or torchvision:NAME; to
+    segment or to detect, what `foveal.data.open_dataset` says of them."""
     data_options: dict = field(default_factory=dict)
     """More options of the data set, such as --data_options.size 48 for scenes."""
     image_size: int | None = None
     """Size in pixels at which the network sees the images: the side of a square to classify, the shorter side to
-    segment. Default: the weights' own with pretrained or from_weights, else one that suits the data."""
+    segment and to detect. Default: the weights' own with pretrained or from_weights, else one that suits the data."""
     augment: bool = True
     """Random scale, crop and flip of the training images, where the data set allows it."""
 
     # how long and how fast
-    epochs: int = 8
-    """Passes over the training images."""
+    epochs: int = BY_TASK
+    """Passes over the training images. Default: 8, to detect the recipe's."""
     batch_size: int = 0
-    """Images in a batch, on each device; 0: the task's own number, 64 to classify, 16 to segment."""
+    """Images in a batch, on each device; 0: the task's own number, 64 to classify, 16 to segment
+    and to detect."""
     accumulate: int = 1
     """Batches whose gradients are averaged before one optimiser step."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd has Nesterov momentum; adamw has decoupled weight decay."""
+    optimizer: Literal["sgd", "adamw"] = BY_TASK
+    """sgd has Nesterov momentum; adamw has decoupled weight decay. Default: sgd, to detect adamw."""
     lr: float | None = None
     """Highest learning rate, reached after the warm-up. Default: 0.1 for sgd, 0.001 for adamw; a tenth
-    of that with pretrained or from_weights."""
+    of that with pretrained or from_weights; to detect, the recipe's."""
     inserted_lr: float | None = None
     """Learning rate of inserted blocks. Default: lr for sgd, a tenth of it for adamw."""
     momentum: float = 0.9
     """Momentum of sgd, beta1 of adamw."""
-    weight_decay: float = 5e-4
-    """Weight decay; biases, norms and the scales and gate biases of inserted blocks have none."""
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
-    """What the learning rate does after the warm-up: to zero along half a cosine or as (1 - t)^0.9, or stay."""
-    warmup_epochs: float = 0.5
-    """The learning rate rises linearly over this many epochs."""
-    clip_norm: float = 0.0
-    """Largest norm of all gradients together; 0 does not clip."""
+    weight_decay: float = BY_TASK
+    """Weight decay; biases, norms and the scales and gate biases of inserted blocks have none. Default: 0.0005; to
+    detect, 0.0001."""
+    schedule: Literal["cosine", "poly", "constant"] = BY_TASK
+    """What the learning rate does after the warm-up: to zero along half a cosine or as (1 - t)^0.9, or stay. Default:
+    cosine."""
+    warmup_epochs: float = BY_TASK
+    """The learning rate rises linearly over this many epochs. Default: 0.5, to detect the recipe's."""
+    clip_norm: float = BY_TASK
+    """Largest norm of all gradients together; 0 does not clip. Default: 0, to detect the recipe's."""
     freeze_epochs: int = 0
     """For this many epochs train only the inserted blocks and the classifier."""
     ema: float = 0.0
@@ -134,7 +145,8 @@ class TrainConfig:
             )
         if self.from_weights is None:
             self.model = self.model or task.default_model
-        self.batch_size = self.batch_size or task.default_batch_size
+        self.task_options = asdict(make_options(task.Options, self.task_options, self.task))
+        self._settle(task)
         if self.lr is None:
             trained = self.pretrained or self.from_weights is not None
             self.lr = DEFAULT_LR.get(self.optimizer, 0.0) * (TRAINED_LR_SCALE if trained else 1)
@@ -161,7 +173,19 @@ class TrainConfig:
                 f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy}: checkpoints are written "
                 "from a network that is whole on every device; take ddp"
             )
-        self.task_options = asdict(make_options(task.Options, self.task_options, self.task))
+
+    def _settle(self, task: Task) -> None:
+        """Fill in what the person left open: as the task says, else as for all tasks."""
+        settle = getattr(task, "settle_training", None)
+        settled = {} if settle is None else settle(self)
+        network = settled.pop("model_options", {})
+        if self.from_weights is None:
+            self.model_options = {**network, **self.model_options}
+        common = {**UNLESS_SETTLED, "batch_size": task.default_batch_size}
+        for name, value in {**common, **settled}.items():
+            # 0 images in a batch say as little as None
+            if getattr(self, name) is None or (name == "batch_size" and not self.batch_size):
+                setattr(self, name, value)
 
     @property
     def block_lr(self) -> float:

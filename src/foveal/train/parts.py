@@ -30,6 +30,8 @@ def open_parts(config: TrainConfig, val: str = "val") -> dict[str, Any]:
         raise FovealError(
             f"training and validation data must have the same classes, got {', '.join(differ)} in one only"
         )
+    choose = getattr(config.the_task, "choose_parts", None)
+    data = data if choose is None else choose(data, config.options)
     for part, images in data.items():
         if len(images) == 0:
             raise FovealError(f"the data must hold at least 1 image for {part}, got 0 in {config.data}")

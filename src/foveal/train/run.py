@@ -25,10 +25,11 @@ from foveal.errors import FovealError
 from foveal.files import atomic_write, csv_text, write_json, write_text
 from foveal.folders import locked
 from foveal.machine import versions
-from foveal.tasks import Task
+from foveal.tasks import Task, collate_training
 from foveal.train import loop, run_folder
 from foveal.train.block_report import block_report, report_batches
 from foveal.train.config import TrainConfig
+from foveal.train.examples import write_examples
 from foveal.train.loggers import Logger, open_logger, require_logger
 from foveal.train.network import add_blocks, build_network, describe_network
 from foveal.train.nonfinite import NonFiniteError
@@ -160,8 +161,10 @@ class Run:
         self.progress = Progress(
             config, len(self.batches), self.task, quiet=quiet or not self.fabric.is_global_zero
         )
+        own_lines = getattr(self.task, "opening_lines", None)
         opening = opening_lines(config, self.data, net, self.fabric.device, self.info.image_size)
-        for line in [*opening, *start_lines(config, self.info.classes)]:
+        opening += start_lines(config, self.info.classes)
+        for line in opening if own_lines is None else [*opening, *own_lines(config, net, self.data)]:
             self.progress.say(line)
         self._restore()
         self.logger: Logger | None = None
@@ -181,11 +184,12 @@ class Run:
             "workers": worker_count(config.workers, info.image_size),
             "pin_memory": fabric.device.type == "cuda",
         }
-        collate = self.task.collate
         self.train_loader = make_loader(
-            self.data["train"], to_train, self.batches, collate, seed=config.seed, **how
+            self.data["train"], to_train, self.batches, collate_training(self.task), seed=config.seed, **how
         )
-        self.val_loader = make_loader(self.data["val"], self.eval_transform, val_batches, collate, **how)
+        self.val_loader = make_loader(
+            self.data["val"], self.eval_transform, val_batches, self.task.collate, **how
+        )
 
     def _settle_folder(self, folder: Path | None) -> Path:
         """The folder, made by the first process and known to all."""
@@ -338,6 +342,9 @@ class Run:
         if better:
             self.best = row
         self.progress.epoch(row, better)
+        remarks = getattr(self.task, "remarks", None)
+        for line in () if remarks is None else remarks(self.rows, self.config):
+            self.progress.say(line)
         broken = [key for key in ("val_loss", name) if not math.isfinite(row.get(key, 0.0))]
         if broken:
             raise NonFiniteError(f"{broken[0]} must be finite, got {row[broken[0]]} in epoch {row['epoch']}")
@@ -367,6 +374,7 @@ class Run:
             )
             write_json(self.folder / "blocks.json", blocks)
             run_folder.write_curves(self.folder / "curves.png", self.rows, self.task.metric)
+            write_examples(self.folder / "examples.png", best.eval(), self.task, self.info, self.data["val"])
         skipped = {**self.data["train"].skipped, **self.data["val"].skipped}
         name = f"val_{self.task.metric}"
         return RunResult(

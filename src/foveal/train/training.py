@@ -47,7 +47,7 @@ class Training:
         self.model = self.fabric.setup_module(net)
         self.ema = ModelEma(net, config.ema) if config.ema else None
         own = getattr(task, "make_optimizers", None)
-        made = own(net, config) if own is not None else [_optimizer(net, config)]
+        made = own(net, config) if own is not None else [_optimizer(net, config, task)]
         self.optimizers: list[Any] = [self.fabric.setup_optimizers(optimizer) for optimizer in made]
         self.epoch = self.batch = self.step = 0
         self.loss_sums: dict[str, float] = {}
@@ -133,8 +133,9 @@ class Training:
                 )
 
 
-def _optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def _optimizer(net: nn.Module, config: TrainConfig, task: Task) -> torch.optim.Optimizer:
     assert config.lr is not None
+    of_backbone = getattr(task, "backbone_lr", None)
     return make_optimizer(
         net,
         optimizer=config.optimizer,
@@ -142,4 +143,5 @@ def _optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         inserted_lr=config.block_lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        backbone_lr=1.0 if of_backbone is None else of_backbone(config),
     )

@@ -27,9 +27,9 @@ class SceneBoxes(Dataset):
     Example:
         >>> scenes = SceneBoxes("train", length=8)
         >>> [len(scenes[i]["labels"]) for i in range(8)]
-        [3, 2, 4, 3, 1, 4, 4, 2]
-        >>> scenes[4]["boxes_xyxy"].shape, scenes[4]["image_id"]
-        (torch.Size([1, 4]), 5)
+        [4, 2, 4, 1, 4, 1, 2, 3]
+        >>> scenes[3]["boxes_xyxy"].shape, scenes[3]["image_id"]
+        (torch.Size([1, 4]), 4)
     """
 
     mirror = augment = False

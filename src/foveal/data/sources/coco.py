@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveal.data.boxes import Annotations, Finding, boxed_image
+from foveal.data.boxes import Annotations, boxed_image
 from foveal.data.dataset import few
+from foveal.data.findings import Finding
 from foveal.data.sources.lines import read_json_lists
 from foveal.data.split import choose_part, splits_in
 from foveal.errors import FovealError
@@ -90,6 +91,8 @@ def read_coco(
         )
         for (identity, image), name in zip(listed.items(), names, strict=True)
     ]
+    path_of = {name: image.path for name, image in zip(names, chosen, strict=True)}
+    findings = [finding._replace(image=path_of.get(finding.image, finding.image)) for finding in findings]
     left_out = _unlisted(
         base, where, [image.path for image in chosen], [f for fs in parts.values() for f in fs], file
     )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from foveal.data.boxed_images import UNREADABLE, BoxedImages, Files, Rows
-from foveal.data.boxes import Annotations, Finding, counted, refuse_errors
+from foveal.data.boxes import Annotations
 from foveal.data.dataset import StoredDataset, few, refuse_repeated
 from foveal.data.decode import check_decoding
+from foveal.data.findings import Finding, counted, refuse_errors
 from foveal.data.opening import MAX_PIXELS
 from foveal.data.sources.coco import find_coco, read_coco
 from foveal.data.sources.parquet import find_parquet
@@ -92,14 +93,7 @@ def open_detection(
     found = read_annotations(spec, split, format, {k: v for k, v in given.items() if v is not None})
     refuse_errors(found.findings)
     refuse_nothing(found, split, spec)
-    contents = (
-        Files(found.root, [image.path for image in found.images])
-        if found.table is None
-        else Rows(found.table)
-    )
-    source = BoxedImages(
-        contents, found.images, max_pixels=max_pixels, channels=channels, grey_bits=grey_bits
-    )
+    source = source_of(found, max_pixels=max_pixels, channels=channels, grey_bits=grey_bits)
     indices: Sequence[int] = range(len(source))
     if found.divide and len(source):
         names = [image.path for image in found.images]
@@ -114,6 +108,14 @@ def open_detection(
         notes=[*_of_classes(source, indices, found.classes, split), *found.notes, *told],
         category_ids=found.category_ids,
     )  # fmt: skip
+
+
+def source_of(found: Annotations, **decoding: int) -> BoxedImages:
+    """The images that annotations speak of, with the options of `decode_image`."""
+    contents = (
+        Rows(found.table) if found.table is not None else Files(found.root, [i.path for i in found.images])
+    )
+    return BoxedImages(contents, found.images, **decoding)
 
 
 def read_annotations(spec: str, split: str, format: str | None, options: dict[str, Any]) -> Annotations:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from foveal.data.boxes import Annotations, Finding, boxed_image
+from foveal.data.boxes import Annotations, boxed_image
 from foveal.data.dataset import few
+from foveal.data.findings import Finding
 from foveal.data.sources.parquet import (
     BOX_COLUMN,
     Columns,

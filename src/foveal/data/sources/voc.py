@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveal.data.boxes import Annotations, Finding, boxed_image
+from foveal.data.boxes import Annotations, boxed_image
 from foveal.data.dataset import few
+from foveal.data.findings import Finding
 from foveal.data.sources.lines import Element, read_text, read_xml
 from foveal.data.split import choose_part, split_of
 from foveal.errors import FovealError

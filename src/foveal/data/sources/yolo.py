@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from foveal.data.boxes import Annotations, Finding, boxed_image
+from foveal.data.boxes import Annotations, boxed_image
 from foveal.data.dataset import few
+from foveal.data.findings import Finding
 from foveal.data.sources.class_names import find_class_list
 from foveal.data.sources.lines import read_text
 from foveal.data.split import choose_part, split_of

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from foveal.data import JointTransform
     from foveal.model_info import ModelInfo
+    from foveal.tasks import Checked
     from foveal.tasks.classify.metric import Accuracy
     from foveal.tasks.classify.prediction import LabelPrediction
     from foveal.tasks.shipping import Shipment
@@ -247,6 +248,11 @@ class Classify:
         from foveal.tasks.classify.page import sections
 
         return sections(evaluation, predictor)
+
+    def check(self, data: str, split: str, options: dict[str, Any]) -> Checked:
+        from foveal.tasks.check import check_stored
+
+        return check_stored(self, data, split, options, lambda sample: [int(sample["label"])])
 
     def caption(self, sample: dict[str, Any], classes: Sequence[str]) -> str:
         return classes[int(sample["label"])]

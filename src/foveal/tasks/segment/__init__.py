@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from foveal.data import JointTransform
     from foveal.model_info import ModelInfo
+    from foveal.tasks import Checked
     from foveal.tasks.segment.metric import MeanIoU
     from foveal.tasks.segment.prediction import MaskPrediction
     from foveal.tasks.shipping import Shipment
@@ -284,6 +285,11 @@ class Segment:
         from foveal.tasks.segment.tables import evaluation_table
 
         return evaluation_table(evaluation)
+
+    def check(self, data: str, split: str, options: dict[str, Any]) -> Checked:
+        from foveal.tasks.check import check_stored
+
+        return check_stored(self, data, split, options, lambda sample: sample["mask"].unique().tolist())
 
     def caption(self, sample: dict[str, Any], classes: Sequence[str]) -> str:
         """The most frequent class of the image but the first, which is often the background."""
