@@ -44,7 +44,7 @@ def predict(
 
     Args:
         weights: a file of `foveal train`, the name of a model with published weights, or a predictor.
-        paths: files, and folders whose images are taken, sub-folders included.
+        paths: files, and folders whose images are taken, sub-folders included; none for weights that generate.
         out: where to write. A text is otherwise returned; a folder is otherwise the first free runs/predict/MODEL.
         format: of the text or of the table in the folder.
         inference: options of the task, such as ``{"top": 3}``.
@@ -61,12 +61,20 @@ def predict(
     files = image_files(paths)
     ready = weights if isinstance(weights, Predictor) else predictor(weights, device)
     options = ready.inference_options(inference or {})
+    sample = getattr(ready.task, "sample", None)
+    if files and sample is not None:
+        raise FovealError(f"{ready.name} makes images from noise and takes none, got {files[0]}")
+    if not files and sample is None:
+        raise FovealError(f"image files or folders must be given, for {ready.name} answers for images")
     place = Path(out) if out is not None else None
     if place is None and ready.task.writes_folder:
         place = new_numbered_folder("runs/predict", ready.info.model or "network")
     elif place is not None and not ready.task.writes_folder and place.exists():
         raise FovealError(f"out must not exist yet, got {place}, which would be overwritten")
     unreadable: dict[str, str] = {}
-    answers = ready.predict_files(files, options, unreadable, batch_size)
+    if sample is not None:
+        answers = sample(ready.net, ready.info, options)
+    else:
+        answers = ready.predict_files(files, options, unreadable, batch_size)
     count, text = ready.task.write(answers, place, ready.info, options, format, unreadable)
     return Predicted(count, unreadable, text, place if count else None)

@@ -1,8 +1,9 @@
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from foveal.nn.spectral_norm import SpectralPointwise
+from foveal.nn.spectral_norm import SpectralNorm, SpectralPointwise, hold_vectors, spectral_layers
 
 
 def test_training_converges_to_the_largest_singular_value():
@@ -49,3 +50,34 @@ def test_two_forward_passes_before_one_backward_pass():
     layer = SpectralPointwise(1, 6, 4)
     (layer(torch.randn(1, 6, 3)) + layer(torch.randn(1, 6, 3))).sum().backward()
     assert layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 6, 7)),
+        (nn.ConvTranspose2d(4, 3, 4, 2, 1), torch.randn(2, 4, 3, 3)),
+        (nn.Linear(6, 4), torch.randn(3, 6)),
+        (nn.Embedding(5, 7), torch.tensor([0, 4, 4])),
+    ],
+)
+def test_a_normed_layer_has_the_largest_singular_value_1(layer, x):
+    normed = SpectralNorm(layer)
+    for _ in range(300):
+        y = normed(x)
+    rows = layer.weight.detach()
+    rows = (rows.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else rows).flatten(1)
+    exact = torch.linalg.matrix_norm(rows, 2)
+    with torch.no_grad():
+        layer.weight.div_(exact)
+    torch.testing.assert_close(y, layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_that_are_held_do_not_move_and_move_again_afterwards():
+    net = nn.Sequential(SpectralNorm(nn.Linear(4, 3)), SpectralPointwise(1, 3, 2))
+    before = [layer.u.clone() for layer in spectral_layers(net)]
+    with hold_vectors(net):
+        net[1](net[0](torch.randn(5, 2, 4)).mT)
+    assert all(torch.equal(a, layer.u) for a, layer in zip(before, spectral_layers(net), strict=True))
+    net[1](net[0](torch.randn(5, 2, 4)).mT)
+    assert not any(torch.equal(a, layer.u) for a, layer in zip(before, spectral_layers(net), strict=True))

@@ -1,6 +1,8 @@
+import pytest
 import torch
 from torch import nn
 
+from foveal.nn.spectral_norm import SpectralNorm
 from foveal.train.ema import ModelEma
 
 
@@ -21,3 +23,22 @@ def test_the_average_follows_weights_and_batch_statistics():
     for k, v in ema.net.state_dict().items():
         torch.testing.assert_close(v, expected[k])
     assert not ema.net.training
+
+
+def test_averaged_layers_under_spectral_norm_keep_their_norm():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        SpectralNorm(nn.Linear(16, 16, bias=False)), SpectralNorm(nn.Linear(16, 16, bias=False))
+    )
+    ema = ModelEma(net, decay=0.9)
+    for _ in range(200):
+        net(torch.randn(4, 16))
+        with torch.no_grad():
+            # weights whose leading direction turns, as in a generator that learns
+            for layer in net:
+                layer.layer.weight.add_(0.15 * torch.randn(16, 16))
+        ema.update(net)
+    for layer in ema.net:
+        identity = torch.eye(16)
+        assert float(torch.linalg.matrix_norm(layer(identity), 2)) < 1.05
+        assert float(layer.u.norm()) == pytest.approx(1.0, abs=1e-5)

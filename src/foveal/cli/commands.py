@@ -98,9 +98,9 @@ def evaluate(
 
 
 def predict(
-    paths: list[str],
     weights: str,
     inference: dict[str, Any],
+    paths: list[str] | None = None,
     format: Literal["csv", "json"] | None = None,
     out: str | None = None,
     batch_size: int = 32,
@@ -113,7 +113,7 @@ def predict(
     share of each class go to a folder.
 
     Args:
-        paths: Image files, and folders to search for them.
+        paths: Image files, and folders to search for them; none for weights that generate.
         weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published weights.
         inference: options of the task.
         format: csv: one row a file; json: a list, and the unreadable files with the reason. Default: as the name of
@@ -130,7 +130,7 @@ def predict(
     if format is None:
         format = "json" if out is not None and out.endswith(".json") else "csv"
     ready = predictor(weights, device, blocks)
-    found = predict(ready, paths, out=out, format=format, inference=inference, batch_size=batch_size)
+    found = predict(ready, paths or [], out=out, format=format, inference=inference, batch_size=batch_size)
     sys.stdout.write(found.text)
     for reason in found.unreadable.values():
         write_error(f"predict: skipped: {reason}")

@@ -177,8 +177,9 @@ def add_parameters(parser: ArgumentParser, function: Callable[..., Any], positio
         if name not in positional:
             rest: dict[str, Any] = {"required": True} if needed else {"default": parameter.default}
             parser.add_argument(f"--{name}", type=kind, help=described[name], **rest)
-        elif get_origin(kind) is list:
-            parser.add_argument(name, type=get_args(kind)[0], help=described[name], nargs="+")
+        elif listed := [one for one in (kind, *get_args(kind)) if get_origin(one) is list]:
+            several = "+" if needed else "*"
+            parser.add_argument(name, type=get_args(listed[0])[0], help=described[name], nargs=several)
         else:
             count: dict[str, Any] = {} if needed else {"nargs": "?"}
             parser.add_argument(name, type=kind, help=described[name], **count)

@@ -14,6 +14,7 @@ from foveal.models.cifar_resnet import cifar_resnet
 from foveal.models.detr import DETR
 from foveal.models.fetching import fetching
 from foveal.models.named import NAMED, head_and_backbone
+from foveal.models.sagan import SAGAN
 from foveal.models.segmentation import SegmentationNet
 from foveal.models.sparse_rcnn import SparseRCNN
 from foveal.models.video import VideoResNet
@@ -21,6 +22,8 @@ from foveal.models.video import VideoResNet
 OWN: dict[str, Callable[..., nn.Module]] = {
     **{f"cifar_resnet{depth}": functools.partial(cifar_resnet, depth) for depth in (8, 20, 32, 56, 110)},
     **NAMED,
+    **{f"sagan_{size}": functools.partial(SAGAN, "released", size) for size in (128, 64, 32)},
+    **{f"sagan_dcgan_{size}": functools.partial(SAGAN, "dcgan", size) for size in (64, 32)},
 }
 
 READS_FILES = ("pretrained", "checkpoint_path", "cache_dir")
@@ -31,6 +34,7 @@ FEATURES_OF: dict[Any, str] = {
     DETR: "take its `backbone`, which gives feature maps",
     SparseRCNN: "take its `backbone`, which gives feature maps",
     VideoResNet: "hook the layers of its `net`",
+    SAGAN: "take its `discriminator`",
 }
 """Builders of networks that cannot be made feature maps by an option, and the way to theirs."""
 

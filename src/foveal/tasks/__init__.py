@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from foveal.errors import FovealError
 from foveal.tasks.classify import Classify
 from foveal.tasks.detect import Detect
+from foveal.tasks.generate import Generate
 from foveal.tasks.segment import Segment
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ class Task(Protocol):
     - ``results(metric, info) -> Any``: what was found in every image, for a JSON file;
     - ``look_pictures(predictor, image) -> list``: (name, picture) of what an answer looked at, for networks whose own
       attention says it;
+    - ``preprocessing``: ``mean`` and ``std`` of a network that is trained from nothing, where they are not ImageNet's;
+    - ``sample(net, info, inference) -> Iterator[(prediction, image)]``, where predictions come without images;
+    - ``sample_picture(net, info) -> np.ndarray``: what a run draws after each epoch, uint8 (h, w, 3);
     - ``object_mask(batch) -> Tensor | None``, (b, h, w) bool: where the object of each image is known to be, so that
       attention can be scored against it;
     - ``settle_inference(inference, info)``: its options of inference with the defaults that depend on the network;
@@ -232,7 +236,12 @@ class Task(Protocol):
         ...
 
 
-TASKS: dict[str, Task] = {"classify": Classify(), "segment": Segment(), "detect": Detect()}
+TASKS: dict[str, Task] = {
+    "classify": Classify(),
+    "segment": Segment(),
+    "detect": Detect(),
+    "generate": Generate(),
+}
 
 
 def collate_training(task: Task) -> Callable[[Sequence[Sample]], list[Batch]]:

@@ -47,6 +47,7 @@ def train_epoch(
         own_step = getattr(t.task, "step", None)
         if own_step is not None:
             losses = own_step(t, batch, generator)
+            require_finite(t, sum(float(value.detach()) for value in losses.values()), batch)
             t.step += 1
         else:
             losses = supervised_step(t, batch, generator)

@@ -40,7 +40,7 @@ def describe_network(config: TrainConfig, net: nn.Module, data: dict[str, Any]) 
         data: the parts ``train`` and ``val``.
     """
     task = config.the_task
-    preprocessing: dict[str, Any] = {}
+    preprocessing: dict[str, Any] = dict(getattr(task, "preprocessing", {}))
     size = config.image_size or fixed_size(net)
     if config.from_weights is not None:
         before = start_info(config)

@@ -22,10 +22,11 @@ from foveal.data.loader import (
     worker_count,
 )
 from foveal.errors import FovealError
-from foveal.files import atomic_write, csv_text, write_json, write_text
+from foveal.files import atomic_write, csv_text, write_bytes, write_json, write_text
 from foveal.folders import locked
 from foveal.machine import versions
 from foveal.tasks import Task, collate_training
+from foveal.tasks.picture import png_bytes
 from foveal.train import loop, run_folder
 from foveal.train.block_report import block_report, report_batches
 from foveal.train.config import TrainConfig
@@ -356,6 +357,10 @@ class Run:
                 save(t.evaluated, self.weights_folder / "best.safetensors", **info)
             save(t.evaluated, self.weights_folder / "last.safetensors", **info)
             write_text(self.folder / "metrics.csv", csv_text(self.rows))
+            if (draw := getattr(self.task, "sample_picture", None)) is not None:
+                (self.folder / "samples").mkdir(exist_ok=True)
+                picture = png_bytes(draw(t.evaluated, self.info))
+                write_bytes(self.folder / "samples" / f"epoch-{t.epoch:03}.png", picture)
         self.save_checkpoint()
         if self.logger is not None:
             self.logger.log(row)

@@ -3,5 +3,6 @@
 from foveal.data.scenes.boxes import SceneBoxes
 from foveal.data.scenes.cue import CueScenes, local_scenes
 from foveal.data.scenes.dataset import SceneMasks, Scenes, class_mask
+from foveal.data.scenes.digits import Digits
 
-__all__ = ["CueScenes", "SceneBoxes", "SceneMasks", "Scenes", "class_mask", "local_scenes"]
+__all__ = ["CueScenes", "Digits", "SceneBoxes", "SceneMasks", "Scenes", "class_mask", "local_scenes"]

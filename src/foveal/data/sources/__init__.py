@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foveal.data.scenes import CueScenes, SceneBoxes, SceneMasks, Scenes, local_scenes
+from foveal.data.scenes import CueScenes, Digits, SceneBoxes, SceneMasks, Scenes, local_scenes
 from foveal.data.sources.detection import open_detection
 from foveal.data.sources.folder import open_folder
 from foveal.data.sources.parquet import find_parquet, open_parquet
@@ -20,6 +20,7 @@ BUNDLED: dict[str, Callable[..., Any]] = {
     "scenes": Scenes,
     "scenes:cue": CueScenes,
     "scenes:local": local_scenes,
+    "digits": Digits,
 }
 
 # what opens the scenes of a task, and what its stored data

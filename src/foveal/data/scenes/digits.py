@@ -1,0 +1,115 @@
+"""Handwritten digits alone: white on black, of any size and place; what a small generator can learn in minutes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from foveal.data.scenes.render import _draw, sources, uniform
+from foveal.data.split import SPLITS
+from foveal.errors import FovealError
+
+LENGTHS = {"train": 6000, "val": 1000, "test": 1000}
+STREAM = 20
+# of the image's side, from the smallest to the largest height of a digit
+HEIGHTS = (0.75, 0.95)
+
+
+class Digits(Dataset):
+    """One digit an image, enlarged from scikit-learn's 8 x 8: ``image`` (3, size, size) uint8 and ``label``.
+
+    Args:
+        split: "train", "val" or "test"; no digit image is in two of them.
+        length: number of images; item ``i`` does not depend on it.
+        size: height and width in pixels, 16 to 512.
+        seed: any integer.
+
+    Raises:
+        FovealError: an argument is outside its range.
+
+    Example:
+        >>> item = Digits("train", length=8)[3]
+        >>> item["image"].shape, 0 <= item["label"] <= 9
+        (torch.Size([3, 32, 32]), True)
+
+    Source: scikit-learn's ``load_digits`` (UCI optical recognition of handwritten digits).
+    """
+
+    # a mirrored digit is no digit, and size and place vary already
+    mirror = augment = False
+    ignore_index = None
+
+    def __init__(
+        self, split: str = "train", *, length: int | None = None, size: int = 32, seed: int = 0
+    ) -> None:
+        if split not in SPLITS:
+            raise FovealError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        self.length = LENGTHS[split] if length is None else length
+        if not 1 <= self.length <= 10**9:
+            raise FovealError(f"length must be between 1 and {10**9}, got {length}")
+        if not 16 <= size <= 512:
+            raise FovealError(f"size must be between 16 and 512, got {size}")
+        self.split, self.size, self.seed = split, size, seed
+        self.classes = [str(digit) for digit in range(10)]
+        self.skipped: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        batch = self.render(indices)
+        return [
+            {"image": image, "label": int(label)}
+            for image, label in zip(batch["image"], batch["label"], strict=True)
+        ]
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """The whole split: the items' tensors stacked."""
+        return self.render(range(self.length))
+
+    @property
+    def names(self) -> list[str]:
+        """The items' names, in order."""
+        return [f"{self.split}/{index}" for index in range(self.length)]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the options, which are all that decides what the images show."""
+        text = repr(("digits", self.split, self.length, self.size, self.seed))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def render(self, indices: Iterable[int]) -> dict[str, Tensor]:
+        """Draw the given items: tensors as in an item with a leading batch axis.
+
+        Raises:
+            IndexError: an index is outside (negative ones count from the end).
+        """
+        index = np.asarray(list(indices), dtype=np.int64)
+        if ((index < -self.length) | (index >= self.length)).any():
+            raise IndexError(f"indices must be below {self.length}, got {index.tolist()}")
+        index = np.where(index < 0, index + self.length, index)
+        glyphs, labels, _ = sources(self.split, self.size)
+        which, scale, y, x = uniform(self.seed, STREAM + SPLITS.index(self.split), index, 4).T
+        chosen = (which * len(glyphs)).astype(np.int64)
+        least, most = (share * self.size for share in HEIGHTS)
+        height = least + scale * (most - least)
+        opacity = _draw(
+            glyphs[chosen],
+            (y * (self.size - height))[:, None],
+            (x * (self.size - height))[:, None],
+            height,
+            self.size,
+        )
+        grey = torch.from_numpy((opacity * 255 + 0.5).astype(np.uint8))
+        return {"image": grey.expand(-1, 3, -1, -1).contiguous(), "label": torch.from_numpy(labels[chosen])}

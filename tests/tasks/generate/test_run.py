@@ -1,0 +1,113 @@
+"""Generation through the command line: training with samples, a stop and a continuation, evaluation, images."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from foveal.cli import main
+from foveal.tasks.generate import Generate
+from foveal.train import TrainConfig, fit
+from foveal.train import run as run_module
+
+SMALL = {
+    "task": "generate", "data": "digits", "data_options": {"length": 192}, "batch_size": 32, "epochs": 2, "workers": 0,
+    "accelerator": "cpu", "ema": 0.9, "model_options": {"width": 8},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(TrainConfig.from_dict({**SMALL, "out": str(tmp_path_factory.mktemp("g") / "run")}), quiet=True)
+
+
+def test_a_run_keeps_its_losses_its_figures_and_a_grid_of_samples(run):
+    row = run.rows[-1]
+    assert {
+        "train_discriminator",
+        "train_generator",
+        "val_frechet",
+        "val_kernel",
+        "val_spread",
+        "val_gamma",
+    } <= set(row)
+    assert 0 <= row["val_confirmed"] <= 1
+    for epoch in (1, 2):
+        picture = Image.open(run.folder / "samples" / f"epoch-{epoch:03}.png")
+        assert picture.size == (10 * 34 + 2, 7 * 34 + 2)
+    assert run.best == min(run.rows, key=lambda row: row["val_frechet"])
+
+
+def test_a_run_that_is_stopped_continues_to_the_same_bits(run, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stopping(self, training):
+        after(self, training)
+        if training.step == 8:
+            self.save_checkpoint()
+            raise Stop
+
+    after = run_module.Run._after_step
+    monkeypatch.setattr(run_module.Run, "_after_step", stopping)
+    with pytest.raises(Stop):
+        fit(TrainConfig.from_dict({**SMALL, "out": str(tmp_path / "run")}), quiet=True)
+    monkeypatch.undo()
+    again = fit(resume=str(tmp_path / "run"), quiet=True)
+    one, other = (load_file(r.folder / "weights" / "last.safetensors") for r in (run, again))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_predict_writes_images_that_the_seed_fixes(run, tmp_path, capsys):
+    for name, count in (("a", 12), ("b", 5)):
+        words = ["predict", "--weights", str(run.weights), "--count", str(count), "--seed", "3"]
+        assert main([*words, "--device", "cpu", "--out", str(tmp_path / name)]) == 0
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files[:2] == ["0000-0.png", "0001-1.png"]
+    assert {"grid.png", "images.json"} < set(files)
+    assert json.loads((tmp_path / "a" / "images.json").read_text())["seed"] == 3
+    # the first images do not depend on how many are made
+    one, other = (np.asarray(Image.open(tmp_path / name / "0004-4.png")).astype(int) for name in ("a", "b"))
+    assert abs(one - other).max() <= 1
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "a"), "--weights", str(run.weights)]) == 2
+    assert "makes images from noise and takes none" in capsys.readouterr().err
+    assert main(["predict", "--weights", str(run.weights), "--label", "x", "--out", str(tmp_path / "c")]) == 2
+    assert "label must be one of 0, 1, 2" in capsys.readouterr().err
+
+
+def test_eval_names_the_features_and_gives_floor_and_ceiling(run, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    words = ["eval", "--weights", str(run.weights), "--data_options.length", "192", "--device", "cpu"]
+    assert main([*words, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["frechet"] == pytest.approx(run.best["val_frechet"], rel=1e-3)
+    details = found["details"]
+    assert details["features"].startswith("digits.safetensors")
+    assert 0 < details["floor"]["frechet"] < details["ceiling"]["frechet"]
+    assert details["images"] == 192
+    assert 0 <= details["precision"] <= 1
+
+
+def test_images_that_are_all_alike_are_said_to_be():
+    assert "collapse" in Generate().remarks([{"val_spread": 0.02}], None)[0]
+    assert Generate().remarks([{"val_spread": 0.8}], None) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "bfloat16"}, "precision must be float32"),
+        ({"accumulate": 2}, "accumulate=1"),
+        ({"discriminator_steps": 0}, "discriminator_steps must be at least 1, got 0"),
+        ({"model": "resnet18"}, "needs one of sagan_128"),
+        ({"data": "scenes:cue"}, "feature_weights must be given for these data"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(tmp_path, options, words):
+    from foveal.errors import FovealError
+
+    with pytest.raises(FovealError, match=words):
+        fit(TrainConfig.from_dict({**SMALL, "out": str(tmp_path / "run"), **options}), quiet=True)
