@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -42,12 +42,15 @@ def report_batches(task: Task, data: Any, transform: JointTransform) -> Iterator
 
 
 @torch.no_grad()
-def block_report(net: nn.Module, batches: Iterable[Tensor]) -> list[dict[str, Any]]:
+def block_report(
+    net: nn.Module, batches: Iterable[Tensor], run: Callable[[nn.Module, Tensor], object] | None = None
+) -> list[dict[str, Any]]:
     """One row for each inserted block and each block that is part of the network, such as DANet's two modules.
 
     Args:
         net: a network with such blocks; it is left as it was, in train or eval mode.
         batches: normalised images (b, c, h, w), on the network's device.
+        run: the pass of a batch, where the network's own does not run every block.
 
     Returns:
         Rows with ``site``, ``block``; ``contribution``: ||block(x) - x|| / ||x||, over all values of all images;
@@ -85,7 +88,7 @@ def block_report(net: nn.Module, batches: Iterable[Tensor]) -> list[dict[str, An
     try:
         net.eval()
         for images in batches:
-            net(images)
+            net(images) if run is None else run(net, images)
     finally:
         for handle in handles:
             handle.remove()

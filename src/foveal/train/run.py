@@ -374,12 +374,14 @@ class Run:
         if self.fabric.is_global_zero:
             best = load(self.weights_folder / "best.safetensors", copy.deepcopy(self.training.evaluated))
             batches = report_batches(self.task, self.data["val"], self.eval_transform)
-            blocks = block_report(
-                best.to(self.fabric.device), (images.to(self.fabric.device) for images in batches)
-            )
+            device, report_pass = self.fabric.device, getattr(self.task, "report_pass", None)
+            blocks = block_report(best.to(device), (images.to(device) for images in batches), report_pass)
             write_json(self.folder / "blocks.json", blocks)
             run_folder.write_curves(self.folder / "curves.png", self.rows, self.task.metric)
-            write_examples(self.folder / "examples.png", best.eval(), self.task, self.info, self.data["val"])
+            if not hasattr(self.task, "sample_picture"):
+                write_examples(
+                    self.folder / "examples.png", best.eval(), self.task, self.info, self.data["val"]
+                )
         skipped = {**self.data["train"].skipped, **self.data["val"].skipped}
         name = f"val_{self.task.metric}"
         return RunResult(

@@ -18,6 +18,11 @@ SMALL = {
 }  # fmt: skip
 
 
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture).astype(int)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return fit(TrainConfig.from_dict({**SMALL, "out": str(tmp_path_factory.mktemp("g") / "run")}), quiet=True)
@@ -35,8 +40,8 @@ def test_a_run_keeps_its_losses_its_figures_and_a_grid_of_samples(run):
     } <= set(row)
     assert 0 <= row["val_confirmed"] <= 1
     for epoch in (1, 2):
-        picture = Image.open(run.folder / "samples" / f"epoch-{epoch:03}.png")
-        assert picture.size == (10 * 34 + 2, 7 * 34 + 2)
+        with Image.open(run.folder / "samples" / f"epoch-{epoch:03}.png") as picture:
+            assert picture.size == (10 * 34 + 2, 7 * 34 + 2)
     assert run.best == min(run.rows, key=lambda row: row["val_frechet"])
 
 
@@ -69,7 +74,7 @@ def test_predict_writes_images_that_the_seed_fixes(run, tmp_path, capsys):
     assert {"grid.png", "images.json"} < set(files)
     assert json.loads((tmp_path / "a" / "images.json").read_text())["seed"] == 3
     # the first images do not depend on how many are made
-    one, other = (np.asarray(Image.open(tmp_path / name / "0004-4.png")).astype(int) for name in ("a", "b"))
+    one, other = (pixels(tmp_path / name / "0004-4.png") for name in ("a", "b"))
     assert abs(one - other).max() <= 1
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "a"), "--weights", str(run.weights)]) == 2

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from foveal.data import JointTransform
     from foveal.model_info import ModelInfo
+    from foveal.tasks import Checked
     from foveal.tasks.generate.metric import GenerationQuality
     from foveal.tasks.generate.prediction import GeneratedImage
 
@@ -237,6 +238,20 @@ class Generate:
         from foveal.tasks.tables import plain_table
 
         return plain_table(evaluation)
+
+    def check(self, data: str, split: str, options: dict[str, Any]) -> Checked:
+        from foveal.tasks.check import check_stored
+
+        return check_stored(self, data, split, options, lambda sample: [int(sample["label"])])
+
+    def report_pass(self, net: Any, images: Tensor) -> None:
+        """Both networks, so that the blocks of both are reported."""
+        import torch
+
+        from foveal.tasks.generate.prediction import noise_of
+
+        noise = torch.stack([noise_of(0, number, net.latent) for number in range(len(images))])
+        net(net.generate(noise.to(images.device)))
 
     def caption(self, sample: dict[str, Any], classes: Sequence[str]) -> str:
         return classes[int(sample["label"])]
