@@ -127,6 +127,7 @@ def test_a_run_told_to_stop_says_one_line_and_continues_to_the_same_bits(
 
 COMPARE = [
     "compare", "--insert", "se(reduction=4)@residual:3", "--seeds", "2", "--epochs", "1", "--control", "false",
+    "--self_check", "false",
     "--data_options.length", "256", "--out", "comparison", "--accelerator", "cpu",
 ]  # fmt: skip
 
