@@ -272,5 +272,5 @@ def test_the_time_is_that_of_every_run_and_trial_over_the_workers(monkeypatch, t
     assert run_seconds(plan.jobs[0], {"build": 1.0, "step": 0.5, "validate": 2.0, "report": 3.0}) == one
     assert seconds == {"comparison": 16 * one / 2}
     said = capsys.readouterr().err
-    assert "about 2 min 8 s" in said
+    assert "about 2 min 8 s for all seeds" in said
     assert said.index("8 seeds can show") < said.index("about 2 min")

@@ -59,18 +59,21 @@ def run_seconds(job: Job, timed: Mapping[str, Any]) -> float:
 
 def in_words(seconds: Mapping[str, float]) -> str:
     """Example:
-    >>> in_words({"check cue": 40.0, "check local": 41.0, "comparison": 200.0})
-    'about 4 min 41 s: check cue 40 s, check local 41 s, comparison 3 min 20 s (from a few steps of each variant)'
+    >>> in_words({"check cue": 40.0, "check local": 41.0, "all seeds": 200.0})
+    'about 4 min 41 s: check cue 40 s, check local 41 s, all seeds 3 min 20 s (from a few steps of each variant)'
+    >>> in_words({"the first 8 seeds": 61.0})
+    'about 1 min 1 s for the first 8 seeds (from a few steps of each variant)'
     """
-    parts = ", ".join(f"{name} {duration(one)}" for name, one in seconds.items())
-    shown = f"{duration(sum(seconds.values()))}: {parts}" if len(seconds) > 1 else parts.partition(" ")[2]
+    parts = [f"{name} {duration(one)}" for name, one in seconds.items()]
+    total = duration(sum(seconds.values()))
+    shown = f"{total}: {', '.join(parts)}" if len(parts) > 1 else f"{total} for {next(iter(seconds))}"
     return f"about {shown} (from a few steps of each variant)"
 
 
 def duration(seconds: float) -> str:
     """Example:
     >>> duration(41.2), duration(200), duration(8000)
-    ('41 s', '3 min 20 s', '2 h 13 min')
+    ('42 s', '3 min 20 s', '2 h 13 min')
     """
     whole = math.ceil(seconds)
     if whole < 60:

@@ -186,7 +186,8 @@ class Comparison:
         for sentence in before_start(self.plan, paired_values(self.plan, earlier), self.lang):
             self.progress.say(sentence)
         parts = {f"check {name}": (plan, self._check_folder(name)) for name, plan in self.checks.items()}
-        parts["comparison"] = (self.plan, self.folder)
+        looks = self.plan.looks
+        parts[f"the first {looks[0]} seeds" if looks else "all seeds"] = (self.plan, self.folder)
         seconds = estimate_seconds(self.runner, parts)
         if seconds:
             self.progress.say(in_words(seconds))
