@@ -62,7 +62,10 @@ class SimulatedEngine:
                 "per_class": {"0": value},
             }
             change = {"change": {"site": 0.5}} if job.variant.insert else {}
-            yield Event(job, result={**result, "metric": value, **rest, **change})
+            # the report would open those of the comparison itself
+            checked = job.keep_weights and job.config.data != "scenes"
+            weights = b"weights" if checked and job.config.data.startswith("scenes") else None
+            yield Event(job, result={**result, "metric": value, **rest, **change}, weights=weights)
 
 
 @pytest.fixture

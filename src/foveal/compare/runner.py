@@ -87,10 +87,10 @@ class Runner:
                 self.progress.stepped(event.job, event.step)
             if event.result is None:
                 continue
-            if event.weights is not None:
-                write_bytes(weights_path(folder, event.job), event.weights)
             path = result_path(folder, event.job)
             path.parent.mkdir(parents=True, exist_ok=True)
+            if event.weights is not None:
+                write_bytes(weights_path(folder, event.job), event.weights)
             write_json(path, {**event.result, "settings": event.job.settings})
             found[event.job.key] = event.result
             self.progress.finished(event.job, event.result)
