@@ -16,6 +16,7 @@ from foveal.export import export, format_named
 from foveal.export.onnx import to_model
 from foveal.export.program import record
 from foveal.export.proof import make_batches, real_images
+from foveal.export.quantize import calibration_inputs, float_nodes
 from foveal.export.script import run_script
 from foveal.inference import predictor
 from foveal.model_info import ModelInfo
@@ -96,6 +97,9 @@ def test_nodes_are_named_by_their_modules_and_nothing_of_this_machine_is_in_the_
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
     assert "layer1.0.bn2.cbam/ReduceMax" in names
+    assert {node.op_type for node in model.graph.node if node.name.startswith("layer1.0.bn2.cbam/Global")} == {
+        "GlobalAveragePool", "GlobalMaxPool",
+    }  # fmt: skip
     assert "layer1.0.conv1/Conv" in names
     sizes = [size.dim_param or size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim]
     assert sizes == ["batch", 3, "height", "width"]
@@ -154,12 +158,69 @@ def test_half_precision_stays_near(to, ready, tmp_path):
     assert json.loads((done.folder / "foveal.json").read_text())["precision"] == "float16"
 
 
+# ----------------------------------------------------------------------------------------------------------- int8
+
+
+@pytest.fixture(scope="module")
+def calibration(photo, tmp_path_factory):
+    """Parts of a photograph, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("calibration")
+    image = Image.open(photo)
+    for i in range(12):
+        image.crop((20 * i, 10 * i, 20 * i + 80, 10 * i + 90)).save(folder / f"{i:02}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.mark.parametrize("to", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_eight_bits_are_calibrated_measured_and_told(to, recorded, ready, calibration, tmp_path):
+    """Without the data of the training at hand, the measure is the agreement with the float file."""
+    lines = []
+    unknown = replace(ready, info=replace(ready.info, data=None))
+    done = export(unknown, to, int8=True, calibrate=str(calibration), out=tmp_path / "out", say=lines.append)
+    assert sum("broken.png" in line for line in lines) == 1
+    told = json.loads((done.folder / "foveal.json").read_text())["int8"]
+    assert told["calibration_images"] == 12
+    assert set(told["values"]) == set(told["time_ms"]) == {"float", "all", "gates and softmax in float"}
+    assert told["values"]["float"] == 1
+    assert told["values"][told["kept"]] == max(v for name, v in told["values"].items() if name != "float")
+    assert 1e-6 < max(one.difference for one in done.checks) < 1
+    names = format_named(to).nodes(done.file)
+    assert any("Quantize" in name for name in names)
+    left = {path.name for path in done.folder.iterdir()}
+    assert left == {"foveal.json", "infer.py", done.file.name} | (
+        {"model.bin"} if to == "openvino" else set()
+    )
+
+
+def test_gates_and_softmax_are_the_nodes_that_may_stay_in_float(ready, graph):
+    left = float_nodes(ready.net, [node.name for node in graph.graph.node])
+    assert "layer1.0.bn2.cbam.channel.fc1/Gemm" in left
+    assert any(name.endswith("/Softmax") for name in left)
+    assert not any(name.startswith(("conv1/", "layer1.0.conv1/", "fc/")) for name in left)
+
+
+def test_options_of_eight_bits_that_do_not_fit_are_refused(said, weights, calibration, tmp_path):
+    for words, message in (
+        (("--int8",), "int8 must come with calibrate"),
+        (("--calibrate", calibration), "int8 must come with calibrate"),
+        (("--int8", "--calibrate", calibration, "--to", "pt2"), "int8 must be for onnx or openvino, got pt2"),
+        (("--int8", "--calibrate", calibration, "--half"), "int8 must be given without half"),
+    ):
+        status, _, error = said("export", weights, "--out", tmp_path / "out", *words)
+        assert (status, message in error) == (2, True)
+    with pytest.raises(foveal.FovealError, match="calibrate must hold an image that can be read"):
+        calibration_inputs(predictor(weights, "cpu"), str(tmp_path))
+
+
 # --------------------------------------------------------------------------------------------------- planted faults
 
 
 def swap_statistics(model):
     """CBAM's spatial gate sees the maximum where it was trained to see the mean."""
-    (concat,) = (node for node in model.graph.node if node.output[0] == "stack")
+    *_, concat = (
+        n for n in model.graph.node if n.op_type == "Concat" and n.name.startswith("layer1.0.bn2.cbam/")
+    )
     first, second = concat.input
     concat.input[0], concat.input[1] = second, first
 
@@ -168,23 +229,17 @@ def bake_pool(model):
     """The last pooling averages over the size that was recorded, whatever comes."""
     import onnx
 
-    last = [n for n in model.graph.node if n.op_type == "ReduceMean"][-1]
-    size = onnx.helper.make_node(
-        "AveragePool", [last.input[0]], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]
-    )
-    shape = onnx.numpy_helper.from_array(np.array([0, 64]), "pooled_shape")
-    flat = onnx.helper.make_node("Reshape", ["pooled", "pooled_shape"], list(last.output), name="flat")
-    model.graph.initializer.append(shape)
-    place = list(model.graph.node).index(last)
-    model.graph.node.remove(last)
-    model.graph.node.insert(place, size)
-    model.graph.node.insert(place + 1, flat)
+    *_, last = (node for node in model.graph.node if node.op_type == "GlobalAveragePool")
+    last.op_type = "AveragePool"
+    last.attribute.extend([
+        onnx.helper.make_attribute("kernel_shape", [8, 8]), onnx.helper.make_attribute("strides", [8, 8]),
+    ])  # fmt: skip
 
 
 @pytest.mark.parametrize("to", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("fault", "where"),
-    [(swap_statistics, "layer1.0.bn2.cbam/Concat"), (bake_pool, "is flat, seen in the output of fc")],
+    [(swap_statistics, "layer1.0.bn2.cbam/Concat"), (bake_pool, "seen in the output of fc")],
 )
 def test_a_fault_in_the_file_is_found_and_named_and_nothing_is_kept(
     to, fault, where, program, graph, ready, tmp_path, monkeypatch

@@ -387,21 +387,26 @@ def list_names(pattern: str = "*") -> int:
 
 
 def bench(
-    what: Literal["ops"],
+    what: Literal["ops", "export"],
     only: str | None = None,
     out: str | None = None,
     repeats: int = 9,
     threads: int | None = None,
 ) -> int:
-    """Time every attention op against what it replaces, and print which bars are met.
+    """Time every attention op against what it replaces, or what attention costs in each runtime.
 
     Args:
-        what: ops.
-        only: Run the cases whose name contains this.
+        what: ops: the operators here; export: networks with and without attention in PyTorch, ONNX Runtime, OpenVINO
+            and AOTInductor.
+        only: Run the cases, or networks, whose name contains this.
         out: Also write the figures, with machine and versions, to this JSON file.
         repeats: Interleaved rounds, of the gates four times as many; figures are medians.
         threads: PyTorch's threads. Default: as it starts.
     """
+    if what == "export":
+        from foveal.export.bench import bench_export
+
+        return 0 if bench_export(only, out, repeats, threads) else 1
     from foveal.bench import bench_ops
 
     return 0 if bench_ops(only, out, repeats, threads) else 1
@@ -413,6 +418,8 @@ def export(
     static: bool = False,
     with_preprocessing: bool = False,
     half: bool = False,
+    int8: bool = False,
+    calibrate: str | None = None,
     images: str | None = None,
     image_size: int | None = None,
     out: str | None = None,
@@ -425,6 +432,8 @@ def export(
         static: One image of one size; by default batch, height and width are free.
         with_preprocessing: The file takes the bytes 0 to 255 of resized images and normalises them itself.
         half: Compute in float16.
+        int8: Quantise, for onnx and openvino. Gates and softmax stay in float where that is more accurate.
+        calibrate: For int8, a folder of images like those to come.
         images: Folder of your images, on which the file is compared with the network. Default: bundled ones.
         image_size: At which the network sees images. Default: as it was trained.
         out: Folder to write, which must not exist. Default: the first free runs/export/MODEL-FORMAT.
@@ -437,6 +446,8 @@ def export(
         static=static,
         with_preprocessing=with_preprocessing,
         half=half,
+        int8=int8,
+        calibrate=calibrate,
         images=images,
         image_size=image_size,
         out=out,

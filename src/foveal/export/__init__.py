@@ -21,7 +21,17 @@ import foveal
 from foveal.errors import FovealError
 from foveal.export.fault import first_fault
 from foveal.export.program import INPUT, Program, record, shipment_of
-from foveal.export.proof import TOLERANCES, Batch, Check, RuntimeNet, check, make_batches, real_images
+from foveal.export.proof import (
+    TOLERANCES,
+    Batch,
+    Check,
+    Run,
+    RuntimeNet,
+    check,
+    make_batches,
+    real_images,
+)
+from foveal.export.quantize import to_int8
 from foveal.export.script import label_difference, run_script, script_text
 from foveal.files import write_json, write_text
 from foveal.folders import whole_folder
@@ -34,8 +44,9 @@ __all__ = ["FORMATS", "Exported", "export"]
 
 FORMATS = ("onnx", "openvino", "aotinductor", "pt2")
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "aotinductor": "torch", "pt2": "torch"}
-SAME_SCORE = 1e-3
-"""By so much the script's scores may differ from those of `foveal predict`."""
+SAME_SCORE = {"float32": 1e-3, "float16": 5e-3, "int8": 0.02}
+"""By so much the script's scores may differ from those of `foveal predict`, or, in less than float32, from those of the
+same file behind foveal's own preparation: its last bit may decide how a value is rounded to eight."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,8 @@ def export(
     static: bool = False,
     with_preprocessing: bool = False,
     half: bool = False,
+    int8: bool = False,
+    calibrate: str | None = None,
     images: str | None = None,
     image_size: int | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -79,6 +92,8 @@ def export(
         static: record one image of one size; by default batch, height and width are free.
         with_preprocessing: the file takes the bytes 0..255 of resized images and normalises them itself.
         half: compute in float16.
+        int8: quantise, for "onnx" and "openvino"; gates and softmax stay in float where that is more accurate.
+        calibrate: for that, a folder of images like those to come.
         images: folder of images for the proof; by default those that come with foveal.
         image_size: at which the network sees images; by default as it was trained.
         out: a folder that does not exist yet; by default the first free runs/export/NAME-FORMAT.
@@ -102,7 +117,8 @@ def export(
         if not 1 <= image_size <= LARGEST_SIZE:
             raise FovealError(f"image_size must be 1 to {LARGEST_SIZE}, got {image_size}")
         ready = replace(ready, info=replace(ready.info, image_size=image_size))
-    shipment, precision = shipment_of(ready), "float16" if half else "float32"
+    check_int8(kind, to, int8=int8, half=half, normalise=with_preprocessing, calibrate=calibrate)
+    shipment, precision = shipment_of(ready), "int8" if int8 else "float16" if half else "float32"
     with whole_folder(out, "runs/export", f"{ready.info.model or 'network'}-{to}") as (folder, place):
         batches = make_batches(ready, real_images(ready, images), static=static, normalise=with_preprocessing)
         require_sizes(ready, shipment, batches)
@@ -113,24 +129,15 @@ def export(
         kind.write(program, folder / kind.FILE, json.dumps(facts))
         megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
         say(f"written {kind.FILE}, {megabytes:.1f} MB: {time.monotonic() - began:.1f} s")
+        if calibrate is not None:
+            facts["int8"] = to_int8(ready, shipment, kind, folder / kind.FILE, calibrate, say)
         run = kind.load(str(folder / kind.FILE))
-        checks = []
-        for batch in batches:
-            done = check(ready.net, shipment, run, batch)
-            say(
-                f"images {shape_text(done.shape)}: largest difference {done.difference:.1e} of the largest output, "
-                f"{shipment.agreement_of} agreement {done.agreement:.2%}"
-            )
-            if not done.difference <= TOLERANCES[precision]:
-                raise FovealError(
-                    refusal(program, folder / kind.FILE, kind, batch, done, TOLERANCES[precision])
-                )
-            checks.append(done)
+        checks = prove(ready, program, kind, folder / kind.FILE, run, batches, TOLERANCES[precision], say)
         write_json(folder / "foveal.json", {**facts, "checks": [asdict(one) for one in checks]})
         text = script_text(RUNTIMES[to], [kind.load, *shipment.script], ready.info.channels)
         write_text(folder / "infer.py", text)
         reference = ready if precision == "float32" else replace(ready, net=RuntimeNet(run, shipment))
-        difference = prove_script(reference, folder / "infer.py", script_image(images))
+        difference = prove_script(reference, folder / "infer.py", script_image(images), SAME_SCORE[precision])
         say(f"infer.py answers as foveal predict: scores within {difference:.1e}")
     seconds = time.monotonic() - began
     say(f"{place}: {', '.join(sorted(path.name for path in place.iterdir()))} in {seconds:.1f} s")
@@ -150,6 +157,16 @@ def format_named(name: str) -> Any:
     if missing:
         raise FovealError(f'{name} needs {", ".join(missing)}: pip install "foveal[export]"')
     return kind
+
+
+def check_int8(kind: Any, to: str, *, int8: bool, half: bool, normalise: bool, calibrate: str | None) -> None:
+    """Refuse options of quantisation that do not go together."""
+    if int8 != (calibrate is not None):
+        raise FovealError("int8 must come with calibrate, a folder of images like those to come")
+    if int8 and not hasattr(kind, "quantize"):
+        raise FovealError(f"int8 must be for onnx or openvino, got {to}")
+    if int8 and (half or normalise):
+        raise FovealError("int8 must be given without half and with_preprocessing")
 
 
 def require_sizes(ready: Predictor, shipment: Shipment, batches: Sequence[Batch]) -> None:
@@ -206,6 +223,34 @@ def description(
     }
 
 
+def prove(
+    ready: Predictor,
+    program: Program,
+    kind: Any,
+    path: Path,
+    run: Run,
+    batches: Sequence[Batch],
+    allowed: float,
+    say: Callable[[str], object],
+) -> list[Check]:
+    """Compare a file with the network on every batch, and say what came of each.
+
+    Raises:
+        FovealError: a difference is above what is ``allowed``.
+    """
+    shipment, checks = shipment_of(ready), []
+    for batch in batches:
+        done = check(ready.net, shipment, run, batch)
+        say(
+            f"images {shape_text(done.shape)}: largest difference {done.difference:.1e} of the largest output, "
+            f"{shipment.agreement_of} agreement {done.agreement:.2%}"
+        )
+        if not done.difference <= allowed:
+            raise FovealError(refusal(program, path, kind, batch, done, allowed))
+        checks.append(done)
+    return checks
+
+
 def refusal(program: Program, path: Path, kind: Any, batch: Batch, done: Check, allowed: float) -> str:
     """Why a file is not kept, with the first node that differs."""
     values = getattr(kind, "values", None)
@@ -219,7 +264,7 @@ def refusal(program: Program, path: Path, kind: Any, batch: Batch, done: Check, 
     )
 
 
-def prove_script(reference: Predictor, script: Path, image: Path) -> float:
+def prove_script(reference: Predictor, script: Path, image: Path, allowed: float) -> float:
     """Run the script on an image and compare its scores with those of ``reference``: the largest difference.
 
     Raises:
@@ -228,8 +273,8 @@ def prove_script(reference: Predictor, script: Path, image: Path) -> float:
     with tempfile.TemporaryDirectory() as elsewhere:
         said = run_script(script, image, Path(elsewhere))
     wanted = reference(image)
-    difference = label_difference(wanted.labels, said["labels"], SAME_SCORE)
-    if not difference <= SAME_SCORE:
+    difference = label_difference(wanted.labels, said["labels"], allowed)
+    if not difference <= allowed:
         raise FovealError(
             f"infer.py must answer as foveal predict, got {said['labels'][:2]} instead of {wanted.labels[:2]} "
             f"for {image}; nothing was kept"

@@ -36,6 +36,32 @@ def load(path):
     return lambda images: list(model(images).values())
 
 
+def load_as_set(path):
+    """As `load`, in the precision that the runtime prefers: bfloat16 where the processor has it."""
+    import openvino
+
+    model = openvino.Core().compile_model(path, "CPU")
+    return lambda images: list(model(images).values())
+
+
+def nodes(path: Path) -> list[str]:
+    """As of `foveal.export.onnx.nodes`."""
+    import openvino
+
+    return [node.get_friendly_name() for node in openvino.Core().read_model(path).get_ordered_ops()]
+
+
+def quantize(path: Path, target: Path, inputs: Sequence[Any], left: Sequence[str]) -> None:
+    """As of `foveal.export.onnx.quantize`, by nncf."""
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    ignored = nncf.IgnoredScope(names=list(left), validate=False) if left else None
+    made = nncf.quantize(model, nncf.Dataset(list(inputs)), subset_size=len(inputs), ignored_scope=ignored)
+    openvino.save_model(made, target, compress_to_fp16=False)
+
+
 def values(path: Path, names: Sequence[str]) -> tuple[list[tuple[str, str]], Callable[..., list[Any]]]:
     """As of `foveal.export.onnx.values`."""
     import openvino

@@ -55,7 +55,7 @@ class ShippedNet(nn.Module):
         return tuple(output.float() if self.half_type else output for output in outputs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A recorded network.
 

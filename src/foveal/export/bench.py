@@ -1,0 +1,197 @@
+"""What attention costs in each runtime: networks with it beside the same network without, in one interleaved run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import foveal
+from foveal.bench import describe_machine
+from foveal.errors import FovealError
+from foveal.export import format_named
+from foveal.export.program import record, shipment_of
+from foveal.export.proof import Run, largest_difference
+from foveal.files import write_json
+from foveal.folders import file_name
+from foveal.inference import Predictor
+from foveal.measure import measure_time
+from foveal.model_info import ModelInfo
+
+RUNTIMES = ("eager", "fuse", "onnx", "openvino", "openvino default", "aotinductor")
+NETWORKS: dict[str, tuple[str, str, str | None]] = {
+    # name -> network, what is inserted, the same without attention
+    "resnet50": ("resnet50", "", None),
+    "seresnet50": ("seresnet50", "", "resnet50"),
+    "cbam_resnet50": ("cbam_resnet50", "", "resnet50"),
+    "resnet50 + Non-local": ("resnet50", "nonlocal@block:4", "resnet50"),
+    "fcn_resnet18": ("fcn_resnet18", "", None),
+    "danet_resnet18": ("danet_resnet18", "", "fcn_resnet18"),
+}
+BARS = {("onnx", "seresnet50"): 1.08, ("onnx", "cbam_resnet50"): 1.08}
+BARS |= {("openvino", "seresnet50"): 1.05, ("openvino", "cbam_resnet50"): 1.05}
+SAME, SAME_AS_SET = 1e-3, 0.1
+"""Largest difference from the network, as a share of the largest output: in float32, and as the runtime is set."""
+
+
+def bench_export(
+    only: str | None = None,
+    out: str | None = None,
+    repeats: int = 9,
+    threads: int | None = None,
+    batches: Sequence[int] = (1, 8),
+    runtimes: Sequence[str] = RUNTIMES,
+) -> bool:
+    """Time networks in every runtime and print the cost of attention in each.
+
+    Networks of one runtime and batch are timed in turn, so that a busy machine slows all alike. Classifiers see
+    224 x 224 pixels, segmentation networks 512 x 1024. Weights are random, with gates and scales that are not
+    the identity's; nothing is timed whose outputs differ from the network's.
+
+    Args:
+        only: networks whose name contains this, and those they are compared with.
+        out: also write the figures, with machine and versions, to this JSON file.
+        repeats: rounds; figures are medians, of ratios within rounds.
+        threads: of every runtime, default as PyTorch starts.
+        batches: how many images at a time.
+        runtimes: which.
+
+    Returns:
+        Whether every bar was met that this run can tell of: batch 1.
+
+    Raises:
+        FovealError: ``only`` matches no network.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    wanted = [name for name in NETWORKS if not only or only in name]
+    if not wanted:
+        raise FovealError(f"only must be part of a name, got {only!r}; names: {', '.join(NETWORKS)}")
+    wanted = [n for n in NETWORKS if n in wanted or n in {NETWORKS[one][2] for one in wanted}]
+    machine = describe_machine()
+    print(f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}", flush=True)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sorted({image_size(name) for name in wanted}):
+            names = [name for name in wanted if image_size(name) == size]
+            predictors = {name: live_predictor(name) for name in names}
+            for name in names:
+                write_files(predictors[name], runtimes, Path(folder), size)
+                print(f"{name}: written", flush=True)
+            for runtime in runtimes:
+                calls = {name: runner(predictors[name], runtime, Path(folder), size) for name in names}
+                for batch in batches:
+                    rows += timed(calls, runtime, batch, size, repeats)
+    if out:
+        path = Path(out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"machine": machine, "rows": rows})
+    return all(row["met"] for row in rows if "met" in row)
+
+
+def image_size(name: str) -> tuple[int, int]:
+    """(height, width) at which a network is timed."""
+    return (512, 1024) if name.startswith(("fcn", "danet")) else (224, 224)
+
+
+def live_predictor(name: str) -> Predictor:
+    """A network with random weights in which nothing is the identity or zero."""
+    model, insertion, _ = NETWORKS[name]
+    torch.manual_seed(0)
+    segments = image_size(name)[0] == 512
+    net = foveal.create_model(model, num_classes=19 if segments else 1000)
+    if insertion:
+        foveal.insert(net, **foveal.parse_insertion(insertion))
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)  # pyright: ignore[reportArgumentType]
+        for parameter in (getattr(module, "gamma", None),):
+            if isinstance(parameter, Tensor):
+                nn.init.constant_(parameter, 0.1)
+    classes = [str(i) for i in range(19 if segments else 1000)]
+    info = ModelInfo("segment" if segments else "classify", classes, image_size(name)[0], model=name)
+    return Predictor(net.eval().requires_grad_(False), info, name)
+
+
+def write_files(predictor: Predictor, runtimes: Sequence[str], folder: Path, size: tuple[int, int]) -> None:
+    """Record a network once and write it for each runtime that loads a file."""
+    wanted = dict.fromkeys(
+        runtime.partition(" ")[0] for runtime in runtimes if runtime not in ("eager", "fuse")
+    )
+    if not wanted:
+        return
+    program = record(predictor, torch.randn(2, 3, *size), static=False, half=False, normalise=False)
+    for to in wanted:
+        kind = format_named(to)
+        place = file_of(predictor, to, folder)
+        place.parent.mkdir()
+        kind.write(program, place, "{}")
+
+
+def file_of(predictor: Predictor, to: str, folder: Path) -> Path:
+    """Where the file of a network in a format lies."""
+    return folder / file_name(f"{predictor.name}-{to}") / format_named(to).FILE
+
+
+def runner(predictor: Predictor, runtime: str, folder: Path, size: tuple[int, int]) -> Run:
+    """A function of images that runs a network in a runtime.
+
+    Raises:
+        RuntimeError: it computes something else than the network.
+    """
+    shipment, example = shipment_of(predictor), torch.randn(2, 3, *size)
+    net = foveal.fuse(predictor.net, example[:1]) if runtime == "fuse" else predictor.net
+    to, _, as_set = runtime.partition(" ")
+    if to in ("eager", "fuse"):
+
+        def run(images: np.ndarray) -> list[np.ndarray]:
+            with torch.no_grad():
+                return [output.numpy() for output in shipment.call(net, torch.from_numpy(images))]
+
+    else:
+        kind = format_named(to)
+        run = (kind.load_as_set if as_set else kind.load)(str(file_of(predictor, to, folder)))
+    with torch.no_grad():
+        wanted = shipment.call(predictor.net, example)
+    difference = largest_difference(wanted, [torch.from_numpy(np.array(one)) for one in run(example.numpy())])
+    if difference > (SAME_AS_SET if as_set else SAME):
+        raise RuntimeError(f"{predictor.name} in {runtime} differs from the network by {difference:.2g}")
+    return run
+
+
+def timed(
+    calls: dict[str, Run], runtime: str, batch: int, size: tuple[int, int], repeats: int
+) -> list[dict[str, Any]]:
+    """Time the networks of one runtime in turn, print a line for each and return them as rows."""
+    images = torch.randn(batch, 3, *size).numpy()
+    times = measure_time(
+        {name: partial(run, images) for name, run in calls.items()}, repeats=repeats, warmup=2
+    )
+    rows = []
+    for name, time in times.items():
+        row: dict[str, Any] = {
+            "network": name,
+            "runtime": runtime,
+            "batch": batch,
+            "time_ms": round(time.time_ms, 2),
+        }
+        plain, bar = NETWORKS[name][2], BARS.get((runtime, name)) if batch == 1 else None
+        line = f"{runtime:17} batch {batch}  {name:21} {time.time_ms:9.1f} ms"
+        if plain in times:
+            row["over"] = plain
+            row["ratio"] = round(time.over(times[plain]), 3)
+            line += f"  {100 * (row['ratio'] - 1):+6.1f} % over {plain}"
+        if bar is not None and "ratio" in row:
+            row["bar"], row["met"] = bar, row["ratio"] <= bar
+            line += f", {'meets' if row['met'] else 'misses'} the bar of {100 * (bar - 1):.0f} %"
+        print(line, flush=True)
+        rows.append(row)
+    return rows
