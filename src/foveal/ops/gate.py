@@ -208,8 +208,6 @@ class GateInput:
             from foveal.ops.kernels import triton_gate
 
             return triton_gate.spatial_statistics(x, channel_gate)[0], None
-        if channel_gate is not None and exporting():
-            return _statistics_for_export(x, channel_gate), None
         if channel_gate is not None:
             gated = reference.channel_scale(x, channel_gate)
             self._gated = channel_gate, gated, backend
@@ -265,16 +263,6 @@ class GateInput:
             return None
         self._gated = None
         return gated
-
-
-def _statistics_for_export(x: Tensor, channel_gate: Tensor) -> Tensor:
-    """Return ``reference.spatial_statistics`` of the gated map, the mean as a product of the gate and the map.
-
-    Runtimes reduce over channels slowly and multiply matrices fast.
-    """
-    mean = (channel_gate[:, None] / x.shape[1]) @ x.flatten(2)
-    largest = reference.channel_scale(x, channel_gate).amax(1, keepdim=True)
-    return torch.cat([mean.unflatten(2, x.shape[2:]), largest], 1)
 
 
 # ------------------------------------------------------------------------------------------------ one step at a time
