@@ -25,7 +25,7 @@ GROUND = {
 ROOMS = {
     "errors": set(),
     "files": set(),
-    "folders": {"errors"},
+    "folders": {"errors", "files"},
     "image_files": {"errors"},
     "machine": {"errors"},
     "statistics": {"errors"},

@@ -50,3 +50,19 @@ def test_a_folder_is_locked_until_the_process_ends(tmp_path):
     with locked(tmp_path, "a comparison"):
         assert (tmp_path / ".lock").exists()
     assert not (tmp_path / ".lock").exists()
+
+
+def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp_path):
+    from foveal.files import temporary_path
+
+    (tmp_path / "weights").mkdir()
+    left = [
+        temporary_path(tmp_path / "curves.png"),
+        temporary_path(tmp_path / "weights" / "best.safetensors"),
+    ]
+    mine = [tmp_path / ".notes.part", tmp_path / "film.0123456789ab.part", tmp_path / "metrics.csv"]
+    for path in (*left, *mine):
+        path.write_bytes(b"x")
+    with locked(tmp_path, "a test"):
+        assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in mine)

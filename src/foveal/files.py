@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -48,6 +49,16 @@ def temporary_path(path: Path) -> Path:
         True
     """
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has a name that `temporary_path` gave it.
+
+    Example:
+        >>> is_temporary(temporary_path(Path("a.csv"))), is_temporary(Path(".notes.part"))
+        (True, False)
+    """
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.part", path.name, re.DOTALL) is not None
 
 
 def _sync(path: Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from foveal.errors import FovealError
+from foveal.files import is_temporary
 
 
 def new_folder(path: str | os.PathLike[str], option: str = "out", hint: str = "") -> Path:
@@ -147,6 +148,8 @@ class UniqueNames:
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Be the only process that works in ``folder``; the lock ends with the process, however it ends.
 
+    What a process that was killed left half-written below the folder is removed: nobody else writes there.
+
     Args:
         folder: exists already.
         what: what works there, such as "a comparison", for the message.
@@ -166,6 +169,9 @@ def locked(folder: Path, what: str) -> Iterator[None]:
             )
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
+        for left in folder.rglob(".*.part"):
+            if is_temporary(left):
+                left.unlink(missing_ok=True)
         yield
         with suppress(OSError):
             path.unlink()

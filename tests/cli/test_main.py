@@ -94,7 +94,7 @@ def test_a_printed_config_is_a_config(said, tmp_path):
         (["train", "--resume", "nowhere"], "train: resume must be the folder of a run"),
         (["eval"], "eval: --weights must be given"),
         (["eval", "--weights", "nowhere"], "nowhere"),
-        (["predict", "--weights", "nowhere"], "predict: paths must be given"),
+        (["predict", "--weights", "nowhere"], "predict: weights must be a file"),
         (["predict", "a.jpg", "--weights", "nowhere"], "predict: a path must exist, got a.jpg"),
         (["list", "*xyzzy*"], "list: pattern must match"),
         (["plan", "resnet18"], "plan: --insert must be given"),

@@ -17,6 +17,7 @@ from typing import Any
 from foveal.cli.options import did_you_mean, parse, quick_option
 from foveal.cli.terminal import write_error
 from foveal.errors import FovealError
+from foveal.train.signals import stop_signals
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_error("foveal", f"the command must be one of {', '.join(COMMANDS)}, got {name}{hint}")
     try:
         command = COMMANDS[name]
-        status = command.run(**parse(name, command, arguments[1:]))
+        with stop_signals(interrupt):
+            status = command.run(**parse(name, command, arguments[1:]))
         return status if isinstance(status, int) else 0
     except SystemExit as request:
         # --help and --print_config
@@ -118,6 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_error(name, f"{error.strerror}{where}" if error.strerror else str(error))
     except FovealError as error:
         return print_error(name, str(error))
+
+
+def interrupt() -> None:
+    """What Ctrl-C and SIGTERM do: the command ends with one line, and nothing is left half-written."""
+    raise KeyboardInterrupt
 
 
 def overview() -> str:

@@ -124,13 +124,15 @@ def predict(
         device: cpu, cuda or auto.
         blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
     """
-    from foveal.inference import predictor
+    from foveal.inference import image_files, predictor
     from foveal.predict import predict
 
+    # before weights are read
+    files = image_files(paths or [])
     if format is None:
         format = "json" if out is not None and out.endswith(".json") else "csv"
     ready = predictor(weights, device, blocks)
-    found = predict(ready, paths or [], out=out, format=format, inference=inference, batch_size=batch_size)
+    found = predict(ready, files, out=out, format=format, inference=inference, batch_size=batch_size)
     sys.stdout.write(found.text)
     for reason in found.unreadable.values():
         write_error(f"predict: skipped: {reason}")
