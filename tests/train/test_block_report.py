@@ -70,3 +70,11 @@ def test_looking_changes_nothing():
     assert all(module.training for module in net.modules())
     assert not foveal.inserted(net)[0].module._forward_hooks
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(0.05, "closed: it lets 5.0 % of its input through"), (0.2, "works")]
+)
+def test_a_block_that_switches_its_branch_off_is_called_closed(factor, verdict):
+    [row] = block_report(network(Times, start="paper", factor=factor), IMAGES)
+    assert row["verdict"].startswith(verdict)

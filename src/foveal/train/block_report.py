@@ -16,6 +16,8 @@ from foveal.tasks import Task
 
 INACTIVE_BELOW = 1e-3
 """A block that changes its input by less than this share of the input's norm is called inert."""
+CLOSED_BELOW = 0.1
+"""A block that lets through less than this share of its input's norm has switched its branch off."""
 REPORT_IMAGES = 128
 # values of all images of a report together
 REPORT_VALUES = 3 * 2**23
@@ -57,7 +59,7 @@ def block_report(
         ``gate_mean``, ``gate_spread`` (standard deviation) over channels, positions and images of all gates, and
         ``gate_image_spread``, the part of the spread between images, each None for a block without gates;
         ``scale``: the learned factor before the addition, or the mean size of its factors where there is one a
-        channel, None for a gate; ``verdict``: "works", "constant gate" or "inert", with the likely
+        channel, None for a gate; ``verdict``: "works", "constant gate", "closed" or "inert", with the likely
         cause.
 
     Example:
@@ -68,14 +70,14 @@ def block_report(
         (0.0, 1.0, 'inert, below 0.1 %: its gates are 1, train longer or raise inserted_lr')
     """
     blocks = _blocks(net)
-    sums = {path: torch.zeros(2, dtype=torch.float64) for path, _, _ in blocks}
+    sums = {path: torch.zeros(3, dtype=torch.float64) for path, _, _ in blocks}
     gates: dict[str, list[Tensor]] = {path: [] for path, _, _ in blocks}
 
     def recorder(path: str):
         def hook(block: Any, args: tuple[Tensor, ...], y: Tensor) -> None:
             x = args[0]
             change, size = (y - x).double().square().sum(), x.double().square().sum()
-            sums[path] += torch.stack([change, size]).cpu()
+            sums[path] += torch.stack([change, size, y.double().square().sum()]).cpu()
             # rows and matrices would be computed for nothing
             if any(hasattr(block, name) for name in ("channel_gate", "spatial_gate", "gates")):
                 weights = [w.double().flatten(1).cpu() for w in block.attention(x).values()]
@@ -112,7 +114,7 @@ def _blocks(net: nn.Module) -> list[tuple[str, str, nn.Module]]:
 
 
 def _row(path: str, name: str, block: nn.Module, sums: Tensor, gates: list[Tensor]) -> dict[str, Any]:
-    change, size = sums.tolist()
+    change, size, left = sums.tolist()
     contribution = (change / size) ** 0.5 if size else 0.0
     row: dict[str, Any] = {"site": path, "block": name, "contribution": contribution, "scale": _scale(block)}
     row |= dict.fromkeys(("gate_mean", "gate_spread", "gate_image_spread"))
@@ -121,7 +123,7 @@ def _row(path: str, name: str, block: nn.Module, sums: Tensor, gates: list[Tenso
         row["gate_mean"] = float(values.mean())
         row["gate_spread"] = float(values.std(correction=0))
         row["gate_image_spread"] = float(values.std(dim=0, correction=0).mean())
-    row["verdict"] = _verdict(row, sees_zeros=size == 0)
+    row["verdict"] = _verdict(row, sees_zeros=size == 0, through=(left / size) ** 0.5 if size else 1.0)
     return row
 
 
@@ -151,9 +153,11 @@ def _likely_cause(row: dict[str, Any], sees_zeros: bool) -> str:
     return advice
 
 
-def _verdict(row: dict[str, Any], sees_zeros: bool) -> str:
+def _verdict(row: dict[str, Any], sees_zeros: bool, through: float) -> str:
     if row["contribution"] < INACTIVE_BELOW:
         return f"inert, below {100 * INACTIVE_BELOW:g} %: {_likely_cause(row, sees_zeros)}"
+    if through < CLOSED_BELOW:
+        return f"closed: it lets {100 * through:.1f} % of its input through, and its branch is as good as off"
     if row["gate_image_spread"] is not None and row["gate_image_spread"] < INACTIVE_BELOW:
         return "constant gate: the same for every image"
     return "works"
