@@ -58,6 +58,7 @@ _SUBPACKAGES = (
     "data",
     "errors",
     "evaluate",
+    "check",
     "evaluation_page",
     "export",
     "files",

@@ -11,12 +11,10 @@ from torch import nn
 
 from foveal.errors import FovealError
 from foveal.models.cifar_resnet import cifar_resnet
-from foveal.models.detr import DETR
 from foveal.models.fetching import fetching
-from foveal.models.named import NAMED, head_and_backbone
+from foveal.models.named import NAMED, detr, head_and_backbone, sparse_rcnn
 from foveal.models.sagan import SAGAN
 from foveal.models.segmentation import SegmentationNet
-from foveal.models.sparse_rcnn import SparseRCNN
 from foveal.models.video import VideoResNet
 
 OWN: dict[str, Callable[..., nn.Module]] = {
@@ -31,8 +29,8 @@ READS_FILES = ("pretrained", "checkpoint_path", "cache_dir")
 
 FEATURES_OF: dict[Any, str] = {
     SegmentationNet: "take its `backbone`, which gives feature maps",
-    DETR: "take its `backbone`, which gives feature maps",
-    SparseRCNN: "take its `backbone`, which gives feature maps",
+    detr: "take its `backbone`, which gives feature maps",
+    sparse_rcnn: "take its `backbone`, which gives feature maps",
     VideoResNet: "hook the layers of its `net`",
     SAGAN: "take its `discriminator`",
 }

@@ -15,10 +15,8 @@ from foveal.errors import FovealError
 from foveal.insertion import insert
 from foveal.models.backbone import feature_maps, timm_backbone
 from foveal.models.cifar_resnet import cifar_resnet
-from foveal.models.detr import DETR
 from foveal.models.legacy_senet import LEGACY, legacy_senet, stride_in_first
 from foveal.models.segmentation import HEADS, SegmentationNet
-from foveal.models.sparse_rcnn import SparseRCNN
 from foveal.models.video import KINDS, VideoResNet, nonlocal_sites
 
 CIFAR_OPTIONS = ("pretrained", "num_classes", "features_only", "out_indices")
@@ -115,10 +113,24 @@ def nonlocal_resnet(
     return net
 
 
+def detr(backbone: str, **options: Any) -> nn.Module:
+    """`foveal.models.detr.DETR`, whose parts of torchvision are imported when one is built."""
+    from foveal.models.detr import DETR
+
+    return DETR(backbone, **options)
+
+
+def sparse_rcnn(backbone: str, **options: Any) -> nn.Module:
+    """`foveal.models.sparse_rcnn.SparseRCNN`, imported when one is built."""
+    from foveal.models.sparse_rcnn import SparseRCNN
+
+    return SparseRCNN(backbone, **options)
+
+
 DETECTORS: dict[str, Callable[..., nn.Module]] = {
-    "detr": DETR,
-    "detr_dc5": functools.partial(DETR, dc5=True),
-    "sparse_rcnn": SparseRCNN,
+    "detr": detr,
+    "detr_dc5": functools.partial(detr, dc5=True),
+    "sparse_rcnn": sparse_rcnn,
 }
 """By the beginning of their names, networks that detect."""
 
