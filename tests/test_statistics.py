@@ -253,5 +253,6 @@ def test_less_than_the_difference_that_matters_is_a_finding_and_needs_both_direc
     )
     found = sequential_differences(none, {"near": near, "shifted": shifted}, detect=0.01)
     assert (found["near"].finding, found["shifted"].finding) == ("smaller", "better")
-    wide = {seed: 0.8 + d for seed, d in enumerate(rng.normal(0, 0.05, 20))}
+    scattered = rng.normal(0, 0.05, 20)
+    wide = {seed: 0.8 + d for seed, d in enumerate(scattered - scattered.mean())}
     assert sequential_differences(none, {"wide": wide}, detect=0.01)["wide"].finding == "no evidence"
