@@ -15,6 +15,7 @@ BY_TASK: Any = None
 """Default of an option that the task settles, see `foveal.tasks.Task`."""
 UNLESS_SETTLED = {
     "epochs": 8, "optimizer": "sgd", "weight_decay": 5e-4, "schedule": "cosine", "warmup_epochs": 0.5, "clip_norm": 0.0,
+    "ema": 0.0,
 }  # fmt: skip
 DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
 # from weights that were trained before, the learning rate of a new network would undo what they learned
@@ -107,8 +108,9 @@ class TrainConfig:
     """Largest norm of all gradients together; 0 does not clip. Default: 0, to detect the recipe's."""
     freeze_epochs: int = 0
     """For this many epochs train only the inserted blocks and the classifier."""
-    ema: float = 0.0
-    """Decay of a running average of the weights, such as 0.999, which is then what is evaluated; 0 keeps none."""
+    ema: float = BY_TASK
+    """Decay of a running average of the weights, such as 0.999, which is then what is evaluated; 0 keeps none.
+    Default: 0, for the bundled digits 0.99."""
 
     # where
     accelerator: str = "auto"

@@ -100,7 +100,7 @@ class Generate:
         if config.data != BUNDLED_DATA:
             return {**common, "lr": 1e-4, "epochs": 100, "model_options": network}
         small = {"conditional": True, "width": 16} if config.model == self.default_model else {}
-        return {**common, "lr": 5e-4, "epochs": 12, "model_options": {**network, **small}}
+        return {**common, "lr": 1e-3, "epochs": 12, "ema": 0.99, "model_options": {**network, **small}}
 
     def open(self, data: str, split: str, options: Mapping[str, Any]) -> Any:
         from foveal.data import open_dataset
