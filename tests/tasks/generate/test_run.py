@@ -116,3 +116,10 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, options, words):
 
     with pytest.raises(FovealError, match=words):
         fit(TrainConfig.from_dict({**SMALL, "out": str(tmp_path / "run"), **options}), quiet=True)
+
+
+def test_the_bundled_data_have_their_recipe_by_either_name():
+    for data in ("scenes", "digits"):
+        config = TrainConfig(task="generate", data=data)
+        assert (config.lr, config.epochs, config.ema, config.model_options["width"]) == (1e-3, 12, 0.99, 16)
+    assert "width" not in TrainConfig(task="generate", data="photos").model_options

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # from the spread of real features, below which generated images are all alike
 COLLAPSED_BELOW = 0.3
-BUNDLED_DATA = "digits"
+# scenes are the default of every task; of this one they are digits alone
+BUNDLED_NAMES = ("scenes", "digits")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Generate:
             raise FovealError("task generate takes one device and accumulate=1: its step has two optimisers")
         network: dict[str, Any] = {"attention": config.task_options["attention"]}
         common = {"schedule": "constant", "warmup_epochs": 0.0, "weight_decay": 0.0, "optimizer": "adamw"}
-        if config.data != BUNDLED_DATA:
+        if config.data not in BUNDLED_NAMES:
             return {**common, "lr": 1e-4, "epochs": 100, "model_options": network}
         small = {"conditional": True, "width": 16} if config.model == self.default_model else {}
         return {**common, "lr": 1e-3, "epochs": 12, "ema": 0.99, "model_options": {**network, **small}}
@@ -105,8 +106,7 @@ class Generate:
     def open(self, data: str, split: str, options: Mapping[str, Any]) -> Any:
         from foveal.data import open_dataset
 
-        # the scenes of other tasks are no images to imitate
-        return open_dataset(BUNDLED_DATA if data == "scenes" else data, split, task="classify", **options)
+        return open_dataset("digits" if data in BUNDLED_NAMES else data, split, task="classify", **options)
 
     def describe(self, data: Mapping[str, Any], options: GenerateOptions) -> dict[str, Any]:
         from foveal.tasks.generate.features import feature_network
