@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,11 @@ def metric_name(metric: str) -> str:
     """A figure's name for people.
 
     Example:
-        >>> metric_name("val_miou"), metric_name("pixel_accuracy")
-        ('mIoU', 'pixel accuracy')
+        >>> metric_name("val_miou"), metric_name("pixel_accuracy"), metric_name("ap50"), metric_name("ap_small")
+        ('mIoU', 'pixel accuracy', 'AP50', 'AP small')
     """
-    return metric.removeprefix("val_").replace("_", " ").replace("miou", "mIoU")
+    name = re.sub(r"^(ap|ar)(?=\d|_|$)", lambda found: found[0].upper(), metric.removeprefix("val_"))
+    return name.replace("_", " ").replace("miou", "mIoU")
 
 
 def metric_text(task: Task, value: float) -> str:

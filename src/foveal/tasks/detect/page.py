@@ -13,7 +13,6 @@ from foveal.palette import palette
 from foveal.tasks.detect import DEFAULT_THRESHOLD
 from foveal.tasks.detect.average_precision import RECALLS, ImageResult, overlaps
 from foveal.tasks.detect.prediction import draw_boxes
-from foveal.tasks.detect.tables import NAMES
 from foveal.tasks.html import picture, table
 
 IOU = 0.5
@@ -25,7 +24,7 @@ WIDTH, HEIGHT, LEFT, BELOW = 460, 300, 46, 40
 
 
 def sections(evaluation: Any, predictor: Any) -> list[tuple[str, str]]:
-    """Sizes and classes, precision against recall, confusions and the worst images: titles and HTML.
+    """Classes, precision against recall, confusions and the worst images: titles and HTML.
 
     Args:
         evaluation: of `foveal.evaluate.evaluate`.
@@ -42,10 +41,11 @@ def sections(evaluation: Any, predictor: Any) -> list[tuple[str, str]]:
         if name in metric.theirs
     ]
     matrix = confusion(metric.results, len(metric.ours), threshold)
-    sizes = [[text, _percent(evaluation.figures[n])] for n, text in NAMES.items() if n in evaluation.figures]
     return [
-        ("Figures as COCO has them", _text(f"{evaluation.inference}; {NOT_PADDED}") + table(["", ""], sizes)),
-        ("Classes", table(["class", "objects", "AP", "AP50"], rows)),
+        (
+            "Classes",
+            _text(f"{evaluation.inference}; {NOT_PADDED}") + table(["class", "objects", "AP", "AP50"], rows),
+        ),
         ("Precision against recall", _text(CURVES) + curves(metric.precision.precision, metric.ours)),
         (
             "What is taken for what",
@@ -177,7 +177,7 @@ def curves(precision: np.ndarray, classes: Sequence[str]) -> str:
         ("currentColor", "mean")
     ]
     legend = "".join(
-        f'<text x="{LEFT + WIDTH + 14}" y="{22 + 20 * i}" fill="{colour}" font-size="14">{escape(name)}</text>'
+        f'<text x="{LEFT + WIDTH + 14}" y="{22 + 20 * i}" style="fill: {colour}; font-size: 14px">{escape(name)}</text>'
         for i, (colour, name) in enumerate(names)
     )
     height = max(HEIGHT + BELOW, 30 + 20 * len(names))
