@@ -99,7 +99,7 @@ def test_a_printed_config_is_a_config(said, tmp_path):
         (["list", "*xyzzy*"], "list: pattern must match"),
         (["plan", "resnet18"], "plan: --insert must be given"),
         (["plan", "resnet18", "--insert", "sse"], "plan: block must be one of"),
-        (["bench", "everything"], "bench: what must be one of ['ops'], got everything"),
+        (["bench", "everything"], "bench: what must be one of ['ops', 'export'], got everything"),
         (["compare", "--seeds", "0"], "compare: seeds must be at least 1, got 0"),
         (["look"], "look: source must be given"),
     ],

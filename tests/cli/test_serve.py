@@ -41,7 +41,7 @@ def test_images_of_the_weights_own_data_come_before_the_bundled_ones(
 ) -> None:
     real = inference.predictor
 
-    def trained_there(path: str, device: str) -> inference.Predictor:
+    def trained_there(path: str, device: str, blocks: object = None) -> inference.Predictor:
         network = real(path, device)
         return inference.Predictor(
             network.net, replace(network.info, data=str(coloured_folder)), network.name
