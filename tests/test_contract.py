@@ -364,7 +364,9 @@ def test_compiles_with_inductor(without_type_checks):
     y = torch.compile(block, fullgraph=True)(x)
     (gradient,) = torch.autograd.grad(y.square().sum(), x)
     torch.testing.assert_close(y, block(x))
-    torch.testing.assert_close(gradient, torch.autograd.grad(block(x).square().sum(), x)[0])
+    # compiled code adds in another order, which differs between processors
+    expected = torch.autograd.grad(block(x).square().sum(), x)[0]
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @every_variant
