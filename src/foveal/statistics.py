@@ -247,7 +247,7 @@ def sequential_p(differences: Sequence[float], looks: Sequence[int] = LOOKS) -> 
 
     Example:
         >>> round(sequential_p([0.1] * 12), 4), round(sequential_p([0.1, -0.1] * 6), 2)
-        (0.0012, 1.0)
+        (0.0018, 1.0)
 
     Source: Lan and DeMets, Discrete Sequential Boundaries for Clinical Trials (1983), the spending function a t;
         Fisher's test of `sign_flip_p` in place of the normal distribution, as in Plamadeala and Rosenberger, Sequential

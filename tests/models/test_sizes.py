@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import foveal
 from foveal.measure import count_macs, count_parameters
-from foveal.models.named import NAMED
+from foveal.models.named import DETECTORS, NAMED
 from foveal.models.video import VideoResNet, nonlocal_sites
 
 DEPTHS, CIFAR_DEPTHS = (18, 34, 50, 101), (20, 32, 56, 110)
@@ -207,6 +207,8 @@ def test_every_network_by_name_is_in_one_of_these_tables():
     held |= {"nonlocal_resnet50", "nonlocal_resnet101", "nonlocal_c2d_resnet50", "nonlocal_i3d_resnet50"}
     heads = ("danet", "danet_position", "danet_channel", "fcn", "fcn_nonlocal")
     held |= {f"{head}_resnet{d}" for head in heads for d in DEPTHS}
+    # tests/models/test_detr.py and test_sparse_rcnn.py
+    held |= {name for name in NAMED if name.startswith(tuple(DETECTORS))}
     assert {name for name in NAMED if not name.startswith("legacy_")} <= held
 
 

@@ -32,7 +32,7 @@ def _alarm(last: Mapping[str, Any], first: Mapping[str, Any]) -> str:
 
     Example:
         >>> row = {"val_ap50": 0.0, "val_query_spread": 0.2, "val_found_probability": 0.1}
-        >>> _alarm(row, row)[:62]
+        >>> _alarm(row, row)[:63]
         "AP50 is still 0, and the score of the objects' classes does not"
     """
     if last["val_query_spread"] < ALIKE:
