@@ -105,7 +105,7 @@ def test_files_that_are_no_weights_of_a_run_are_refused(tmp_path, coloured_run):
         evaluate(tmp_path / "pickle.pth")
     for options, rule in (
         ({"top": 0}, "top must be at least 1, got 0"),
-        ({"flip": True}, "are top, got flip"),
+        ({"scales": [1.0]}, "are top, flip, got scales"),
     ):
         with pytest.raises(foveal.FovealError, match=rule):
             predict(coloured_run.weights, [tmp_path / "a.png"], inference=options)

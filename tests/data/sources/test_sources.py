@@ -22,7 +22,7 @@ def test_scenes_need_no_options() -> None:
         (
             "scense",
             {},
-            "data must be 'scenes', 'scenes:cue', 'scenes:local', 'torchvision:NAME', or a folder .*, got 'scense'",
+            "data must be 'scenes', 'scenes:cue', 'scenes:local', 'digits', 'torchvision:NAME', or a .*, got 'scense'",
         ),
         ("scenes", {"lenght": 5}, "options of 'scenes' are length, size, .*, got 'lenght'"),
         ("scenes", {"task": "generate"}, "task must be one of classify, segment, detect, got 'generate'"),
