@@ -15,6 +15,7 @@ from foveal.inference import predictor
 from foveal.predict import predict
 from foveal.tasks import TASKS
 from foveal.train import TrainConfig, fit
+from foveal.train.parts import open_parts
 
 SMALL = {"stages": 1, "width": 16, "ffn_width": 16, "dynamic_width": 8, "heads": 2, "num_queries": 6}
 
@@ -162,8 +163,32 @@ def test_recipes_follow_what_is_at_hand():
     own = TrainConfig(task="detect", epochs=3, model_options={"num_queries": 5})
     assert (own.epochs, own.model_options["num_queries"]) == (3, 5)
     assert own.model_options["queries"] == "selected"
+    assert TrainConfig(task="detect", task_options={"overfit": 4}).epochs == 150
 
 
 def test_a_network_that_cannot_detect_is_refused():
     with pytest.raises(ValueError, match="needs a network that can detect"):
         TASKS["detect"].build("resnet18", 3)
+
+
+def test_overfit_trains_and_evaluates_on_the_same_images(tmp_path):
+    config = TrainConfig(
+        task="detect", data_options={"length": 12}, epochs=1, batch_size=4, workers=0, accelerator="cpu",
+        task_options={"overfit": 3}, model="sparse_rcnn_test_resnet", model_options=SMALL, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    parts = open_parts(config)
+    assert parts["train"] is parts["val"]
+    assert len(parts["train"]) == 3
+    assert fit(config, quiet=True).rows[0]["step"] == 1
+
+
+def test_a_box_without_an_area_is_refused_with_its_file_and_not_taken_for_a_network_that_diverged(run):
+    task = TASKS["detect"]
+    sample = {
+        "image": torch.zeros(3, 8, 8), "boxes_xyxy": torch.tensor([[2.0, 2, 2, 6]]), "labels": torch.tensor([0]),
+        "file": "photo.jpg",
+    }  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"boxes must be finite and have an area, got 2, 2, 2, 6 .* in photo.jpg"
+    ):
+        task.losses(None, task.collate_training([sample])[0], None, None, None)

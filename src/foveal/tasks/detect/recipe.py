@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 SGD_RANGE = (1e-4, 0.05)
+OVERFIT_EPOCHS = 150
 SCENE_QUERIES, STORED_QUERIES = 16, 64
 
 
@@ -49,6 +50,9 @@ class Recipe:
                 f"{self.name}, got {config.lr:g}"
             )
         training = dict(self.training)
+        if config.options.overfit:
+            # a few images make a step or two an epoch
+            training |= {"epochs": OVERFIT_EPOCHS, "warmup_epochs": 5.0}
         if config.optimizer == "sgd":
             training["lr"] = 0.01
         return {**training, "model_options": self.model_options}
