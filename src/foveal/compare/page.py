@@ -96,7 +96,7 @@ def results_document(
         "variants": [asdict(row) for row in result.rows],
         "seeds": plan.seeds,
         "looks": list(plan.looks),
-        "detect": plan.detect,
+        "detectable_difference": plan.detect,
         "self_check": None if result.self_check is None else result.self_check.to_dict(),
         "tuning": plan.tuning.to_dict() if plan.tuning else None,
         "settings": plan.job.settings,

@@ -302,7 +302,7 @@ def test_options_of_another_task_are_refused_with_that_task(run, tmp_path, said)
         TrainConfig(data_options=small, epochs=1, workers=0, accelerator="cpu", out=str(tmp_path / "c")),
         quiet=True,
     )
-    for words in (["--flip"], ["--inference", "sliding"], ["--crop", "0"], ["--scales", "[1]"]):
+    for words in (["--inference", "sliding"], ["--crop", "0"], ["--scales", "[1]"]):
         for typed in (["eval"], ["predict", tmp_path / "a.png"]):
             status, out, err = said(*typed, "--weights", other.weights, *words)
             assert (status, out, err.count("\n")) == (2, "", 1)
