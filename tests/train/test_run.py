@@ -80,6 +80,7 @@ def test_a_run_leaves_everything_in_its_folder_and_nothing_else(run):
         "metrics.csv",
         "blocks.json",
         "curves.png",
+        "examples.png",
         "checkpoint.ckpt",
         "weights/best.safetensors",
         "weights/last.safetensors",
