@@ -148,7 +148,11 @@ def test_seeds_go_on_while_it_is_open_and_end_at_the_last_look(simulate):
     assert seeds > LOOKS[0]
     assert len(done) == 2 * seeds, "no run is done twice"
     document = json.loads((result.folder / "results.json").read_text())
-    assert (document["seeds"], document["looks"], document["detectable_difference"]) == (seeds, list(LOOKS), 0.01)
+    assert (document["seeds"], document["looks"], document["detectable_difference"]) == (
+        seeds,
+        list(LOOKS),
+        0.01,
+    )
 
 
 @pytest.mark.parametrize(
