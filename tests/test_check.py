@@ -1,11 +1,11 @@
 import csv
 
 import pytest
-from tests.data.boxes_by_hand import box, coco, image, voc
 
 from foveal.check import check
 from foveal.cli import main
 from foveal.errors import FovealError
+from tests.data.boxes_by_hand import box, coco, image, voc
 
 
 def kinds(found):
