@@ -11,16 +11,15 @@ to it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from foveal.data.scenes.render import _backgrounds, _boxes, sources, uniform
+from foveal.data.scenes.rendered import RenderedDataset
 from foveal.data.split import SPLITS
 from foveal.errors import FovealError
 
@@ -37,7 +36,7 @@ GAP = 13
 DRAWS = 12
 
 
-class CueScenes(Dataset):
+class CueScenes(RenderedDataset):
     """Two patterned patches at the left, one red and one green, and a bar at the right edge in one of these colours.
 
     An item holds ``image`` (3, size, size) uint8, ``label`` (the pattern of the patch in the bar's colour), ``mask``
@@ -62,9 +61,6 @@ class CueScenes(Dataset):
     Source: our own.
     """
 
-    mirror = augment = False
-    ignore_index = None
-
     def __init__(
         self,
         split: str = "train",
@@ -75,50 +71,17 @@ class CueScenes(Dataset):
         cue: bool = True,
         seed: int = 0,
     ) -> None:
-        if split not in SPLITS:
-            raise FovealError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        self.split, self.size, self.gap, self.cue, self.seed = split, size, gap, cue, seed
-        self.length = LENGTHS[split] if length is None else length
-        if not 1 <= self.length <= 10**9:
-            raise FovealError(f"length must be between 1 and {10**9}, got {length}")
+        super().__init__(split, length=length, lengths=LENGTHS, size=size, seed=seed, classes=PATTERNS)
+        self.gap, self.cue = gap, cue
         self.columns = size - gap - CUE_WIDTH
         if gap < 0 or not min(self.columns, size // 2) >= PATCH or size > 512:
             raise FovealError(
                 f"size must leave {PATCH} columns for the patches beside gap={gap} and a bar of {CUE_WIDTH}, be at "
                 f"least {2 * PATCH} and at most 512, got {size}"
             )
-        self.classes = list(PATTERNS)
-        self.skipped: dict[str, str] = {}
-        self.left_out: dict[str, str] = {}
-        self.notes: list[str] = []
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-        batch = self.render(indices)
-        return [
-            {name: int(values[row]) if name == "label" else values[row] for name, values in batch.items()}
-            for row in range(len(batch["image"]))
-        ]
-
-    def as_tensors(self) -> dict[str, Tensor]:
-        """The whole split: the items' tensors stacked."""
-        return self.render(range(self.length))
-
-    @property
-    def names(self) -> list[str]:
-        """The items' names, in order."""
-        return [f"{self.split}/{index}" for index in range(self.length)]
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the options, which are all that decides what the scenes show."""
-        text = repr(("patches", self.split, self.length, self.size, self.gap, self.cue, self.seed))
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    def described(self) -> tuple[Any, ...]:
+        return ("patches", self.split, self.length, self.size, self.gap, self.cue, self.seed)
 
     def render(self, indices: Iterable[int]) -> dict[str, Tensor]:
         """Draw the given items: tensors as in an item with a leading batch axis.

@@ -10,7 +10,6 @@ its random numbers are a hash of ``(s, split, i)``, not the state of a generator
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from foveal.data.scenes.render import draw_scenes
-from foveal.data.split import SPLITS
+from foveal.data.scenes.rendered import RenderedDataset
 from foveal.errors import FovealError
 
 LENGTHS = {"train": 4000, "val": 1000, "test": 1000}
@@ -30,7 +29,7 @@ MASK_LENGTHS = {"train": 1800, "val": 250, "test": 500}  # each four times the p
 SMALLEST_DIGIT = 8.0  # pixels; below this a digit cannot be told from another
 
 
-class Scenes(Dataset):
+class Scenes(RenderedDataset):
     """Scenes of one split. Items are dictionaries of uint8 images and their truth.
 
     With one object and one frame (the defaults) an item is::
@@ -73,13 +72,6 @@ class Scenes(Dataset):
     Mnih et al., "Recurrent Models of Visual Attention", 2014.
     """
 
-    # a mirrored digit is no digit: do not augment with flips
-    mirror = False
-    # digits lie anywhere already, and crops would cut them
-    augment = False
-    # every pixel of a scene has a known class
-    ignore_index = None
-
     def __init__(
         self,
         split: str = "train",
@@ -92,11 +84,9 @@ class Scenes(Dataset):
         digit_size: Sequence[float] | None = None,
         seed: int = 0,
     ) -> None:
-        if split not in SPLITS:
-            raise FovealError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        if length is None:
-            length = LENGTHS[split]
-        ranges = {"length": (length, 1, 10**9), "size": (size, 16, 512), "objects": (objects, 1, 64)}
+        digits = [str(digit) for digit in range(10)]
+        super().__init__(split, length=length, lengths=LENGTHS, size=size, seed=seed, classes=digits)
+        ranges = {"size": (size, 16, 512), "objects": (objects, 1, 64)}
         ranges |= {"distractors": (distractors, 0, 64), "frames": (frames, 1, 256)}
         for name, (value, least, most) in ranges.items():
             if not least <= value <= most:
@@ -109,43 +99,12 @@ class Scenes(Dataset):
                 f"digits must be {SMALLEST_DIGIT:g} to {cell:g} pixels high for size={size} with "
                 f"objects={objects}, got {low:g} to {high:g}; choose size or digit_size accordingly"
             )
-        self.split, self.length, self.size, self.seed = split, length, size, seed
         self.objects, self.distractors, self.frames = objects, distractors, frames
         self.digit_size = (float(low), float(high))
-        self.classes = [str(digit) for digit in range(10)]
-        self.skipped: dict[str, str] = {}
-        self.left_out: dict[str, str] = {}
-        self.notes: list[str] = []
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-        """Several items at once: a DataLoader asks for its whole batch this way."""
-        batch = self.render(indices)
-        items = []
-        for row in range(len(batch["image"])):
-            item: dict[str, Any] = {name: values[row] for name, values in batch.items()}
-            if "label" in item:
-                item["label"] = int(item["label"])
-            items.append(item)
-        return items
-
-    def as_tensors(self) -> dict[str, Tensor]:
-        """The whole split: the items' tensors stacked, ``label`` as int64. For training from memory.
-
-        Example:
-            >>> split = Scenes("val", length=50).as_tensors()
-            >>> {name: tuple(values.shape) for name, values in split.items()}
-            {'image': (50, 3, 32, 32), 'mask': (50, 32, 32), 'label': (50,), 'box_xyxy': (50, 4)}
-        """
-        # Blocks of about 16 MB of floats stay in the processor's cache and bound the memory.
-        block = max(1, (1 << 20) // (self.frames * self.size**2))
-        parts = [self.render(range(i, min(i + block, self.length))) for i in range(0, self.length, block)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    def described(self) -> tuple[Any, ...]:
+        options = (self.split, self.length, self.size, self.objects, self.distractors, self.frames)
+        return (*options, self.digit_size, self.seed, self.classes)
 
     def render(self, indices: Iterable[int]) -> dict[str, Tensor]:
         """Draw the given items: tensors as in an item with a leading batch axis.
@@ -161,18 +120,6 @@ class Scenes(Dataset):
             self.split, index, size=self.size, objects=self.objects, distractors=self.distractors,
             frames=self.frames, digit_size=self.digit_size, seed=self.seed,
         )  # fmt: skip
-
-    @property
-    def names(self) -> list[str]:
-        """The items' names, in order."""
-        return [f"{self.split}/{index}" for index in range(self.length)]
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the options, which are all that decides what the scenes show."""
-        options = (self.split, self.length, self.size, self.objects, self.distractors, self.frames)
-        text = repr((*options, self.digit_size, self.seed, self.classes))
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class SceneMasks(Dataset):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from foveal.data.scenes.render import _draw, sources, uniform
+from foveal.data.scenes.rendered import RenderedDataset
 from foveal.data.split import SPLITS
 from foveal.errors import FovealError
 
@@ -21,7 +20,7 @@ STREAM = 20
 HEIGHTS = (0.75, 0.95)
 
 
-class Digits(Dataset):
+class Digits(RenderedDataset):
     """One digit an image, enlarged from scikit-learn's 8 x 8: ``image`` (3, size, size) uint8 and ``label``.
 
     Args:
@@ -41,53 +40,16 @@ class Digits(Dataset):
     Source: scikit-learn's ``load_digits`` (UCI optical recognition of handwritten digits).
     """
 
-    # a mirrored digit is no digit, and size and place vary already
-    mirror = augment = False
-    ignore_index = None
-
     def __init__(
         self, split: str = "train", *, length: int | None = None, size: int = 32, seed: int = 0
     ) -> None:
-        if split not in SPLITS:
-            raise FovealError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        self.length = LENGTHS[split] if length is None else length
-        if not 1 <= self.length <= 10**9:
-            raise FovealError(f"length must be between 1 and {10**9}, got {length}")
+        digits = [str(digit) for digit in range(10)]
+        super().__init__(split, length=length, lengths=LENGTHS, size=size, seed=seed, classes=digits)
         if not 16 <= size <= 512:
             raise FovealError(f"size must be between 16 and 512, got {size}")
-        self.split, self.size, self.seed = split, size, seed
-        self.classes = [str(digit) for digit in range(10)]
-        self.skipped: dict[str, str] = {}
-        self.left_out: dict[str, str] = {}
-        self.notes: list[str] = []
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-        batch = self.render(indices)
-        return [
-            {"image": image, "label": int(label)}
-            for image, label in zip(batch["image"], batch["label"], strict=True)
-        ]
-
-    def as_tensors(self) -> dict[str, Tensor]:
-        """The whole split: the items' tensors stacked."""
-        return self.render(range(self.length))
-
-    @property
-    def names(self) -> list[str]:
-        """The items' names, in order."""
-        return [f"{self.split}/{index}" for index in range(self.length)]
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the options, which are all that decides what the images show."""
-        text = repr(("digits", self.split, self.length, self.size, self.seed))
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    def described(self) -> tuple[Any, ...]:
+        return ("digits", self.split, self.length, self.size, self.seed)
 
     def render(self, indices: Iterable[int]) -> dict[str, Tensor]:
         """Draw the given items: tensors as in an item with a leading batch axis.
