@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser
 
 from foveal.errors import FovealError
 from foveal.tasks import TASKS, task_named
-from foveal.train.config import TrainConfig
+from foveal.train.config import NOT_OF_COMPARISONS, TrainConfig
 
 if TYPE_CHECKING:
     from foveal.cli import Command
@@ -105,18 +105,7 @@ def skipped_fields(name: str) -> set[str]:
     """Fields of `TrainConfig` that are no options of a command."""
     if name != "compare":
         return {"task_options"}
-    return {
-        "task_options",
-        "insert",
-        "out",
-        "seed",
-        "devices",
-        "nodes",
-        "strategy",
-        "workers",
-        "checkpoint_steps",
-        "logger",
-    }
+    return {"task_options", *NOT_OF_COMPARISONS}
 
 
 def quick_option(words: Sequence[str], option: str) -> str | None:

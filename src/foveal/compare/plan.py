@@ -28,24 +28,13 @@ from foveal.errors import FovealError
 from foveal.image_files import fingerprint
 from foveal.statistics import LOOKS
 from foveal.tasks import task_named
-from foveal.train.config import TrainConfig
+from foveal.train.config import NOT_OF_COMPARISONS, TrainConfig
 from foveal.train.network import add_blocks, build_network, describe_network
 from foveal.train.parts import open_parts
 from foveal.train.start import with_start
 
 # options of training that are no setting of a comparison: they vary in it, or change no result
-NOT_SETTINGS = (
-    "insert",
-    "out",
-    "seed",
-    "accelerator",
-    "devices",
-    "nodes",
-    "strategy",
-    "workers",
-    "checkpoint_steps",
-    "logger",
-)
+NOT_SETTINGS = (*NOT_OF_COMPARISONS, "accelerator")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from foveal.errors import FovealError
 from foveal.models.boxes import inverse_sigmoid, scale_of, sine_box_code, to_xyxy
 from foveal.models.denoising import Noisy, noisy_copies
 from foveal.models.detection import (
@@ -31,6 +30,7 @@ from foveal.models.transformer import (
     grid_valid,
     take_rows,
 )
+from foveal.nn import check
 from foveal.nn.positions import validate_positions
 
 QUERIES = ("learned", "anchors", "selected")
@@ -114,7 +114,7 @@ class DETR(nn.Module):
     ):
         super().__init__()
         anchored = queries in ("anchors", "selected")
-        for option, given, rule, holds in (
+        check.rules(
             ("num_classes", num_classes, "at least 1", num_classes >= 1),
             ("positions", positions, "sine or learned", positions in ("sine", "learned")),
             ("queries", queries, "one of " + ", ".join(QUERIES), queries in QUERIES),
@@ -127,9 +127,7 @@ class DETR(nn.Module):
             ("denoising", denoising, "0 with learned queries", anchored or not denoising),
             ("concatenated", concatenated, "left out with learned queries", anchored or not concatenated),
             ("dc5", dc5, "left out where stride is given", not dc5 or stride is None),
-        ):
-            if not holds:
-                raise FovealError(f"{option} must be {rule}, got {given!r}")
+        )
         self.backbone, (channels,), _ = feature_backbone(
             backbone,
             strides=None if stride is None else [stride],

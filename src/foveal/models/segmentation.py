@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foveal.errors import FovealError
 from foveal.models.backbone import features_backbone
-from foveal.nn import ChannelAttention, NonLocal, PositionAttention
+from foveal.nn import ChannelAttention, NonLocal, PositionAttention, check
 
 HEADS = ("danet", "danet_position", "danet_channel", "fcn_nonlocal", "fcn")
 AUXILIARY_WEIGHT = 0.4
@@ -98,15 +98,13 @@ class SegmentationNet(nn.Module):
         if head not in HEADS:
             raise FovealError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
         channel = head in ("danet", "danet_channel")
-        for option, given, rule, holds in (
+        check.rules(
             ("num_classes", num_classes, "at least 1", num_classes >= 1),
             ("output_stride", output_stride, "8, 16 or 32", output_stride in (8, 16, 32)),
             ("width", width, "at least 1 or None", width is None or width >= 1),
             ("dropout", dropout, "from 0 to below 1", 0 <= dropout < 1),
             ("channel_form", channel_form, f"left out of head {head!r}", channel or channel_form is None),
-        ):
-            if not holds:
-                raise FovealError(f"{option} must be {rule}, got {given!r}")
+        )
         backbone_net: Any = features_backbone(
             backbone,
             pretrained=pretrained,

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from foveal.errors import FovealError
 from foveal.models.boxes import apply_deltas, scale_of, to_cxcywh, to_xyxy
 from foveal.models.detection import (
     FOCAL_PRIOR,
@@ -24,6 +23,7 @@ from foveal.models.detection import (
 from foveal.models.region_pooling import pooled
 from foveal.models.set_loss import Objects, SetLoss, number_of_boxes, stacked
 from foveal.models.transformer import MultiheadAttention, take_rows
+from foveal.nn import check
 from foveal.ops.numerics import autocast_disabled
 
 Targets = Sequence[Mapping[str, Tensor]]
@@ -103,7 +103,7 @@ class SparseRCNN(nn.Module):
     ):
         super().__init__()
         strides = tuple(strides)
-        for option, given, rule, holds in (
+        check.rules(
             ("num_classes", num_classes, "at least 1", num_classes >= 1),
             ("num_queries", num_queries, "at least 1", num_queries >= 1),
             ("stages", stages, "at least 1", stages >= 1),
@@ -117,9 +117,7 @@ class SparseRCNN(nn.Module):
                 "ascending, each twice the one before",
                 bool(strides) and all(2 * a == b for a, b in itertools.pairwise(strides)),
             ),
-        ):
-            if not holds:
-                raise FovealError(f"{option} must be {rule}, got {given!r}")
+        )
         self.backbone, channels, _ = feature_backbone(
             backbone, strides=strides, pretrained=pretrained, in_chans=in_chans, frozen_norm=frozen_norm
         )

@@ -14,6 +14,17 @@ def choice(name: str, value: str, allowed: Iterable[str]) -> None:
         raise FovealError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def rules(*rows: tuple[str, object, str, bool]) -> None:
+    """Refuse the first option that breaks its rule.
+
+    Args:
+        rows: name of the option, the value that came, the rule in words, and whether it holds.
+    """
+    for option, given, rule, holds in rows:
+        if not holds:
+            raise FovealError(f"{option} must be {rule}, got {given!r}")
+
+
 def spatial_dims(dims: int) -> None:
     """Refuse a number of spatial sizes other than 1, 2 and 3."""
     if dims not in (1, 2, 3):

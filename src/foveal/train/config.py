@@ -232,3 +232,7 @@ class TrainConfig:
 
 # options that say where a run computes, not what: these alone may change when it is resumed
 RESUMABLE_OPTIONS = ("accelerator", "strategy", "workers")
+# options that a comparison varies itself, or that change none of its results
+NOT_OF_COMPARISONS = (
+    "insert", "out", "seed", "devices", "nodes", "strategy", "workers", "checkpoint_steps", "logger",
+)  # fmt: skip
