@@ -38,6 +38,19 @@ def test_tensorboard_has_the_rows_of_metrics_csv(tmp_path):
     assert events(tmp_path / "run")["val/accuracy"] == found["val/accuracy"]
 
 
+def test_wandb_has_the_rows_of_metrics_csv(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    fit(TrainConfig(**SMALL | {"epochs": 1}, out=str(tmp_path / "run"), logger="wandb"), quiet=True)
+    (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines())
+    (kept,) = (tmp_path / "run" / "wandb").rglob("*.wandb")
+    # its records hold names and values as text
+    record = kept.read_bytes()
+    for name in ("train/loss", "val/accuracy"):
+        assert name.encode() in record
+        assert row[name.replace("/", "_")][:6].encode() in record
+
+
 def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(loggers.EXTRAS, "wandb", "no_such_package_here")
     with pytest.raises(FovealError, match=r'logger wandb needs .* pip install "foveal\[wandb\]"'):
