@@ -44,9 +44,9 @@ def test_the_last_stage_keeps_stride_8_and_takes_a_multi_grid():
     ("options", "message"),
     [
         ({"head": "psp"}, "head must be one of danet, .* got 'psp'"),
-        ({"backbone": "resnet17"}, "backbone must be a timm model, got 'resnet17'"),
+        ({"backbone": "resnet17"}, "backbone must be a timm model or cifar_resnetN, got 'resnet17'"),
         ({"multi_grid": (1, 2, 4)}, r"one factor for each block of layer4, got \(1, 2, 4\) for 2 blocks"),
-        ({"backbone": "vgg11"}, "backbone must offer features at output_stride=8"),
+        ({"backbone": "vgg11"}, "backbone must offer feature maps at output_stride=8"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
         ({"width": 0}, "width must be at least 1 or None, got 0"),
@@ -96,7 +96,8 @@ def test_heads_go_on_any_timm_backbone_by_name():
 @pytest.mark.parametrize("name", ["danet_resnet19", "fcn_nonlocal_resnet19", "danet_position_resnet19"])
 def test_a_wrong_backbone_gets_the_close_names(name):
     with pytest.raises(
-        ValueError, match=r"backbone must be a timm model, got 'resnet19'; did you mean resnet1"
+        ValueError,
+        match=r"backbone must be a timm model or cifar_resnetN, got 'resnet19'; did you mean resnet1",
     ):
         foveal.create_model(name)
 

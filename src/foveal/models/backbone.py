@@ -58,19 +58,19 @@ def feature_maps(net: Any, out_indices: int | Sequence[int] | None = None) -> nn
 def features_backbone(
     name: str,
     *,
-    pretrained: bool,
-    in_chans: int,
-    out_indices: Sequence[int],
-    output_stride: int = 32,
+    pretrained: bool = False,
+    in_chans: int = 3,
+    out_indices: Sequence[int] | None = None,
+    output_stride: int | None = None,
 ) -> Any:
-    """A timm model that returns the feature maps of some stages.
+    """A network that returns the feature maps of some stages.
 
     Args:
-        name: of a timm model with ``features_only``.
+        name: of a timm model with ``features_only``, or ours (``cifar_resnet8``).
         pretrained: load timm's weights.
         in_chans: channels of the image.
-        out_indices: which stages, from 0 or from -1, the last one.
-        output_stride: of the last stage; smaller ones by dilation.
+        out_indices: which stages, from 0 or from -1, the last one; None: all.
+        output_stride: of the last stage, smaller than the network's own by dilation; None: the network's own.
 
     Returns:
         The model: images (b, in_chans, h, w) -> list of feature maps, with ``feature_info.channels()``.
@@ -79,31 +79,20 @@ def features_backbone(
         FovealError: there is no such model, or it cannot give such features.
 
     Example:
-        >>> features_backbone("resnet18", pretrained=False, in_chans=3, out_indices=(-1,)).feature_info.channels()
+        >>> features_backbone("resnet18", out_indices=(-1,)).feature_info.channels()
         [512]
     """
-    import timm
-
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise FovealError(f"backbone must be a timm model, got {name!r}{hint}")
+    build = own_or_timm(name)
+    # not every model knows output_stride
+    options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
+    if out_indices is not None:
+        options["out_indices"] = tuple(out_indices)
     try:
-        # not every model knows output_stride
-        dilation: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
-        return timm.create_model(
-            name,
-            pretrained=pretrained,
-            in_chans=in_chans,
-            features_only=True,
-            out_indices=tuple(out_indices),
-            **dilation,
-        )
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        return build(pretrained=pretrained, in_chans=in_chans, features_only=True, **options)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FovealError(
-            f"backbone must offer features at output_stride={output_stride}, got {name!r}: {reason}"
-        ) from error
+        dilated = "" if output_stride is None else f" at output_stride={output_stride}"
+        raise FovealError(f"backbone must offer feature maps{dilated}, got {name!r}: {reason}") from error
 
 
 def own_or_timm(name: str) -> Callable[..., nn.Module]:

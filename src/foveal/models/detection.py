@@ -1,5 +1,6 @@
 """What every detector shares: what the task asks of it, its backbone, frozen norms, and detections from scores."""
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from foveal.errors import FovealError
-from foveal.models.backbone import own_or_timm
+from foveal.models.backbone import features_backbone
 
 FOCAL_PRIOR = -math.log(99)
 """Bias of a class layer with one sigmoid a class, so that every class starts with probability 0.01 (Lin et al.)."""
@@ -121,7 +122,7 @@ def freeze_norms(net: nn.Module) -> nn.Module:
     return net
 
 
-def feature_backbone(
+def backbone_at_strides(
     name: str,
     *,
     strides: Sequence[int] | None,
@@ -132,30 +133,19 @@ def feature_backbone(
 ) -> tuple[nn.Module, list[int], list[int]]:
     """A network that gives its feature maps at ``strides``, with their channels and strides; None: the last.
 
-    Args:
-        name: any timm model with ``features_only``, or ours (``cifar_resnet8``).
-
     Raises:
-        FovealError: unknown name, or a stride that it has no map for.
+        FovealError: a network that `features_backbone` cannot build, or a stride that it has no map for.
     """
-    options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
-    build = own_or_timm(name)
-    try:
-        with torch.device("meta"):
-            every: Any = build(features_only=True, in_chans=in_chans, **options)
-        reductions = list(every.feature_info.reduction())
-        wanted = [reductions[-1]] if strides is None else list(strides)
-        missing = [stride for stride in wanted if stride not in reductions]
-        if missing:
-            raise FovealError(f"strides of {name} must be among {sorted(set(reductions))}, got {missing[0]}")
-        # of several maps at one stride the last
-        places = tuple(max(i for i, r in enumerate(reductions) if r == stride) for stride in wanted)
-        net: Any = build(
-            features_only=True, out_indices=places, pretrained=pretrained, in_chans=in_chans, **options
-        )
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FovealError(f"backbone must offer feature maps, got {name!r}: {reason}") from error
+    build = functools.partial(features_backbone, name, in_chans=in_chans, output_stride=output_stride)
+    with torch.device("meta"):
+        reductions = list(build().feature_info.reduction())
+    wanted = [reductions[-1]] if strides is None else list(strides)
+    missing = [stride for stride in wanted if stride not in reductions]
+    if missing:
+        raise FovealError(f"strides of {name} must be among {sorted(set(reductions))}, got {missing[0]}")
+    # of several maps at one stride the last
+    places = [max(i for i, r in enumerate(reductions) if r == stride) for stride in wanted]
+    net: Any = build(pretrained=pretrained, out_indices=places)
     if frozen_norm:
         freeze_norms(net)
     return net, list(net.feature_info.channels()), wanted

@@ -11,10 +11,10 @@ from foveal.models.boxes import inverse_sigmoid, scale_of, sine_box_code, to_xyx
 from foveal.models.denoising import Noisy, noisy_copies
 from foveal.models.detection import (
     FOCAL_PRIOR,
+    backbone_at_strides,
     best_of_all,
     best_of_each,
     check_sizes,
-    feature_backbone,
     recorded_rows,
     whole,
 )
@@ -128,7 +128,7 @@ class DETR(nn.Module):
             ("concatenated", concatenated, "left out with learned queries", anchored or not concatenated),
             ("dc5", dc5, "left out where stride is given", not dc5 or stride is None),
         )
-        self.backbone, (channels,), _ = feature_backbone(
+        self.backbone, (channels,), _ = backbone_at_strides(
             backbone,
             strides=None if stride is None else [stride],
             pretrained=pretrained,

@@ -110,7 +110,7 @@ class SegmentationNet(nn.Module):
             pretrained=pretrained,
             in_chans=in_chans,
             out_indices=(-2, -1),
-            output_stride=output_stride,
+            output_stride=None if output_stride == 32 else output_stride,
         )
         if multi_grid is not None:
             _dilate(backbone_net, tuple(multi_grid))

@@ -14,9 +14,9 @@ from torchvision.ops import FeaturePyramidNetwork
 from foveal.models.boxes import apply_deltas, scale_of, to_cxcywh, to_xyxy
 from foveal.models.detection import (
     FOCAL_PRIOR,
+    backbone_at_strides,
     best_of_all,
     check_sizes,
-    feature_backbone,
     recorded_rows,
     whole,
 )
@@ -118,7 +118,7 @@ class SparseRCNN(nn.Module):
                 bool(strides) and all(2 * a == b for a, b in itertools.pairwise(strides)),
             ),
         )
-        self.backbone, channels, _ = feature_backbone(
+        self.backbone, channels, _ = backbone_at_strides(
             backbone, strides=strides, pretrained=pretrained, in_chans=in_chans, frozen_norm=frozen_norm
         )
         self.num_classes, self.num_queries, self.strides = num_classes, num_queries, strides

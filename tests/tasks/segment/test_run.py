@@ -368,7 +368,7 @@ BLANK = np.zeros((24, 30), dtype=int)
         ("", ["--mixup", "0.2"], "--mixup is an option of task classify only"),
         ("", ["--model", "resnet18"], "task segment needs a network that can segment, one of"),
         ("", ["--model", "danet_resnet19"], "got 'resnet19'; did you mean resnet1"),
-        ("", ["--model", "danet_vgg11"], "backbone must offer features at output_stride=8, got 'vgg11'"),
+        ("", ["--model", "danet_vgg11"], "backbone must offer feature maps at output_stride=8, got 'vgg11'"),
         ("", ["--model_options.chanel_form", "paper"], "chanel_form"),
         ("", ["--model_options.channel_form", "book"], "form must be one of"),
     ],
