@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import DeformConv2d
 
-from foveal import measure
 from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes, uncounted_operators
 from foveal.nn import BLOCKS, CBAM
 
@@ -18,7 +17,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.seconds = 0.0
         self.calls: list[str] = []
-        monkeypatch.setattr(measure, "perf_counter", lambda: self.seconds)
+        monkeypatch.setattr("foveal.measure.timing.perf_counter", lambda: self.seconds)
 
     def lasting(self, name: str, *milliseconds: float):
         """A call that lasts so long, one value after the other and then the last again."""

@@ -16,9 +16,9 @@ from foveal.compare.estimate import estimate_seconds, run_seconds
 from foveal.compare.experiment import Comparison
 from foveal.compare.plan import plan_comparison
 from foveal.compare.sentences import before_start
+from foveal.compare.sequential import LOOKS
 from foveal.compare.summary import Costs
 from foveal.errors import FovealError
-from foveal.statistics import LOOKS
 
 SCHEMA = json.loads(
     (Path(foveal.__file__).parent / "compare" / "results.schema.json").read_text(encoding="utf-8")

@@ -16,13 +16,13 @@ from foveal.compare.progress import Progress
 from foveal.compare.runner import Runner, finished_result, weights_path
 from foveal.compare.self_check import SelfCheck, check_plans, summarise_check
 from foveal.compare.sentences import before_start
+from foveal.compare.sequential import sequential_differences
 from foveal.compare.summary import Row, paired_values, summarise
 from foveal.compare.time_control import with_time_control
 from foveal.compare.tuning import tune
 from foveal.errors import FovealError
 from foveal.folders import file_name, locked
 from foveal.insertion import block_name
-from foveal.statistics import sequential_differences
 from foveal.train.run import Interrupted
 
 

@@ -13,6 +13,7 @@ import torch
 import foveal
 from foveal.compare import BLOCKS
 from foveal.compare.job import Job
+from foveal.compare.sequential import LOOKS
 from foveal.compare.tuning import BLOCK_FACTORS, Tuning, with_factor
 from foveal.compare.variants import (
     NONE,
@@ -26,7 +27,6 @@ from foveal.compare.variants import (
 )
 from foveal.errors import FovealError
 from foveal.image_files import fingerprint
-from foveal.statistics import LOOKS
 from foveal.tasks import task_named
 from foveal.train.config import NOT_OF_COMPARISONS, TrainConfig
 from foveal.train.network import add_blocks, build_network, describe_network

@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from foveal.compare.conclusion import MetricText, conclude
 from foveal.compare.language import Language
+from foveal.compare.sequential import sequential_differences
 from foveal.compare.tuning import rate_of
-from foveal.statistics import (
-    Difference,
-    Estimate,
-    differences_to,
-    estimate,
-    sequential_differences,
-)
+from foveal.statistics import Difference, Estimate, differences_to, estimate
 from foveal.train.block_report import INACTIVE_BELOW
 
 if TYPE_CHECKING:
