@@ -143,7 +143,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # comes with torch for CUDA; where it is absent its kernels are
-OPTIONAL = {"triton", "wandb"}
+OPTIONAL = {"av", "triton", "wandb"}
 
 
 def test_every_imported_package_is_declared_and_no_other():

@@ -111,7 +111,7 @@ def evaluate(
     metric = task.new_metric(info, list(dataset.classes), options)
     loader = make_loader(
         dataset,
-        task.eval_transform(info),
+        task.eval_transform(info, options),
         SequentialBatchSampler(
             len(dataset), 2 * task.default_batch_size if batch_size is None else batch_size
         ),

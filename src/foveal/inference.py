@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from foveal.checkpoint import BlockSource, load
-from foveal.data import JointTransform, decode_image
+from foveal.data import decode_image
 from foveal.data.joint import grey
 from foveal.errors import FovealError
 from foveal.image_files import find_images
@@ -73,7 +73,8 @@ class Predictor:
 
         Args:
             source: a path, the bytes of an image file, a Pillow image, an array (h, w, 3) or a tensor (3, h, w) of
-                uint8; or a list of these.
+                uint8; or a list of these. For networks of clips a video or a folder of frames, or a tensor
+                (3, frames, h, w).
             inference: options of the task, such as ``top=3`` to classify or ``inference="sliding"`` to segment.
 
         Returns:
@@ -85,13 +86,26 @@ class Predictor:
         """
         if not isinstance(source, list | tuple):
             return self([source], **inference)[0]
-        images = [_image_of(one, self.info.channels) for one in source]
+        images = [self._input(one) for one in source]
         names = [os.fspath(one) if isinstance(one, str | os.PathLike) else "" for one in source]
         answers = self.predict(images, self.inference_options(inference))
         return [
             replace(answer, file=str(name), image=image)
             for answer, name, image in zip(answers, names, images, strict=True)
         ]
+
+    def _input(self, source: Any) -> Any:
+        if isinstance(source, str | os.PathLike | bytes):
+            return self.read(source)
+        if hasattr(self.task, "example_size"):
+            shape = tuple(getattr(source, "shape", ()))
+            if not isinstance(source, Tensor) or source.dtype != torch.uint8 or len(shape) != 4:
+                kind = getattr(source, "dtype", type(source).__name__)
+                raise FovealError(
+                    f"a clip must be a path or a tensor (3, frames, h, w) of uint8, got {kind} of shape {shape}"
+                )
+            return source
+        return _image_of(source, self.info.channels)
 
     def inference_options(self, given: Mapping[str, Any]) -> Any:
         """The task's options of prediction.
@@ -110,15 +124,32 @@ class Predictor:
         Args:
             inference: an instance of the task's ``InferenceOptions``.
         """
-        prepared = [self.prepare(self.view({"image": image})["image"]) for image in images]
-        answers: list[Any] = [None] * len(images)
+        transform = self.task.eval_transform(self.info, inference)
+        prepared = [transform({"image": image})["image"] for image in images]
+        return self._answers(prepared, [(one.shape[-2], one.shape[-1]) for one in images], inference)
+
+    def _answers(
+        self, prepared: Sequence[Tensor], original: Sequence[tuple[int, int]], inference: Any
+    ) -> list[Any]:
+        answers: list[Any] = [None] * len(prepared)
         for indices in _groups([one.shape for one in prepared]):
             batch = torch.stack([prepared[i] for i in indices]).to(self.device)
-            sizes = [(images[i].shape[-2], images[i].shape[-1]) for i in indices]
+            sizes = [original[i] for i in indices]
             found = self.task.predict(self.net, batch, sizes, self.info, inference)
             for i, answer in zip(indices, found, strict=True):
                 answers[i] = answer
         return answers
+
+    def read(self, file: str | os.PathLike[str] | bytes) -> Any:
+        """A file as what the task answers for: an image, or a video.
+
+        Raises:
+            FovealError: it cannot be read.
+        """
+        own = getattr(self.task, "read_file", None)
+        if own is None or isinstance(file, bytes):
+            return decode_image(file, channels=self.info.channels)
+        return own(Path(file), self.info)
 
     def predict_files(
         self, files: Sequence[Path], inference: Any, unreadable: dict[str, str], batch_size: int = 32
@@ -128,35 +159,40 @@ class Predictor:
         Args:
             unreadable: is filled with the files that cannot be read and the reason.
         """
-        waiting: list[tuple[Path, Tensor]] = []
+        transform = self.task.eval_transform(self.info, inference)
+        waiting: list[tuple[Path, Any, Tensor]] = []
         values = 0
         for file in files:
             try:
-                image = decode_image(file, channels=self.info.channels)
+                image = self.read(file)
+                # the frames of a video are read here
+                prepared = transform({"image": image})["image"]
             except (FovealError, OSError) as error:
                 unreadable[str(file)] = str(error)
                 continue
-            waiting.append((file, image))
-            values += image.numel()
+            waiting.append((file, image, prepared))
+            values += prepared.numel()
             if len(waiting) == batch_size or values > VALUES_AT_ONCE:
                 yield from self._answered(waiting, inference)
                 waiting, values = [], 0
         yield from self._answered(waiting, inference)
 
-    def _answered(self, waiting: list[tuple[Path, Tensor]], inference: Any) -> Iterator[tuple[Any, Tensor]]:
-        answers = self.predict([image for _, image in waiting], inference)
-        for (file, image), answer in zip(waiting, answers, strict=True):
+    @torch.no_grad()
+    def _answered(self, waiting: list[tuple[Path, Any, Tensor]], inference: Any) -> Iterator[tuple[Any, Any]]:
+        sizes = [(image.shape[-2], image.shape[-1]) for _, image, _ in waiting]
+        answers = self._answers([prepared for *_, prepared in waiting], sizes, inference)
+        for (file, image, _), answer in zip(waiting, answers, strict=True):
             yield replace(answer, file=str(file)), image
 
     # -------------------------------------------------------------------------------------------- what the network sees
 
     @cached_property
-    def _resize(self) -> JointTransform:
+    def _resize(self) -> Any:
         return self.task.eval_transform(self.info).without_normalization()
 
     @cached_property
-    def _normalize(self) -> JointTransform:
-        return JointTransform([], self.info.mean, self.info.std)
+    def _normalize(self) -> Any:
+        return self.task.eval_transform(self.info).normalization_alone()
 
     def view(self, sample: dict[str, Any]) -> dict[str, Any]:
         """What the network sees of a sample, at its size and still uint8; masks and boxes with it.
@@ -266,16 +302,20 @@ def _short_name(path: Path) -> str:
     return "/".join(parts)
 
 
-def image_files(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+def image_files(paths: Sequence[str | os.PathLike[str]], task: Task | None = None) -> list[Path]:
     """Files as given; of folders the images at any depth, in the order of their names, without repeats.
+
+    Args:
+        task: whose files to find, where they may be no images.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no image.
     """
+    find = getattr(task, "find_files", find_images)
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = find_images(path)
+            inside = find(path)
             if not inside:
                 raise FileNotFoundError(f"a folder must hold images, got none in {path}")
             found += map(Path, inside)

@@ -58,8 +58,8 @@ def predict(
         raise FovealError(f"batch_size must be at least 1, got {batch_size}")
     if format not in ("csv", "json"):
         raise FovealError(f"format must be csv or json, got {format}")
-    files = image_files(paths)
     ready = weights if isinstance(weights, Predictor) else predictor(weights, device)
+    files = image_files(paths, ready.task)
     options = ready.inference_options(inference or {})
     sample = getattr(ready.task, "sample", None)
     if files and sample is not None:

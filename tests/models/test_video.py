@@ -79,3 +79,42 @@ def test_each_variant_inflates_its_blocks_and_pools_its_way(variant, inflated, f
 def test_an_unknown_variant_is_refused():
     with pytest.raises(ValueError, match="variant must be one of paper, released, got 'official'"):
         VideoResNet("i3d", variant="official")
+
+
+@pytest.mark.parametrize("kind", ["c2d", "i3d"])
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_small_networks_classify_small_clips(kind, blocks):
+    net = foveal.create_model(f"nonlocal_{kind}_cifar_resnet8", num_classes=4, blocks=blocks).eval()
+    with torch.no_grad():
+        assert net(torch.randn(2, 3, 5, 20, 20)).shape == (2, 4)
+    assert len(foveal.inserted(net)) == blocks
+    over_time = [n for n, m in net.named_modules() if isinstance(m, nn.Conv3d) and m.kernel_size[0] == 3]
+    wanted = ["conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"] if kind == "i3d" else []
+    assert over_time == [f"net.{name}" for name in wanted]
+
+
+def test_a_small_c2d_answers_a_still_clip_as_its_image():
+    from foveal.models.cifar_resnet import CifarResNet
+    from foveal.models.video import SmallVideoResNet
+
+    torch.manual_seed(0)
+    flat = CifarResNet(8, num_classes=4).eval()
+    net = SmallVideoResNet("c2d", num_classes=4, blocks=0).eval()
+    net.net.load_state_dict({name: value.unsqueeze(2) if value.ndim == 4 else value
+                             for name, value in flat.state_dict().items()})  # fmt: skip
+    image = torch.randn(2, 3, 20, 20)
+    with torch.no_grad():
+        assert torch.allclose(net(image[:, :, None].expand(-1, -1, 3, -1, -1)), flat(image), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"kind": "r3d"}, "kind must be one of c2d, i3d, got 'r3d'"),
+     ({"blocks": 3}, "blocks must be one of 0, 1, 2, got 3"),
+     ({"blocks": 0, "subsample": "before"}, "blocks=0 takes no options of a block, got subsample")],
+)  # fmt: skip
+def test_a_small_network_names_what_it_does_not_take(options, reason):
+    from foveal.models.video import SmallVideoResNet
+
+    with pytest.raises(ValueError, match=reason):
+        SmallVideoResNet(**options)

@@ -124,15 +124,17 @@ def predict(
         device: cpu, cuda or auto.
         blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
     """
-    from foveal.inference import image_files, predictor
+    from foveal.inference import predictor
     from foveal.predict import predict
 
     # before weights are read
-    files = image_files(paths or [])
+    for path in paths or []:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"a path must exist, got {path}")
     if format is None:
         format = "json" if out is not None and out.endswith(".json") else "csv"
     ready = predictor(weights, device, blocks)
-    found = predict(ready, files, out=out, format=format, inference=inference, batch_size=batch_size)
+    found = predict(ready, paths or [], out=out, format=format, inference=inference, batch_size=batch_size)
     sys.stdout.write(found.text)
     for reason in found.unreadable.values():
         write_error(f"predict: skipped: {reason}")

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from foveal.data import JointTransform
 from foveal.data.joint import Rescale
+from foveal.data.loader import transformed_item
 from foveal.errors import FovealError
 from foveal.files import write_json
 
@@ -56,7 +57,14 @@ def store_images(data: Mapping[str, Any], job: Job, folder: Path) -> None:
 def shrunk(most: int) -> Any:
     """A transform that brings an image to a shorter side of ``most`` pixels if it is larger."""
     smaller = JointTransform([Rescale(shorter=most)], normalise=False)
-    return lambda sample: smaller(sample) if min(sample["image"].shape[-2:]) > most else sample
+
+    def resized(sample: Sample) -> Sample:
+        if not isinstance(sample["image"], Tensor):
+            # a video: all of its frames
+            sample = {**sample, "image": sample["image"][:]}
+        return smaller(sample) if min(sample["image"].shape[-2:]) > most else sample
+
+    return resized
 
 
 def save_arrays(data: Any, folder: Path, split: str, resize: Callable[[Sample], Sample]) -> None:
@@ -65,7 +73,7 @@ def save_arrays(data: Any, folder: Path, split: str, resize: Callable[[Sample], 
     Raises:
         OSError: the disk has no room for it.
     """
-    first = _arrays(resize(data[0]))
+    first = _arrays(transformed_item(data, 0, resize))
     needed = len(data) * sum(value.nbytes for value in first.values())
     free = shutil.disk_usage(folder).free
     # writing to a full disk through a mapped file would end the process
@@ -74,8 +82,8 @@ def save_arrays(data: Any, folder: Path, split: str, resize: Callable[[Sample], 
     files = {name: (folder / f"{split}-{name}.bin").open("wb") for name in first}
     shapes: dict[str, list[list[int]]] = {name: [] for name in first}
     try:
-        for i, item in enumerate(_items(data)):
-            sample = _arrays(resize(item))
+        for i, item in enumerate(_items(data, resize)):
+            sample = _arrays(item)
             if sample.keys() != first.keys():
                 raise FovealError(
                     f"all items of {split} must have the same entries, got {sorted(sample)} in item {i}"
@@ -91,21 +99,26 @@ def save_arrays(data: Any, folder: Path, split: str, resize: Callable[[Sample], 
         "entries": entries,
         "classes": list(data.classes),
         **{
-            name: getattr(data, name) for name in ("mirror", "augment", "ignore_index") if hasattr(data, name)
+            name: getattr(data, name)
+            for name in ("mirror", "augment", "ignore_index", "frames")
+            if hasattr(data, name)
         },
     }
     write_json(folder / f"{split}.json", about)
 
 
-def _items(data: Any) -> Iterator[Sample]:
-    """All items in order, several at once where that is quicker and they are small."""
+def _items(data: Any, resize: Callable[[Sample], Sample]) -> Iterator[Sample]:
+    """All items after ``resize``, in order, several at once where that is quicker and they are small."""
+    if hasattr(data, "clip"):
+        yield from (transformed_item(data, i, resize) for i in range(len(data)))
+        return
     together = max(1, min(256, ITEM_BYTES // max(1, _array(data[0]["image"]).nbytes)))
     for start in range(0, len(data), together):
         indices = range(start, min(start + together, len(data)))
         if hasattr(data, "__getitems__"):
-            yield from data.__getitems__(list(indices))
+            yield from map(resize, data.__getitems__(list(indices)))
         else:
-            yield from (data[i] for i in indices)
+            yield from (resize(data[i]) for i in indices)
 
 
 def _arrays(sample: Sample) -> dict[str, np.ndarray]:
@@ -130,6 +143,8 @@ class ArrayDataset(Dataset):
         self.classes: list[str] = about["classes"]
         self.mirror, self.augment = about.get("mirror", True), about.get("augment", True)
         self.ignore_index = about.get("ignore_index")
+        if "frames" in about:
+            self.frames: int = about["frames"]
         self.skipped: dict[str, str] = {}
         self._flat: dict[str, Tensor] = {}
         self._shapes: dict[str, list[list[int]]] = {}

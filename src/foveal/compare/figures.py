@@ -21,7 +21,6 @@ from foveal.compare.arrays import spread
 from foveal.compare.conclusion import MetricText
 from foveal.compare.language import Language
 from foveal.compare.summary import Row
-from foveal.data import JointTransform
 from foveal.look.geometry import on_pixels
 from foveal.look.measures import attention_map, has_map
 from foveal.look.watching import watch
@@ -265,7 +264,7 @@ def attention_pictures(
     if hasattr(task, "object_mask"):
         (batch,) = task.collate(samples)
         objects = task.object_mask(batch)  # pyright: ignore[reportAttributeAccessIssue]
-    prepared = JointTransform([], job.info.mean, job.info.std).normalize(pixels).to(job.device)
+    prepared = job.config.the_task.eval_transform(job.info).normalize(pixels).to(job.device)
 
     maps: dict[str, list[str]] = {}
     for variant in plan.variants:

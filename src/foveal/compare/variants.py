@@ -17,7 +17,7 @@ from foveal.insertion.build import resolve
 from foveal.insertion.own import from_file, source_hash, split_own
 from foveal.measure import count_parameters
 from foveal.train.config import TrainConfig
-from foveal.train.network import add_blocks, build_network, in_chans
+from foveal.train.network import add_blocks, build_network, example_input
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ NONE = Variant("none", baseline=True)
 class PlainConvolution(nn.Module):
     """``x + restore(relu(norm(mix(x))))``: a 3x3 convolution to fewer channels and a 1x1 convolution back.
 
+    Of clips the kernel is 3x3x3: like attention over clips it sees other frames.
+
     The control of a comparison: no attention, the same place, as many parameters as ``like`` or a few more.
     ``restore`` starts at zero, so the block starts as the identity and learns from the first step.
 
@@ -68,6 +70,7 @@ class PlainConvolution(nn.Module):
         like: name of the block whose number of parameters to take, as `foveal.insert` takes it.
         like_options: its options.
         width: the hidden channels are so many times as many.
+        dims: number of spatial sizes, 2 or 3.
 
     Example:
         >>> block = PlainConvolution(64, like="nonlocal")
@@ -77,21 +80,28 @@ class PlainConvolution(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, like: str, like_options: dict[str, Any] | None = None, width: float = 1.0
+        self,
+        channels: int,
+        *,
+        like: str,
+        like_options: dict[str, Any] | None = None,
+        width: float = 1.0,
+        dims: int = 2,
     ) -> None:
         super().__init__()
         name, make, fixed = resolve(from_file(like))
-        counted = build_block(name, make, channels, 2, "identity", {**fixed, **(like_options or {})})
+        counted = build_block(name, make, channels, dims, "identity", {**fixed, **(like_options or {})})
         wanted = count_parameters(counted)
-        a_hidden_channel = 9 * channels + 2 + channels  # 3x3 kernel, norm, 1x1 kernel
+        a_hidden_channel = 3**dims * channels + 2 + channels  # kernel, norm, 1x1 kernel
         hidden = max(1, round(width * math.ceil(wanted / a_hidden_channel)))
-        self.mix = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(hidden)
-        self.restore = nn.Conv2d(hidden, channels, 1, bias=False)
+        convolution, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[dims]
+        self.mix = convolution(channels, hidden, 3, padding=1, bias=False)
+        self.norm = norm(hidden)
+        self.restore = convolution(hidden, channels, 1, bias=False)
         nn.init.kaiming_normal_(self.mix.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.restore.weight)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         return x + self.restore(nn.functional.relu(self.norm(self.mix(x))))
 
 
@@ -210,7 +220,7 @@ def build(
         asked = parse_insertion(variant.insert)
         place = {name: asked.pop(name) for name in ("at", "stages") if name in asked}
         like = asked.pop("block")
-        example = torch.zeros(1, in_chans(config), image_size, image_size)
+        example = example_input(config, image_size)
         options = {"like": like, "like_options": asked, "width": variant.width}
         insert(net, PlainConvolution, **place, example=example, **options)
         if config.channels_last:

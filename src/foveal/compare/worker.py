@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from foveal.checkpoint import save
 from foveal.compare.arrays import ArrayDataset, fold, spread
 from foveal.compare.job import Job
-from foveal.data import JointTransform
 from foveal.data.loader import EpochBatchSampler, MemoryLoader, SequentialBatchSampler, make_loader
 from foveal.look.measures import attention_map, has_map, share_on_object
 from foveal.look.watching import watch
@@ -97,7 +96,7 @@ class Prepared:
         self.batches = EpochBatchSampler(len(train), config.batch_size, seed=config.seed)
         self.training = loop.Training(job.build(), task, config, job.info, self.batches)
         to_train = task.train_transform(train, job.info, config.options, config.augment)
-        normalize = JointTransform([], job.info.mean, job.info.std)
+        normalize = task.eval_transform(job.info).normalization_alone()
         val_batches = SequentialBatchSampler(len(self.val), max(EVAL_BATCH, 2 * config.batch_size))
         self.train_loader = _loader(
             task,
@@ -192,9 +191,7 @@ def _weights(net: nn.Module, job: Job, figures: dict[str, float]) -> bytes:
         return path.read_bytes()
 
 
-def _loader(
-    task: Task, data: ArrayDataset, transform: JointTransform, batches: Any, seed: int, collate: Any
-) -> Any:
+def _loader(task: Task, data: ArrayDataset, transform: Any, batches: Any, seed: int, collate: Any) -> Any:
     """Batches of stored items: from memory where only their values are left to change and all have one shape.
 
     The driver stored what draws no random numbers, so that a transform without steps is all that remains of it.
@@ -210,7 +207,7 @@ def _loader(
 
 def prepared_batches(val: ArrayDataset, job: Job, most: int) -> Iterator[dict[str, Tensor]]:
     """At most ``most`` validation images, spread evenly over the split, as batches for the network."""
-    normalize = JointTransform([], job.info.mean, job.info.std)
+    normalize = job.config.the_task.eval_transform(job.info).normalization_alone()
     chosen = list(spread(len(val), most))
     for start in range(0, len(chosen), EVAL_BATCH):
         samples = [normalize(val[i]) for i in chosen[start : start + EVAL_BATCH]]

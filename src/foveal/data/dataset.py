@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -96,6 +96,10 @@ class StoredDataset(Dataset):
         return len(self._indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.readable(index, self.source.sample)
+
+    def readable(self, index: int, read: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+        """What ``read`` makes of an item of the source, or of the next one that can be read."""
         length = len(self)
         if not -length <= index < length:
             raise IndexError(f"index must be below {length}, got {index}")
@@ -104,7 +108,7 @@ class StoredDataset(Dataset):
             if self._broken[place]:
                 continue
             try:
-                return self.source.sample(self._indices[place])
+                return read(self._indices[place])
             except (LabelError, ImageKindError):
                 raise
             except (ValueError, OSError):

@@ -41,6 +41,8 @@ INTERPOLATIONS = {"nearest": "nearest-exact", "bilinear": "bilinear", "bicubic":
 class JointTransform:
     """Run torchvision v2 ``steps`` on image, mask and boxes together, then normalise the image.
 
+    Where there is an axis before the channels, as for the frames of a clip, all along it are changed alike.
+
     Args:
         steps: v2 transforms, applied in order to uint8 images.
         mean, std: of each channel, for images in 0..1; three values, or one for a network that takes grey images. It
@@ -87,12 +89,16 @@ class JointTransform:
         """The same steps, giving the image as uint8."""
         return JointTransform(self.steps, self.mean, self.std, normalise=False)
 
+    def normalization_alone(self) -> JointTransform:
+        """The same normalisation without any step before it."""
+        return JointTransform([], self.mean, self.std)
+
     def __call__(self, sample: Sample) -> Sample:
         from torchvision import tv_tensors
 
         channels = len(self.mean)
         image = grey(sample["image"]) if channels == 1 else sample["image"]
-        if image.ndim != 3 or (self.normalise and image.shape[0] != channels):
+        if image.ndim not in (3, 4) or (self.normalise and image.shape[-3] != channels):
             hint = (
                 "; mean and std of 1 value are for grey images" if image.ndim == 3 and channels == 3 else ""
             )
@@ -103,7 +109,7 @@ class JointTransform:
                 joint[name] = tv_tensors.Mask(value)
             elif name.startswith("box"):
                 boxes = torch.as_tensor(value, dtype=torch.float32).reshape(-1, 4)
-                canvas = (image.shape[1], image.shape[2])
+                canvas = (image.shape[-2], image.shape[-1])
                 joint[name] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=canvas)  # pyright: ignore[reportCallIssue]
         for step in self.steps:
             joint = step(joint)
@@ -144,7 +150,7 @@ def without_slivers(sample: Sample, visible: torch.Tensor) -> Sample:
 
 
 def grey(image: torch.Tensor) -> torch.Tensor:
-    """The luma of an RGB image (3, h, w) of uint8, as (1, h, w); others as they are.
+    """The luma of RGB images (..., 3, h, w) of uint8, as (..., 1, h, w); others as they are.
 
     Source: ITU-R BT.601 in the fixed-point numbers of Pillow's ``convert("L")``.
 
@@ -152,10 +158,11 @@ def grey(image: torch.Tensor) -> torch.Tensor:
         >>> grey(torch.tensor([255, 0, 0], dtype=torch.uint8).reshape(3, 1, 1)).item()
         76
     """
-    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+    if image.ndim < 3 or image.shape[-3] != 3 or image.dtype != torch.uint8:
         return image
-    red, green, blue = image.int()
-    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)[None]
+    red, green, blue = image.int().unbind(-3)
+    luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+    return luma.to(torch.uint8).unsqueeze(-3)
 
 
 class Rescale:
@@ -293,6 +300,8 @@ def _resized_by_pillow(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor
     import numpy as np
     from PIL import Image
 
+    if image.ndim > 3:
+        return torch.stack([_resized_by_pillow(frame, size) for frame in image])
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     resized = np.array(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))

@@ -144,16 +144,29 @@ class TransformedDataset(Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample]:
-        samples = self.data.__getitems__([index for _, index in keys])
+        # what is read of a video is drawn too
+        drawn = hasattr(self.data.data, "clip") and hasattr(self.transform, "from_data")
+        samples = [None] * len(keys) if drawn else self.data.__getitems__([index for _, index in keys])
         state = torch.default_generator.get_state()
         try:
             return [self._transformed(key, sample) for key, sample in zip(keys, samples, strict=True)]
         finally:
             torch.default_generator.set_state(state)
 
-    def _transformed(self, key: tuple[int, int], sample: Sample) -> Sample:
+    def _transformed(self, key: tuple[int, int], sample: Sample | None) -> Sample:
         torch.default_generator.manual_seed(seed_for(self.seed, "augment", *key))
-        return {**self.transform(sample), "index": key[1]}
+        made = (
+            self.transform(sample)
+            if sample is not None
+            else transformed_item(self.data.data, key[1], self.transform)
+        )
+        return {**made, "index": key[1]}
+
+
+def transformed_item(data: Any, index: int, transform: Any) -> Sample:
+    """An item after its transform, which may say by ``from_data(data, index)`` what of the item is read at all."""
+    own = getattr(transform, "from_data", None)
+    return transform(data[index]) if own is None else own(data, index)
 
 
 def collate_by_size(samples: Sequence[Sample]) -> list[Batch]:

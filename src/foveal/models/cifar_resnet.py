@@ -90,7 +90,8 @@ class CifarResNet(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(x.mean((2, 3)))
+        # a clip's frames too, where the layers are inflated (foveal.models.video)
+        return self.fc(x.mean(tuple(range(2, x.ndim))))
 
     def get_classifier(self) -> nn.Module:
         return self.fc

@@ -15,7 +15,7 @@ from foveal.models.fetching import fetching
 from foveal.models.named import NAMED, detr, head_and_backbone, sparse_rcnn
 from foveal.models.sagan import SAGAN
 from foveal.models.segmentation import SegmentationNet
-from foveal.models.video import VideoResNet
+from foveal.models.video import SmallVideoResNet, VideoResNet
 
 OWN: dict[str, Callable[..., nn.Module]] = {
     **{f"cifar_resnet{depth}": functools.partial(cifar_resnet, depth) for depth in (8, 20, 32, 56, 110)},
@@ -32,6 +32,7 @@ FEATURES_OF: dict[Any, str] = {
     detr: "take its `backbone`, which gives feature maps",
     sparse_rcnn: "take its `backbone`, which gives feature maps",
     VideoResNet: "hook the layers of its `net`",
+    SmallVideoResNet: "hook the layers of its `net`",
     SAGAN: "take its `discriminator`",
 }
 """Builders of networks that cannot be made feature maps by an option, and the way to theirs."""

@@ -1,4 +1,4 @@
-"""Video networks of the Non-local paper: a 2-D ResNet-50 inflated over time, with Non-local blocks.
+"""Video networks of the Non-local paper: a 2-D ResNet inflated over time, with Non-local blocks.
 
 C2D computes frame by frame and only pools over time; I3D also convolves over time. Input (b, 3, t, h, w).
 """
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from foveal.errors import FovealError
 from foveal.insertion import insert
+from foveal.models.cifar_resnet import CifarResNet
 
 KINDS = ("c2d", "i3d")
+SMALL_SITES: dict[int, list[str]] = {0: [], 1: ["layer2"], 2: ["layer2", "layer3"]}
 VARIANTS = ("paper", "released")
 INFLATED = {
     "paper": ((0, 2), (0, 2), (0, 2, 4), (0, 2)),
@@ -162,6 +164,67 @@ class VideoResNet(nn.Module):
         clip = torch.zeros(1, in_chans, 8, 32, 32)
         for site in nonlocal_sites(50, blocks) if blocks else []:
             insert(net, "nonlocal", at=site, start="paper", example=clip, dims=3, over=over, **options)
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
+        return self.net(x)
+
+
+class SmallVideoResNet(nn.Module):
+    """`CifarResNet` over clips of few pixels, C2D or I3D, with Non-local blocks after its stages.
+
+    Nothing has a stride over time; the mean over all frames and positions comes before the classifier. A C2D
+    therefore gives a clip and its reverse the same answer, with Non-local blocks or without.
+
+    Args:
+        kind: ``"c2d"``: frames by themselves; ``"i3d"``: the first convolution, and the first one of every second
+            residual block of a stage, go over 3 frames.
+        depth: ``6 n + 2``.
+        num_classes: outputs; with 0 the 64 pooled features.
+        blocks: Non-local blocks: 0, 1 (after stage 2) or 2 (after stages 2 and 3).
+        over: ``"time"``, ``"space"`` or ``"spacetime"``: what they attend over.
+        in_chans: channels of a frame.
+        **options: options of `NonLocal`.
+
+    ``forward``: clips (b, in_chans, t, h, w), t from 1, h and w from about 8 -> (b, num_classes).
+
+    Source: our own, made of He et al. 2016, section 4.2, as Wang et al. make theirs of ResNet-50.
+
+    Example:
+        >>> net = SmallVideoResNet("c2d", num_classes=4).eval()
+        >>> clip = torch.randn(1, 3, 6, 28, 28)
+        >>> torch.allclose(net(clip), net(clip.flip(2)), atol=1e-5)
+        True
+    """
+
+    def __init__(
+        self,
+        kind: str = "c2d",
+        depth: int = 8,
+        *,
+        num_classes: int = 10,
+        blocks: int = 1,
+        over: str = "time",
+        in_chans: int = 3,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise FovealError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        if blocks not in SMALL_SITES:
+            raise FovealError(f"blocks must be one of {', '.join(map(str, SMALL_SITES))}, got {blocks!r}")
+        if options and not blocks:
+            raise FovealError(f"blocks=0 takes no options of a block, got {', '.join(options)}")
+        self.net, self.num_classes = CifarResNet(depth, num_classes, in_chans), num_classes
+        times: dict[str, int] = {}
+        if kind == "i3d":
+            times = {"conv1": 3}
+            for stage in (1, 2, 3):
+                times |= {f"layer{stage}.{block}.conv1": 3 for block in range(0, (depth - 2) // 6, 2)}
+        _over_time(self.net, "", times, released=True)
+        self.default_cfg = {"input_size": (in_chans, 6, 28, 28)}
+        clip = torch.zeros(1, in_chans, 2, 16, 16)
+        for site in SMALL_SITES[blocks]:
+            insert(self.net, "nonlocal", at=site, start="paper", example=clip, dims=3, over=over, **options)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
         return self.net(x)

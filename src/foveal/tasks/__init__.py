@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from foveal.errors import FovealError
 from foveal.tasks.classify import Classify
+from foveal.tasks.clips import Clips
 from foveal.tasks.detect import Detect
 from foveal.tasks.generate import Generate
 from foveal.tasks.segment import Segment
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import Tensor, nn
 
-    from foveal.data import JointTransform
     from foveal.data.findings import Finding
     from foveal.model_info import ModelInfo
 
@@ -101,6 +101,8 @@ class Task(Protocol):
     - ``remarks(rows, config) -> list[str]``: what it says after an epoch, from the rows of metrics so far;
     - ``choose_parts(data, options) -> dict``: the parts ``train`` and ``val``, where an option changes them;
     - ``collate_training(samples) -> list[Batch]``: one batch for training, where `collate` would make several;
+    - ``example_size(image_size) -> tuple[int, ...]``: the sizes of an input, where they are not height and width;
+    - ``find_files(folder) -> list[str]`` and ``read_file(path, info) -> image``, where files are no images;
     - ``stacks_samples = False``, where a batch is not its samples' entries stacked;
     - ``results(metric, info) -> Any``: what was found in every image, for a JSON file;
     - ``look_pictures(predictor, image) -> list``: (name, picture) of what an answer looked at, for networks whose own
@@ -167,12 +169,19 @@ class Task(Protocol):
         """
         ...
 
-    def train_transform(self, data: Any, info: ModelInfo, options: Any, augment: bool) -> JointTransform:
+    def train_transform(self, data: Any, info: ModelInfo, options: Any, augment: bool) -> Any:
         """From a stored sample to what the network takes in training."""
         ...
 
-    def eval_transform(self, info: ModelInfo) -> JointTransform:
-        """From a stored sample to what the network takes in evaluation; without randomness."""
+    def eval_transform(self, info: ModelInfo, inference: Any = None) -> Any:
+        """From a stored sample to what the network takes in evaluation; without randomness.
+
+        Training and evaluation give a `foveal.data.JointTransform`, or what is used like one
+        (`foveal.data.clips.ClipTransform`).
+
+        Args:
+            inference: an instance of ``InferenceOptions``, where views of an image depend on it.
+        """
         ...
 
     def collate(self, samples: Sequence[Sample]) -> list[Batch]:
@@ -242,6 +251,7 @@ TASKS: dict[str, Task] = {
     "segment": Segment(),
     "detect": Detect(),
     "generate": Generate(),
+    "clips": Clips(),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from foveal.data import JointTransform
+from foveal.data.loader import transformed_item
 from foveal.files import atomic_write
 from foveal.model_info import ModelInfo
 from foveal.tasks import Task
@@ -29,13 +29,17 @@ def write_examples(path: Path, net: nn.Module, task: Task, info: ModelInfo, data
     step = max(1, len(data) // (COLUMNS * ROWS))
     chosen = range(0, len(data), step)[: COLUMNS * ROWS]
     device = next(net.parameters()).device
-    view = task.eval_transform(info).without_normalization()
-    normalize = JointTransform([], info.mean, info.std)
+    transform = task.eval_transform(info)
+    view, normalize = transform.without_normalization(), transform.normalization_alone()
     tiles = []
     for index in chosen:
         image = data[index]["image"]
-        prepared = normalize.normalize(view({"image": image})["image"])
-        (answer,) = task.predict(net, prepared[None].to(device), [(image.shape[1], image.shape[2])], info)
+        seen = transformed_item(data, index, view)["image"]
+        prepared = normalize.normalize(seen)
+        (answer,) = task.predict(net, prepared[None].to(device), [(image.shape[-2], image.shape[-1])], info)
+        if not isinstance(image, torch.Tensor):
+            # of a video what the network sees, at its size
+            image = seen
         shown = image if image.shape[0] == 3 else image.expand(3, -1, -1)
         tiles.append(_reduced(answer.draw(shown)))
     picture = contact_sheet(tiles, COLUMNS)

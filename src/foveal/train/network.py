@@ -111,7 +111,7 @@ def add_blocks(net: nn.Module, config: TrainConfig, image_size: int) -> nn.Modul
     Raises:
         FovealError: the network does not take such images, a block is unknown or cannot go where it was asked for.
     """
-    example = torch.zeros(1, in_chans(config), image_size, image_size)
+    example = example_input(config, image_size)
     require_forward(net, example, config.model)
     for text in config.insert:
         insert(net, **{"start": config.start, "example": example, **parse_insertion(text)})
@@ -121,6 +121,13 @@ def add_blocks(net: nn.Module, config: TrainConfig, image_size: int) -> nn.Modul
     if config.channels_last:
         net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return net
+
+
+def example_input(config: TrainConfig, image_size: int) -> torch.Tensor:
+    """One input of zeros, as large as the task's networks take them."""
+    of_task = getattr(config.the_task, "example_size", None)
+    size = (image_size, image_size) if of_task is None else of_task(image_size)
+    return torch.zeros(1, in_chans(config), *size)
 
 
 def require_forward(net: nn.Module, example: torch.Tensor, name: str) -> None:

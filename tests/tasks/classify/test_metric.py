@@ -4,7 +4,7 @@ from torch import nn
 
 from foveal.errors import FovealError
 from foveal.statistics import wilson_interval
-from foveal.tasks.classify.metric import Accuracy, calibration
+from foveal.tasks.classify.metric import Accuracy, calibration, flipped_logits
 
 CLASSES = [f"class {i}" for i in range(9)]
 
@@ -116,7 +116,7 @@ def test_flip_averages_the_probabilities_of_the_mirror_image():
     torch.manual_seed(0)
     images, labels = torch.randn(20, 1, 1, 3), torch.randint(0, 3, (20,))
     probabilities = (images[:, 0, 0].softmax(1) + images[:, 0, 0].flip(-1).softmax(1)) / 2
-    metric = Accuracy(CLASSES[:3], CLASSES[:3], flip=True)
+    metric = Accuracy(CLASSES[:3], CLASSES[:3], logits=flipped_logits)
     metric.update(Columns(), {"image": images, "label": labels})
     assert metric.compute()["loss"] == pytest.approx(
         float(-probabilities.log()[range(20), labels].mean()), rel=1e-5

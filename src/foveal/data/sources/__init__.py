@@ -7,7 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foveal.data.scenes import CueScenes, Digits, SceneBoxes, SceneMasks, Scenes, local_scenes
+from foveal.data.scenes import (
+    CueScenes,
+    Digits,
+    MovingDigits,
+    SceneBoxes,
+    SceneMasks,
+    Scenes,
+    direction_clips,
+    local_scenes,
+)
+from foveal.data.sources.clips import open_clips
 from foveal.data.sources.detection import open_detection
 from foveal.data.sources.folder import open_folder
 from foveal.data.sources.parquet import find_parquet, open_parquet
@@ -23,10 +33,20 @@ BUNDLED: dict[str, Callable[..., Any]] = {
     "digits": Digits,
 }
 
-# what opens the scenes of a task, and what its stored data
-OTHER_TASKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "segment": (SceneMasks, open_segmentation),
-    "detect": (SceneBoxes, open_detection),
+# what opens the bundled data of a task, by name, each with the function whose options it takes; and what its stored
+# data
+OTHER_TASKS: dict[
+    str, tuple[dict[str, tuple[Callable[..., Any], Callable[..., Any]]], Callable[..., Any]]
+] = {
+    "segment": ({"scenes": (SceneMasks, Scenes)}, open_segmentation),
+    "detect": ({"scenes": (SceneBoxes, Scenes)}, open_detection),
+    "clips": (
+        {
+            "scenes": (MovingDigits, MovingDigits),
+            "scenes:direction": (direction_clips, direction_clips),
+        },
+        open_clips,
+    ),
 }
 
 
@@ -38,7 +58,8 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
     ``mask`` (h, w) uint8. A detection item holds ``image``, ``boxes_xyxy`` (n, 4) float32 in pixel edges, ``labels``
     (n,) int64, ``crowd`` (n,) bool, ``area`` (n,) float32, ``original_xyxy`` (the boxes again, which no transform
     moves), ``original_size`` (2,) height and width, and the annotations' own ``image_id``, ``annotation_ids`` (n,) and
-    ``file``; n is 0 for an image without objects.
+    ``file``; n is 0 for an image without objects. An item of clips holds ``image`` (3, frames, h, w), the
+    whole video, and ``label``.
 
     The data set has a length and
 
@@ -66,11 +87,15 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
             - For ``task="segment"``: ``"scenes"``, a folder of images and masks,
               ``"torchvision:VOCSegmentation"`` or ``"torchvision:Cityscapes"``; options in `open_segmentation`.
             - For ``task="detect"``: ``"scenes"``, or COCO JSON, YOLO, PASCAL VOC or Parquet; see `open_detection`.
+            - For ``task="clips"``: ``"scenes"`` (which of two digits moves, see ``MovingDigits``),
+              ``"scenes:direction"`` (to which side one moves), or videos in class folders or listed in CSV files; see
+              `open_clips`.
         split: "train", "val" or "test". What the data call "valid" or "validation" is val. Data that come in
             parts keep them. Without a val part, a seeded ``val_share`` of every class of the train part is val
             and the rest is train; the test part is never used for it. Data without parts are divided into train
             and val in the same way and have no test.
-        task: "classify", "segment" for images with a class for every pixel, "detect" for images with boxes.
+        task: "classify", "segment" for images with a class for every pixel, "detect" for images with boxes, "clips" for
+            videos.
         options: for stored data
             ``val_share`` (default 0.1) and ``split_seed`` (default 0): the division described above;
             ``classes``: names that fix the order of the labels, for instance those stored with weights;
@@ -92,10 +117,11 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
     if task not in ("classify", *OTHER_TASKS):
         raise FovealError(f"task must be one of classify, {', '.join(OTHER_TASKS)}, got {task!r}")
     if task in OTHER_TASKS:
-        scenes, open_stored = OTHER_TASKS[task]
-        if spec == "scenes":
-            check_options(Scenes, options, spec)
-            return scenes(split, **options)
+        bundled, open_stored = OTHER_TASKS[task]
+        if spec in bundled:
+            opener, takes = bundled[spec]
+            check_options(takes, options, spec)
+            return opener(split, **options)
         check_options(open_stored, options, spec)
         return open_stored(spec, split, **options)
     opener, where = _opener(spec)

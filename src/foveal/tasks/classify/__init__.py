@@ -141,10 +141,10 @@ class Classify:
     def build(self, model: str, num_classes: int, **options: Any) -> nn.Module:
         from foveal.models import create_model
         from foveal.models.segmentation import SegmentationNet
-        from foveal.models.video import VideoResNet
+        from foveal.models.video import SmallVideoResNet, VideoResNet
 
         net = create_model(model, num_classes=num_classes, **options)
-        if isinstance(net, SegmentationNet | VideoResNet):
+        if isinstance(net, SegmentationNet | VideoResNet | SmallVideoResNet):
             takes = "segments images" if isinstance(net, SegmentationNet) else "takes clips"
             raise FovealError(
                 f"task classify needs a network that gives each image one label, got {model}, which {takes}"
@@ -161,7 +161,7 @@ class Classify:
             return train_transform(info.image_size, crop="none", flip=0.0, **how)
         return train_transform(info.image_size, flip=0.5 if getattr(data, "mirror", True) else 0.0, **how)
 
-    def eval_transform(self, info: ModelInfo) -> JointTransform:
+    def eval_transform(self, info: ModelInfo, inference: Any = None) -> JointTransform:
         from foveal.data import eval_transform
 
         return eval_transform(info.image_size, crop_share=info.crop_share, **_preprocessing(info))
@@ -196,9 +196,10 @@ class Classify:
     def new_metric(
         self, info: ModelInfo, classes: Sequence[str], inference: ClassifyInference | None = None
     ) -> Accuracy:
-        from foveal.tasks.classify.metric import Accuracy
+        from foveal.tasks.classify.metric import Accuracy, flipped_logits, network_logits
 
-        return Accuracy(info.classes, classes, flip=inference is not None and inference.flip)
+        flip = inference is not None and inference.flip
+        return Accuracy(info.classes, classes, logits=flipped_logits if flip else network_logits)
 
     def predict(
         self,
@@ -228,16 +229,9 @@ class Classify:
         format: str,
         unreadable: Mapping[str, str],
     ) -> tuple[int, str]:
-        from foveal.files import write_text
-        from foveal.tasks.classify.prediction import predictions_text
+        from foveal.tasks.classify.prediction import write_labels
 
-        found = [prediction for prediction, _ in predictions]
-        text = predictions_text(found, unreadable, format)
-        if out is None:
-            return len(found), text
-        if found:
-            write_text(out, text)
-        return len(found), f"{len(found)} files labelled: {out}\n" if found else ""
+        return write_labels([prediction for prediction, _ in predictions], out, format, unreadable)
 
     def show(self, evaluation: Any) -> RenderableType:
         from foveal.tasks.classify.tables import evaluation_table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,13 +21,23 @@ WORST = 24
 """Images of the largest loss that an evaluation names."""
 
 
+def network_logits(net: nn.Module, images: Tensor) -> Tensor:
+    """What the network says, as it says it."""
+    return net(images).float()
+
+
+def flipped_logits(net: nn.Module, images: Tensor) -> Tensor:
+    """The logarithm of the mean of the probabilities of each image and of its mirror image."""
+    return class_probabilities(net, images, flip=True).clamp_min(TINY).log()
+
+
 class Accuracy:
     """Counts of each class over a split.
 
     Args:
         ours: the classes of the network, in the order of its outputs.
         theirs: the classes of the data, in the order of their labels.
-        flip: average the probabilities of each image and of its mirror image.
+        logits: how a network answers for a batch, such as `flipped_logits`.
 
     Example:
         >>> metric = Accuracy(["cat", "dog"], ["cat", "dog"])
@@ -36,8 +46,14 @@ class Accuracy:
         1.0
     """
 
-    def __init__(self, ours: Sequence[str], theirs: Sequence[str], *, flip: bool = False) -> None:
-        self.classes, self.flip = list(ours), flip
+    def __init__(
+        self,
+        ours: Sequence[str],
+        theirs: Sequence[str],
+        *,
+        logits: Callable[[nn.Module, Tensor], Tensor] = network_logits,
+    ) -> None:
+        self.classes, self.logits = list(ours), logits
         self.index_of = class_indices(theirs, ours)
         # (classes, 4) in the order of COLUMNS, on the CPU, as not every device has float64
         self.counts = torch.zeros(len(ours), len(COLUMNS), dtype=torch.float64)
@@ -49,10 +65,7 @@ class Accuracy:
         return int(self.counts[:, 0].sum())
 
     def update(self, net: nn.Module, batch: dict[str, Any]) -> None:
-        if self.flip:
-            logits = class_probabilities(net, batch["image"], flip=True).clamp_min(TINY).log()
-        else:
-            logits = net(batch["image"]).float()
+        logits = self.logits(net, batch["image"])
         labels = self.index_of.to(logits.device)[batch["label"]]
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == labels[:, None]

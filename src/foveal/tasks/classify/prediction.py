@@ -6,12 +6,24 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from foveal.files import csv_cell, json_text
+from foveal.files import csv_cell, json_text, write_text
 from foveal.tasks.picture import captioned, png_bytes
+
+
+class Labelled(Protocol):
+    """A file and its labels."""
+
+    @property
+    def file(self) -> str: ...
+
+    @property
+    def labels(self) -> list[tuple[str, float]]: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,19 @@ class LabelPrediction:
         return None if self.image is None else png_bytes(self.draw(self.image))
 
 
-def predictions_text(found: Sequence[LabelPrediction], unreadable: Mapping[str, str], format: str) -> str:
+def write_labels(
+    found: Sequence[Labelled], out: Path | None, format: str, unreadable: Mapping[str, str]
+) -> tuple[int, str]:
+    """Write labels to a file, or give their text where there is none: see `foveal.tasks.Task.write`."""
+    text = predictions_text(found, unreadable, format)
+    if out is None:
+        return len(found), text
+    if found:
+        write_text(out, text)
+    return len(found), f"{len(found)} files labelled: {out}\n" if found else ""
+
+
+def predictions_text(found: Sequence[Labelled], unreadable: Mapping[str, str], format: str) -> str:
     """CSV with the columns file, label, probability, label_2, probability_2, ...; or JSON with the same.
 
     Example:

@@ -12,15 +12,21 @@ from foveal.tasks.tables import figures_table, with_notes
 SHOWN_CLASSES = 10
 
 
-def evaluation_table(evaluation: Any) -> RenderableType:
-    """Accuracy with its interval, and every class, or the ten with the lowest accuracy and a word on the others."""
+def evaluation_table(evaluation: Any, views: str = "") -> RenderableType:
+    """Accuracy with its interval, and every class, or the ten with the lowest accuracy and a word on the others.
+
+    Args:
+        views: what of each item is averaged, for clips.
+    """
     low, high = evaluation.interval
     figures = evaluation.figures
     table = figures_table(evaluation)
     table.add_row("accuracy", f"{100 * figures['accuracy']:.2f} %")
     table.add_row("95 % interval (of the images drawn)", f"{100 * low:.2f} to {100 * high:.2f} %")
     table.add_row("right among the best 5", f"{100 * figures['top5']:.2f} %")
-    if evaluation.inference.flip:
+    if views:
+        table.add_row("views of each, averaged", views)
+    elif evaluation.inference.flip:
         table.add_row("of each image and its mirror image", "averaged")
     if macro := evaluation.details.get("macro"):
         table.add_row("F1, mean of the classes", f"{100 * macro['f1']:.2f} %")

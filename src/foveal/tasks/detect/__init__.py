@@ -178,7 +178,7 @@ class Detect:
             *size, scale=options.scale_range, crop=options.crop_range, flip=flip, mean=info.mean, std=info.std
         )
 
-    def eval_transform(self, info: ModelInfo) -> JointTransform:
+    def eval_transform(self, info: ModelInfo, inference: Any = None) -> JointTransform:
         from foveal.data import detection_eval_transform
 
         return detection_eval_transform(

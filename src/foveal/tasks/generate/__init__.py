@@ -135,7 +135,7 @@ class Generate:
         flip = 0.5 if augment and getattr(data, "augment", True) and getattr(data, "mirror", True) else 0.0
         return train_transform(info.image_size, crop="none", flip=flip, mean=info.mean, std=info.std)
 
-    def eval_transform(self, info: ModelInfo) -> JointTransform:
+    def eval_transform(self, info: ModelInfo, inference: Any = None) -> JointTransform:
         from foveal.data import eval_transform
 
         return eval_transform(info.image_size, mean=info.mean, std=info.std)

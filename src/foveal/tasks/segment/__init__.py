@@ -211,7 +211,7 @@ class Segment:
             std=info.std,
         )
 
-    def eval_transform(self, info: ModelInfo) -> JointTransform:
+    def eval_transform(self, info: ModelInfo, inference: Any = None) -> JointTransform:
         """The whole image; masks keep their own size."""
         from foveal.data import segmentation_eval_transform
 

@@ -1,0 +1,184 @@
+"""Clips through the whole house: trained, continued, measured, answered for; and what direction needs."""
+
+import csv
+import io
+import json
+
+import pytest
+import torch
+from tests.data.videos import flat_frames, write_animation, write_frames
+
+import foveal
+from foveal.checkpoint import load
+from foveal.data import open_dataset
+from foveal.errors import FovealError
+from foveal.evaluate import evaluate
+from foveal.model_info import ModelInfo
+from foveal.predict import predict
+from foveal.tasks import task_named
+from foveal.tasks.clips import ClipInference
+from foveal.tasks.clips.prediction import ClipPrediction, film_strip, view_logits
+from foveal.train import TrainConfig, fit
+
+SMALL = {"length": 32, "size": 20, "frames": 4}
+
+
+def config(out, **options):
+    return TrainConfig.from_dict(
+        {"task": "clips", "data_options": SMALL, "epochs": 2, "batch_size": 8, "out": str(out), **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(config(tmp_path_factory.mktemp("clips") / "run"), quiet=True)
+
+
+def test_the_bundled_clips_train(run):
+    assert run.metric == "val_accuracy"
+    assert [row["step"] for row in run.rows] == [4, 8]
+    assert run.blocks[0]["block"] == "nonlocal"
+    assert (run.folder / "examples.png").stat().st_size > 1000
+    info = ModelInfo.from_dict(load(run.weights).foveal_info)
+    assert info.extra == {"frames": 4, "stride": 1, "short": "loop"}
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path):
+    """Stopped within the first epoch and continued."""
+    import foveal.train.run as runs
+
+    real = runs.Run._after_step
+
+    def stop(self, t):
+        self.stop_asked = t.step == 3
+        real(self, t)
+
+    runs.Run._after_step = stop
+    try:
+        with pytest.raises(runs.Interrupted):
+            fit(config(tmp_path / "run"), quiet=True)
+    finally:
+        runs.Run._after_step = real
+    again = fit(resume=tmp_path / "run", quiet=True)
+    one, other = (load(r.folder / "weights" / "last.safetensors").state_dict() for r in (run, again))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_figures_name_their_views(run):
+    one, many = evaluate(run.weights), evaluate(run.weights, inference={"clips": 10, "crops": 3})
+    assert one.inference.views == "1 clip x 1 crop"
+    assert many.inference.views == "10 clips x 3 crops"
+    # a bundled clip has one place and one square
+    assert one.figures["accuracy"] == many.figures["accuracy"] == pytest.approx(run.best["val_accuracy"])
+    assert many.figures["loss"] == pytest.approx(one.figures["loss"], rel=1e-4)
+    with pytest.raises(FovealError, match="clips must be from 1 to 100, got 0"):
+        ClipInference(clips=0)
+
+
+def test_views_are_averaged_as_probabilities():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    views = torch.randn(2, 5, 3, 1, 2, 2)
+    wanted = torch.stack([net(views[:, v]).softmax(1) for v in range(5)]).mean(0)
+    assert torch.allclose(view_logits(net, views).softmax(1), wanted, atol=1e-6)
+
+
+def test_videos_are_answered_for(run, tmp_path):
+    write_animation(tmp_path / "a.webp", flat_frames(9, 24, 40))
+    write_frames(tmp_path / "b", flat_frames(3, 24, 40))
+    write_animation(tmp_path / "one.gif", flat_frames(1, 24, 40))
+    found = predict(run.weights, [tmp_path], inference={"top": 2, "clips": 3, "crops": 3})
+    rows = list(csv.DictReader(io.StringIO(found.text)))
+    assert [row["file"] for row in rows] == [str(tmp_path / "a.webp"), str(tmp_path / "b")]
+    assert set(rows[0]) == {"file", "label", "probability", "label_2", "probability_2"}
+    assert list(found.unreadable) == [str(tmp_path / "one.gif")]
+    assert predict(run.weights, [tmp_path / "b"]).count == 1
+    answers = json.loads(predict(run.weights, [tmp_path / "a.webp"], format="json").text)
+    assert len(answers["predictions"][0]["labels"]) == 5
+
+
+def test_a_predictor_takes_paths_and_tensors(run, tmp_path):
+    predictor = foveal.predictor(run.weights)
+    clip = open_dataset("scenes", "val", task="clips", **SMALL)[0]["image"]
+    one, other = predictor([clip, clip[:, [0, 0, 0]]])
+    assert one.label in predictor.info.classes
+    assert one._repr_png_().startswith(b"\x89PNG")
+    assert len(other.labels) == 5
+    with pytest.raises(
+        FovealError, match=r"clip must be a path or a tensor \(3, frames, h, w\) of uint8, got torch.uint8"
+    ):
+        predictor(clip[:, 0])
+    write_animation(tmp_path / "one.gif", flat_frames(1))
+    with pytest.raises(FovealError, match="at least 2 frames, got 1"):
+        predictor(tmp_path / "one.gif")
+
+
+def test_a_clip_and_its_reverse_are_one_to_attention_and_two_to_convolutions_over_time():
+    """By construction, whatever the weights: the one can learn left from right, the other cannot."""
+    torch.manual_seed(0)
+    clips = open_dataset("scenes:direction", "val", task="clips", length=4)
+    x = torch.stack([clips[i]["image"] for i in range(4)]).float() / 255
+
+    def difference(name, **options):
+        net = foveal.create_model(name, num_classes=2, **options).eval()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                # scales that start at zero would hide what the blocks do
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            return float((net(x) - net(x.flip(2))).abs().max() / net(x).abs().max())
+
+    for over in ("time", "space", "spacetime"):
+        assert difference("nonlocal_c2d_cifar_resnet8", blocks=2, over=over) < 1e-5
+    assert difference("nonlocal_i3d_cifar_resnet8", blocks=0) > 1e-3
+
+
+def test_stored_videos_train_from_random_places(tmp_path):
+    for part, count in (("train", 6), ("val", 2)):
+        for label in ("run", "walk"):
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(count):
+                write_animation(tmp_path / part / label / f"{i}.webp", flat_frames(10 + i, 20, 30))
+    result = fit(
+        config(
+            tmp_path / "run",
+            data=str(tmp_path),
+            data_options={},
+            frames=4,
+            stride=2,
+            image_size=16,
+            batch_size=4,
+        ),
+        quiet=True,
+    )
+    assert [row["step"] for row in result.rows] == [3, 6]
+    assert evaluate(result.weights, inference={"clips": 2, "crops": 3}).images == 4
+
+
+def test_what_a_task_of_clips_cannot_do_is_refused(tmp_path):
+    task = task_named("clips")
+    with pytest.raises(
+        FovealError, match=r"task clips needs one of nonlocal_c2d_cifar_resnet8.*got resnet50"
+    ):
+        task.build("resnet50", 2)
+    with pytest.raises(FovealError, match="no channels_last"):
+        config(tmp_path, channels_last=True)
+    with pytest.raises(FovealError, match="frames must be at least 1, got 0"):
+        config(tmp_path, frames=0)
+    with pytest.raises(FovealError, match="frames must be a whole number from 1 to 1024, got 100000"):
+        task.eval_transform(
+            ModelInfo("clips", ["a", "b"], 20, extra={"frames": 10**5, "stride": 1, "short": "loop"})
+        )
+    with pytest.raises(FovealError, match="takes clips"):
+        task_named("classify").build("nonlocal_c2d_cifar_resnet8", 2)
+
+
+def test_the_default_size_is_the_data_s_up_to_96_pixels():
+    task = task_named("clips")
+    assert task.default_image_size(open_dataset("scenes", "val", task="clips", length=2)) == 28
+    assert task.default_image_size(open_dataset("scenes", "val", task="clips", length=2, size=128)) == 224
+
+
+def test_pictures_show_frames_spread_over_the_clip():
+    clip = torch.arange(20, dtype=torch.uint8)[None, :, None, None].expand(3, -1, 4, 4)
+    strip = film_strip(clip, most=3)
+    assert strip[0, [0, 6, 12], 0].tolist() == [0, 9, 19]
+    assert ClipPrediction([("a", 0.5)]).draw(clip).shape[2] == 3
