@@ -2,16 +2,18 @@ from foveal.tasks.detect.alarms import remarks
 from foveal.train import TrainConfig
 
 
-def rows(*figures):
+def rows(*figures, steps=100):
+    """Epochs of ``steps`` optimiser steps."""
     return [
         {
+            "step": steps * epoch,
             "val_ap50": ap,
             "val_query_spread": spread,
             "val_found_probability": found,
             "train_loss": loss,
             "train_l1": loss,
         }
-        for ap, spread, found, loss in figures
+        for epoch, (ap, spread, found, loss) in enumerate(figures, start=1)
     ]
 
 
@@ -30,6 +32,16 @@ def test_what_stands_still_is_told_once_and_told_apart():
     assert "nothing is being learned" in remarks(still, config)[0]
     assert remarks(still[:2], config) == []
     assert remarks([*still, *still], config) == []
+
+
+def test_patience_is_counted_in_optimiser_steps_however_many_an_epoch_has():
+    config = TrainConfig(task="detect", epochs=999)
+    still = (0, 0.2, 0.05, 9)
+    told = [bool(remarks(rows(*[still] * epochs, steps=1), config)) for epochs in range(1, 310)]
+    assert told.index(True) == 299, "epochs of one step, as --overfit has"
+    assert sum(told) == 1
+    assert not remarks(rows(still, steps=5000), config), "nothing to compare with yet"
+    assert remarks(rows(still, still, steps=5000), config)
 
 
 def test_overfit_says_passed_or_what_stands_still():

@@ -7,8 +7,8 @@ from typing import Any
 
 ALIKE = 0.01
 """Share of the image by which the boxes of different queries differ at least, once a network tells them apart."""
-PATIENCE = 3
-"""Epochs of warning signs before they are told."""
+PATIENCE_STEPS = 300
+"""Optimiser steps before a network is expected to find anything: an epoch may be one step or thousands."""
 OVERFIT_PASSED = 0.9
 RISING = 1.5
 
@@ -20,11 +20,22 @@ def remarks(rows: Sequence[Mapping[str, Any]], config: Any) -> list[str]:
         rows: of metrics.csv so far.
     """
     told = []
-    if len(rows) == PATIENCE and (alarm := _alarm(rows[-1], rows[0])):
+    if _waited_enough(rows) and (alarm := _alarm(rows[-1], rows[0])):
         told.append(alarm)
     if len(rows) == config.epochs and config.options.overfit:
         told.append(overfit_verdict(rows))
     return told
+
+
+def _waited_enough(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last row is the first of at least two that stands behind `PATIENCE_STEPS` steps.
+
+    Example:
+        >>> [_waited_enough([{"step": step} for step in steps]) for steps in ([1, 2, 3], [200, 300], [200, 300, 400])]
+        [False, True, False]
+    """
+    late = [row for row in rows[1:] if row["step"] >= PATIENCE_STEPS]
+    return len(late) == 1 and late[0] is rows[-1]
 
 
 def _alarm(last: Mapping[str, Any], first: Mapping[str, Any]) -> str:
