@@ -108,7 +108,7 @@ def recipe_of(config: Any) -> Recipe:
 def _small_sparse(scenes: bool) -> Recipe:
     options: dict[str, Any] = {
         "stages": 3, "width": 64, "ffn_width": 256, "dynamic_width": 32, "start_boxes": "grid", "zero_deltas": True,
-        "roi_reference": None, "num_queries": SCENE_QUERIES if scenes else STORED_QUERIES,
+        "heads": 4, "num_queries": SCENE_QUERIES if scenes else STORED_QUERIES,
     }  # fmt: skip
     training: dict[str, Any] = dict(SMALL_TRAINING)
     if scenes:
