@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from foveal.model_info import ModelInfo
+from foveal.tasks import TASKS
+from foveal.tasks.detect.shipping import answer, prepare
 from foveal.tasks.segment.shipping import bilinear, mean_overlap
 from foveal.tasks.shipping import network_input, resize
 
@@ -52,3 +56,35 @@ def test_overlap_is_a_mean_over_classes_not_pixels():
     wrong = F.one_hot(torch.tensor([[[0, 0, 0, 0]]]), 2).movedim(-1, 1).float()
     assert mean_overlap([truth], [truth]) == 1
     assert mean_overlap([truth], [wrong]) == pytest.approx((3 / 4 + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("detr_test_resnet", {"encoder_layers": 1, "decoder_layers": 1}),
+        ("detr_test_resnet", {"encoder_layers": 1, "decoder_layers": 1, "classification": "focal"}),
+        ("sparse_rcnn_test_resnet", {"stages": 1, "dynamic_width": 4, "strides": (4, 8)}),
+    ],
+)
+def test_outputs_become_the_boxes_of_predict(model, options):
+    torch.manual_seed(0)
+    info, task = ModelInfo("detect", ["ant", "bee", "cat"], 30), TASKS["detect"]
+    net = task.build(model, 3, width=16, heads=2, ffn_width=16, num_queries=40, **options).eval()
+    # larger logits, so that some scores pass the threshold
+    (head,) = [net.class_embed] if hasattr(net, "class_embed") else [net.stages[0].class_logits]
+    torch.nn.init.normal_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8))
+    shipment = task.ship(info)
+    facts = {"mean": [0.0] * 3, "std": [1.0] * 3, "normalised_in_graph": False, **shipment.preprocessing}
+    images = torch.from_numpy(prepare(image, facts))
+    assert images.shape == (1, 3, 22, 50), "the longer side ends at 1333 / 800 of the shorter one's pixels"
+    with torch.no_grad():
+        (wanted,) = task.predict(net, images, [(40, 90)], info)
+        outputs = [output.numpy() for output in shipment.call(net, images)]
+    said = answer(outputs, image, "photo", {"preprocessing": facts, "classes": info.classes})
+    assert len(wanted) > 3
+    assert [label for label, _ in said["labels"]] == [label for label, _ in wanted.labels]
+    assert np.allclose([score for _, score in said["labels"]], wanted.scores, atol=1e-5)
+    assert np.allclose(said["boxes_xyxy"], wanted.boxes_xyxy, atol=0.011)
+    assert min(map(min, said["boxes_xyxy"])) >= 0

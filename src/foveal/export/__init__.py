@@ -136,7 +136,9 @@ def export(
         write_json(folder / "foveal.json", {**facts, "checks": [asdict(one) for one in checks]})
         text = script_text(RUNTIMES[to], [kind.load, *shipment.script], ready.info.channels)
         write_text(folder / "infer.py", text)
-        reference = ready if precision == "float32" else replace(ready, net=RuntimeNet(run, shipment))
+        reference = (
+            ready if precision == "float32" else replace(ready, net=RuntimeNet(run, shipment, ready.net))
+        )
         difference = prove_script(reference, folder / "infer.py", script_image(images), SAME_SCORE[precision])
         say(f"infer.py answers as foveal predict: scores within {difference:.1e}")
     seconds = time.monotonic() - began

@@ -144,13 +144,21 @@ def largest_difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> flo
 
 
 class RuntimeNet(nn.Module):
-    """A network that runs in the file, for whatever takes a network: `Predictor`, evaluation."""
+    """A network that runs in the file, for whatever takes a network: `Predictor`, evaluation.
 
-    def __init__(self, run: Run, shipment: Shipment) -> None:
+    Args:
+        net: the network itself, which answers for all but its pass, such as how its outputs become boxes.
+    """
+
+    def __init__(self, run: Run, shipment: Shipment, net: nn.Module) -> None:
         super().__init__()
-        self.run, self.shipment = run, shipment
-        # a predictor asks a parameter where the network is
-        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.run, self.shipment, self.net = run, shipment, net
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("net"), name)
 
     def forward(self, images: Tensor, *others: Any) -> Any:
         outputs = self.run(images.numpy(force=True))

@@ -144,7 +144,7 @@ def figures_of(
         }
         return f"{shipment.agreement_of} agreement on {len(inputs)} calibration images", shares
     task, info = predictor.task, predictor.info
-    nets = {name: RuntimeNet(run, shipment) for name, run in runs.items()}
+    nets = {name: RuntimeNet(run, shipment, predictor.net) for name, run in runs.items()}
     metrics = {name: task.new_metric(info, list(data.classes)) for name in runs}
     transform = task.eval_transform(info)
     taken = spread_indices(len(data), VALIDATION)

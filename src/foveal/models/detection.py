@@ -72,7 +72,9 @@ def whole(images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b 2"]:
         >>> whole(torch.zeros(2, 3, 4, 6)).tolist()
         [[4, 6], [4, 6]]
     """
-    return torch.tensor(images.shape[-2:], device=images.device).repeat(len(images), 1)
+    b, _, h, w = images.shape
+    # without Python numbers, so that a recorded graph takes any size
+    return torch.stack([torch.full((b,), side, device=images.device) for side in (h, w)], 1)
 
 
 def check_sizes(images: Tensor, sizes: Int[Tensor, "b 2"] | None) -> None:

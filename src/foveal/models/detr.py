@@ -229,7 +229,7 @@ class DETR(nn.Module):
 
     def _queries(self, memory: Memory, groups: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Contents (b, n, width), anchors (b, n, 4) or, of learned queries, their vectors; what the encoder says."""
-        b = len(memory.tokens)
+        b = memory.tokens.shape[0]
         learned = self.query_embed.weight[: self.num_queries * groups].repeat(b, 1, 1)
         if self.proposals is not None:
             proposed = self.proposals(memory)

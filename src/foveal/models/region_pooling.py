@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from foveal.ops.numerics import exporting
+
 SAMPLES = 2
 CANONICAL_STRIDE = 16
 FEW_POSITIONS = 1024
@@ -41,7 +43,11 @@ def pooled(
     found = None
     for i, (features, stride) in enumerate(zip(maps, strides, strict=True)):
         here = level == i
-        if features.shape[-2] * features.shape[-1] <= FEW_POSITIONS and here.any():
+        if exporting():
+            # which boxes are of this level is not known while a graph is recorded: all are read, and the others zeroed
+            part = by_sampling(features, boxes, 1 / stride, pool)
+            part = part * here.flatten()[:, None, None].to(part.dtype)
+        elif features.shape[-2] * features.shape[-1] <= FEW_POSITIONS and here.any():
             part = by_products(features, boxes, 1 / stride, pool, here[..., None, None].to(features.dtype))
         else:
             part = by_sampling(features, boxes, 1 / stride, pool, here)
@@ -51,16 +57,23 @@ def pooled(
 
 
 def by_sampling(
-    features: Float[Tensor, "b c h w"], boxes: Float[Tensor, "b q 4"], scale: float, pool: int, chosen: Tensor
+    features: Float[Tensor, "b c h w"],
+    boxes: Float[Tensor, "b q 4"],
+    scale: float,
+    pool: int,
+    chosen: Tensor | None = None,
 ) -> Float[Tensor, "n p c"]:
-    """torchvision's RoIAlign of the ``chosen`` (b, q) boxes, and zeros for the others."""
+    """torchvision's RoIAlign of all boxes, or of the ``chosen`` (b, q) ones with zeros for the others."""
+    image = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(-1, boxes.shape[1])
+    rois = torch.cat([image.flatten()[:, None].to(boxes.dtype), boxes.flatten(0, 1)], 1)
     # also where no box is of this level: processes that train together wait for every gradient
-    here = chosen.flatten().nonzero()[:, 0]
-    image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
-    rois = torch.cat([image[:, None].to(boxes.dtype), boxes.flatten(0, 1)], 1)[here]
+    here = None if chosen is None else chosen.flatten().nonzero()[:, 0]
+    rois = rois if here is None else rois[here]
     inside = roi_align(features, rois.to(features.dtype), pool, scale, SAMPLES, aligned=True)
-    empty = inside.new_zeros(chosen.numel(), pool**2, features.shape[1])
-    return empty.index_copy(0, here, inside.flatten(2).transpose(1, 2))
+    inside = inside.flatten(2).transpose(1, 2)
+    if chosen is None or here is None:
+        return inside
+    return inside.new_zeros(chosen.numel(), pool**2, features.shape[1]).index_copy(0, here, inside)
 
 
 def by_products(

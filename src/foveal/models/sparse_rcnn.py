@@ -162,7 +162,7 @@ class SparseRCNN(nn.Module):
         return outputs
 
     def _stages(self, maps: list[Tensor], sizes: Int[Tensor, "b 2"]) -> list[dict[str, Tensor]]:
-        b = len(sizes)
+        b = sizes.shape[0]
         scale = scale_of(sizes)
         boxes = to_xyxy(self.init_proposal_boxes.weight.float()) * scale
         vectors = self.init_proposal_features.weight.repeat(b, 1, 1)

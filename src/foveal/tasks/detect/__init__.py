@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from foveal.tasks import Checked
     from foveal.tasks.detect.metric import DetectionMetric
     from foveal.tasks.detect.prediction import BoxPrediction
+    from foveal.tasks.shipping import Shipment
 
 LARGEST_DEFAULT_SIZE = 800
 ASPECT = 1333 / 800
@@ -289,3 +290,8 @@ class Detect:
         from foveal.tasks.detect.batch import inside_boxes
 
         return inside_boxes(batch)
+
+    def ship(self, info: ModelInfo) -> Shipment:
+        from foveal.tasks.detect.shipping import ship
+
+        return ship(info)
