@@ -13,6 +13,7 @@ ROOT = Path(foveal.__file__).parent
 # from the ground up: what each room may import of the others
 GROUND = {
     "errors",
+    "figure",
     "files",
     "folders",
     "image_files",
@@ -24,6 +25,7 @@ GROUND = {
 }
 ROOMS = {
     "errors": set(),
+    "figure": set(),
     "files": set(),
     "folders": {"errors", "files"},
     "image_files": {"errors"},
@@ -34,7 +36,7 @@ ROOMS = {
     "ops": {"errors"},
     "nn": {"errors", "ops"},
     "measure": {"errors", "ops", "nn"},
-    "insertion": {"errors", "ops", "nn", "measure"},
+    "insertion": {"errors", "figure", "ops", "nn", "measure"},
     "data": {"errors", "files", "image_files", "machine"},
 }
 ROOMS["fusion"] = GROUND | {"nn", "insertion"}

@@ -61,6 +61,7 @@ _SUBPACKAGES = (
     "check",
     "evaluation_page",
     "export",
+    "figure",
     "files",
     "folders",
     "fusion",

@@ -1,5 +1,7 @@
 """A plan's figures are those of the insertion it foretells."""
 
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -97,6 +99,18 @@ def test_the_table_has_a_row_a_site_and_the_total():
     assert f"{sum(row.parameters for row in plan.rows):,}" in total
     assert len({len(line) for line in lines if line.startswith("-")}) == 1
     assert max(map(len, lines)) <= 100
+
+
+def test_a_notebook_shows_the_table_and_the_bars():
+    plan = foveal.plan(foveal.create_model("cifar_resnet8", num_classes=10), "se", stages=(3,), reduction=4)
+    assert repr(plan).startswith("<Plan se in CifarResNet at residual: 1 sites, 2,128 parameters, ")
+    page = plan._repr_html_()
+    assert page.count("<tr>") == 1 + len(plan.rows) + 3
+    assert "<td>layer3.0.bn2</td>" in page
+    hostile = dataclasses.replace(plan, network="<script>alert(1)</script>")
+    assert "<script>" not in hostile._repr_html_()
+    figure = plan.plot()
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [row.parameters for row in plan.rows]
 
 
 def test_mistakes_are_those_of_insert():

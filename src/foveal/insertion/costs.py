@@ -1,8 +1,9 @@
 """The cost of an insertion per site, estimated on throw-away blocks; the network is unchanged."""
 
-from collections.abc import Iterable
+import html
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from foveal.insertion.example import preserve_state
 from foveal.insertion.locate import find_sites, require_usable
 from foveal.insertion.own import from_file
 from foveal.measure import count_macs, count_parameters
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,9 @@ class Row:
     activation_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """Rows and totals of an insertion; ``str(plan)`` is a table.
+    """Rows and totals of an insertion; ``print(plan)`` is a table, and so is its value in a notebook.
 
     Attributes:
         network: class name of the network.
@@ -62,8 +66,9 @@ class Plan:
         """Bytes added blocks keep for the backward pass of one image, all sites together."""
         return sum(row.activation_bytes for row in self.rows)
 
-    def __str__(self) -> str:
-        head = ("site", "stage", "shape", "parameters", "MACs", "activations")
+    def _table(self) -> tuple[list[str], list[tuple[str, ...]]]:
+        """Title cells and lines; the last three lines are totals."""
+        head = ["site", "stage", "shape", "parameters", "MACs", "activations"]
         body = [
             (
                 row.name,
@@ -75,30 +80,76 @@ class Plan:
             )
             for row in self.rows
         ]
-        total = (
-            "total",
-            "",
-            "",
-            f"{self.parameters:,}",
-            _scaled(self.macs),
-            _scaled(self.activation_bytes, "B"),
-        )
+        macs, memory = _scaled(self.macs), _scaled(self.activation_bytes, "B")
+        total = ("total", "", "", f"{self.parameters:,}", macs, memory)
         own = ("network", "", "", f"{self.network_parameters:,}", "-", "")
         more = ("added", "", "", _share(self.parameters, self.network_parameters), "-", "")
         if self.network_macs is not None:
             own = (*own[:4], _scaled(self.network_macs), "")
             more = (*more[:4], _share(self.macs, self.network_macs), "")
-        table = [head, *body, total, own, more]
-        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+        return head, [*body, total, own, more]
+
+    @property
+    def _title(self) -> str:
+        return f"{self.block} in {self.network} at {self.at}: {len(self.rows)} sites, for one image"
+
+    def __str__(self) -> str:
+        head, lines = self._table()
+        widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
 
-        def spelled(line: tuple[str, ...]) -> str:
+        def spelled(line: Sequence[str]) -> str:
             left = [cell.ljust(width) for cell, width in zip(line[:3], widths[:3], strict=True)]
             right = [cell.rjust(width) for cell, width in zip(line[3:], widths[3:], strict=True)]
             return "  ".join([*left, *right]).rstrip()
 
-        title = f"{self.block} in {self.network} at {self.at}: {len(self.rows)} sites, for one image"
-        return "\n".join([title, spelled(head), rule, *map(spelled, body), rule, *map(spelled, table[-3:])])
+        body, totals = map(spelled, lines[:-3]), map(spelled, lines[-3:])
+        return "\n".join([self._title, spelled(head), rule, *body, rule, *totals])
+
+    def __repr__(self) -> str:
+        added = f"{self.parameters:,} parameters, {_scaled(self.macs)} MACs"
+        return f"<Plan {self.block} in {self.network} at {self.at}: {len(self.rows)} sites, {added} added>"
+
+    def _repr_html_(self) -> str:
+        head, lines = self._table()
+
+        def row(cells: Sequence[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(row(line, "td") for line in lines)
+        return f"<table><caption>{html.escape(self._title)}</caption>{row(head, 'th')}{body}</table>"
+
+    def plot(self) -> "Figure":
+        """Bars of what each site adds: parameters, multiply-accumulates, bytes kept; a notebook shows it.
+
+        Example:
+            >>> import foveal
+            >>> plan = foveal.plan(foveal.create_model("cifar_resnet8", num_classes=10), "se", reduction=4)
+            >>> [axes.get_title() for axes in plan.plot().axes]
+            ['parameters', 'MACs', 'activations (bytes)']
+        """
+        from foveal.figure import new_figure
+
+        figure = new_figure(9, 1.4 + 0.28 * len(self.rows))
+        places = range(len(self.rows))
+        for axes, (title, values) in zip(
+            figure.subplots(1, 3, sharey=True),
+            {
+                "parameters": [row.parameters for row in self.rows],
+                "MACs": [row.macs for row in self.rows],
+                "activations (bytes)": [row.activation_bytes for row in self.rows],
+            }.items(),
+            strict=True,
+        ):
+            axes.barh(places, values)
+            axes.set_title(title, fontsize="medium")
+            axes.set_yticks(places, [row.name for row in self.rows])
+            axes.locator_params(axis="x", nbins=3)
+            axes.xaxis.set_major_formatter(lambda value, _: _scaled(round(value)))
+            axes.tick_params(labelsize="small")
+        figure.axes[0].invert_yaxis()
+        figure.suptitle(self._title)
+        return figure
 
 
 def plan(

@@ -2,7 +2,7 @@
 
 import functools
 import keyword
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Insertion:
     channels: int
     dims: int
     before: bool
-    module: nn.Module
+    module: nn.Module = field(repr=False)
 
 
 def inserted(net: nn.Module, *, check: bool = True) -> list[Insertion]:

@@ -7,7 +7,6 @@ rounding noise is never spread over all colours.
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 
@@ -26,20 +25,6 @@ SIGNED = "RdBu_r"
 HEAT_OPACITY = 0.72
 MASK_TOP = 1.0
 UNIFORM_TOP = 2.0
-
-
-class NotebookFigure(Figure):
-    """A matplotlib figure that shows itself in a notebook, whether or not pyplot is used there."""
-
-    def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.savefig(file, format="png")
-        return file.getvalue()
-
-
-def new_figure(width: float, height: float) -> NotebookFigure:
-    """A figure of so many inches."""
-    return NotebookFigure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 def limits(values: Tensor, top: float) -> Normalize:

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from foveal.errors import FovealError
+from foveal.figure import new_figure
 from foveal.look.canvas import (
     HEAT_OPACITY,
     MASK_TOP,
@@ -36,7 +37,6 @@ from foveal.look.canvas import (
     colour,
     limits,
     mark,
-    new_figure,
     set_title,
     show_heat,
     show_image,

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from foveal.errors import FovealError
+from foveal.figure import new_figure
 from foveal.look import canvas, draw
 from foveal.look.geometry import on_pixels
 from foveal.look.recording import SiteRecording
@@ -47,7 +48,7 @@ def draw_sites(recordings: Mapping[str, SiteRecording], image: Tensor | None, *,
     """See `Recordings.plot`. Each site has its own colours, between the limits that `canvas.limits` gives."""
     columns = min(COLUMNS, len(recordings))
     lines = math.ceil(len(recordings) / columns)
-    figure = canvas.new_figure(max(3.0 * columns, 4.5), 2.9 * lines + 0.6)
+    figure = new_figure(max(3.0 * columns, 4.5), 2.9 * lines + 0.6)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in panels[len(recordings) :]:
         axes.axis("off")
