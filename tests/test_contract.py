@@ -28,6 +28,7 @@ from foveal.nn.batch_norm import BatchNorm
 from foveal.nn.cbam import ARRANGEMENTS, VARIANTS
 from foveal.nn.non_local import PAIRWISE
 from foveal.nn.self_attention import FORMS, SIMILARITIES
+from tests.marks import slow
 
 CHANNELS = 16
 VARIANTS_OF_BLOCKS = {
@@ -56,6 +57,21 @@ VARIANTS_OF_BLOCKS = {
     "dual paper": (DualAttention, {"form": "paper"}),
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS_OF_BLOCKS)
+# one of each kind of computation, where a case takes seconds
+KINDS = (
+    "se both",
+    "cbam timm",
+    "cbam parallel",
+    "nonlocal concatenation",
+    "nonlocal scaled before",
+    "nonlocal space",
+    "selfattention cosine",
+    "selfattention official form",
+    "dual code",
+)
+one_variant_of_a_kind = pytest.mark.parametrize(
+    "variant", [*KINDS, *slow(name for name in VARIANTS_OF_BLOCKS if name not in KINDS)]
+)
 few = settings(max_examples=12, deadline=None, derandomize=True)
 
 
@@ -369,7 +385,7 @@ def test_compiles_with_inductor(without_type_checks):
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-@every_variant
+@one_variant_of_a_kind
 def test_exports_and_agrees_at_another_size(variant, without_type_checks):
     dims = dims_of(variant)[-1]
     block = wake(build(variant, dims)).eval()

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.marks import slow
 from torch import nn
 
 import foveal
@@ -70,9 +71,8 @@ def test_counting_ends_with_loading(path):
     ("model", "options"),
     [
         ("danet_resnet18", {}),
-        ("nonlocal_i3d_resnet50", {"num_classes": 2}),
         ("legacy_se_resnet18", {}),
-        ("cifar_cbam_resnet110", {}),
+        *slow([("nonlocal_i3d_resnet50", {"num_classes": 2}), ("cifar_cbam_resnet110", {})]),
     ],
 )
 def test_what_builds_tensors_twice_still_rebuilds(model, options, path):

@@ -6,36 +6,39 @@ import pytest
 import timm
 import torch
 import torchvision
+from tests.marks import slow
 
 import foveal
 
 # one row a family: where it comes from, the smallest member that builds quickly, image size, sites of each kind
 FAMILIES = [
     ("timm", "resnet10t", 64, {"residual": 4, "block": 4, "stage": 4}),
-    ("timm", "resnext26ts", 64, {"residual": 8, "block": 8, "stage": 4}),
-    ("timm", "seresnet18", 64, {"residual": 8, "block": 8, "stage": 4}),
-    ("timm", "res2net50_14w_8s", 64, {"residual": 16, "block": 16, "stage": 4}),
     ("timm", "nf_resnet26", 64, {"residual": 8, "block": 8, "stage": 4}),
     ("timm", "regnety_002", 64, {"residual": 13, "block": 13, "stage": 4}),
     ("timm", "convnext_atto", 64, {"residual": 12, "block": 12, "stage": 4}),
-    ("timm", "convnextv2_atto", 64, {"residual": 12, "block": 12, "stage": 4}),
     ("timm", "efficientnet_b0", 64, {"residual": 9, "block": 15, "stage": 6}),
-    ("timm", "mobilenetv3_small_050", 64, {"residual": 7, "block": 10, "stage": 4}),
     ("timm", "densenet121", 64, {"block": 58, "stage": 4}),
+    ("torchvision", "resnet18", 64, {"residual": 8, "block": 8, "stage": 4}),
+    ("torchvision", "mobilenet_v3_small", 64, {"residual": 6, "block": 11, "stage": 4}),
+    ("torchvision", "vgg11_bn", 64, {"block": 8, "stage": 5}),
+    ("torchvision", "shufflenet_v2_x0_5", 64, {"block": 16, "stage": 3}),
+    ("torchvision", "googlenet", 64, {"block": 9, "stage": 3}),
+]
+FURTHER = [
+    ("timm", "resnext26ts", 64, {"residual": 8, "block": 8, "stage": 4}),
+    ("timm", "seresnet18", 64, {"residual": 8, "block": 8, "stage": 4}),
+    ("timm", "res2net50_14w_8s", 64, {"residual": 16, "block": 16, "stage": 4}),
+    ("timm", "convnextv2_atto", 64, {"residual": 12, "block": 12, "stage": 4}),
+    ("timm", "mobilenetv3_small_050", 64, {"residual": 7, "block": 10, "stage": 4}),
     ("timm", "ghostnet_050", 64, {"residual": 16, "block": 16, "stage": 9}),
     ("timm", "repvgg_a0", 64, {"residual": 17, "block": 22, "stage": 5}),
-    ("torchvision", "resnet18", 64, {"residual": 8, "block": 8, "stage": 4}),
     ("torchvision", "resnext50_32x4d", 64, {"residual": 16, "block": 16, "stage": 4}),
     ("torchvision", "regnet_y_400mf", 64, {"residual": 16, "block": 16, "stage": 4}),
     ("torchvision", "convnext_tiny", 64, {"residual": 18, "block": 18, "stage": 4}),
     ("torchvision", "efficientnet_b0", 64, {"residual": 9, "block": 16, "stage": 7}),
     ("torchvision", "mobilenet_v2", 64, {"residual": 10, "block": 17, "stage": 5}),
-    ("torchvision", "mobilenet_v3_small", 64, {"residual": 6, "block": 11, "stage": 4}),
     ("torchvision", "densenet121", 64, {"block": 58, "stage": 4}),
-    ("torchvision", "vgg11_bn", 64, {"block": 8, "stage": 5}),
     ("torchvision", "squeezenet1_1", 64, {"block": 8, "stage": 3}),
-    ("torchvision", "shufflenet_v2_x0_5", 64, {"block": 16, "stage": 3}),
-    ("torchvision", "googlenet", 64, {"block": 9, "stage": 3}),
 ]
 BLOCKS = {
     "residual": ("cbam", {"reduction": 4}),
@@ -64,7 +67,9 @@ def outputs(net: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 @pytest.mark.parametrize(
-    ("source", "name", "size", "expected"), FAMILIES, ids=lambda v: v if isinstance(v, str) else ""
+    ("source", "name", "size", "expected"),
+    [*FAMILIES, *slow(FURTHER)],
+    ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_insertion_changes_no_bit_and_removal_restores(source, name, size, expected):
     net = build(source, name)

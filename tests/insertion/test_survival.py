@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torchvision
+from tests.marks import slow
 from torch import nn
 
 import foveal
@@ -64,7 +65,15 @@ def settled(net: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("name", "at"), [*((name, "residual") for name in BLOCKS), ("cbam", "block"), ("cbam", "layer3")]
+    ("name", "at"),
+    [
+        ("cbam", "residual"),
+        ("nonlocal", "residual"),
+        ("cbam", "layer3"),
+        *slow(
+            [("cbam", "block"), *((name, "residual") for name in BLOCKS if name not in ("cbam", "nonlocal"))]
+        ),
+    ],
 )
 def test_compiles_to_one_graph(name, at):
     torch.compiler.reset()

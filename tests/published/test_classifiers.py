@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.marks import slow
 from torch import nn
 
 import foveal
@@ -77,7 +78,7 @@ def whole_map(net: nn.Module) -> nn.Module:
     [
         ("seresnet50", "pytorchcv-seresnet"),
         ("seresnet50b", "pytorchcv-seresnet-b"),
-        ("seresnext50_32x4d", None),
+        *slow([("seresnext50_32x4d", None)]),
     ],
 )
 def test_pytorchcv_se(random_peer, agrees, name, format):
@@ -94,20 +95,24 @@ def test_pytorchcv_se(random_peer, agrees, name, format):
     ("library", "name", "format", "ours"),
     [
         ("timm", "seresnet34", "timm-se", "resnet34"),
-        ("timm", "seresnet152", "timm-se", "se_resnet152"),
-        ("timm", "seresnext101_32x8d", "timm-se", "resnext101_32x8d"),
-        ("timm", "seresnext101_64x4d", "timm-se", "resnext101_64x4d"),
-        ("timm", "senet154", "timm-se", "se_net154"),
-        ("timm", "legacy_seresnet34", "timm-legacy-se", "legacy_se_resnet34"),
-        ("timm", "legacy_seresnet101", "timm-legacy-se", "legacy_se_resnet101"),
         ("timm", "legacy_seresnext26_32x4d", "timm-legacy-se", "legacy_se_resnext26_32x4d"),
-        ("timm", "legacy_senet154", "timm-legacy-se", "legacy_se_net154"),
         ("pytorchcv", "seresnet18", "pytorchcv-seresnet", "se_resnet18"),
-        ("pytorchcv", "seresnext101_64x4d", "pytorchcv-seresnet", "resnext101_64x4d"),
         ("pytorchcv", "seresnetbc26b", "pytorchcv-seresnet", "resnet26"),
-        ("pytorchcv", "seresnet101b", "pytorchcv-seresnet-b", "se_resnet101"),
         ("pytorchcv", "cbam_resnet34", "pytorchcv-cbam", "cbam_resnet34"),
-        ("pytorchcv", "cbam_resnet152", "pytorchcv-cbam", "cbam_resnet152"),
+        *slow(
+            [
+                ("timm", "seresnet152", "timm-se", "se_resnet152"),
+                ("timm", "seresnext101_32x8d", "timm-se", "resnext101_32x8d"),
+                ("timm", "seresnext101_64x4d", "timm-se", "resnext101_64x4d"),
+                ("timm", "senet154", "timm-se", "se_net154"),
+                ("timm", "legacy_seresnet34", "timm-legacy-se", "legacy_se_resnet34"),
+                ("timm", "legacy_seresnet101", "timm-legacy-se", "legacy_se_resnet101"),
+                ("timm", "legacy_senet154", "timm-legacy-se", "legacy_se_net154"),
+                ("pytorchcv", "seresnext101_64x4d", "pytorchcv-seresnet", "resnext101_64x4d"),
+                ("pytorchcv", "seresnet101b", "pytorchcv-seresnet-b", "se_resnet101"),
+                ("pytorchcv", "cbam_resnet152", "pytorchcv-cbam", "cbam_resnet152"),
+            ]
+        ),
     ],
 )
 def test_every_size_has_its_network(library, name, format, ours):
@@ -391,8 +396,8 @@ def listed(deep: bool, **options):
     ("deep", "options", "variant"),
     [
         (False, {}, "SE without biases"),
-        (True, {"reduction": 8}, "SE without biases"),
         (False, {"bias": True}, "SE with biases"),
+        *slow([(True, {"reduction": 8}, "SE without biases")]),
     ],
 )
 def test_se_as_the_article_lists_it(random_peer, agrees, deep, options, variant):
@@ -403,7 +408,9 @@ def test_se_as_the_article_lists_it(random_peer, agrees, deep, options, variant)
     assert net.foveal_info["variant"].startswith(variant)
 
 
-@pytest.mark.parametrize(("deep", "ratio", "kernel_size"), [(False, 16, 7), (True, 16, 7), (False, 8, 3)])
+@pytest.mark.parametrize(
+    ("deep", "ratio", "kernel_size"), [(False, 16, 7), (False, 8, 3), *slow([(True, 16, 7)])]
+)
 def test_cbam_as_the_article_lists_it(random_peer, agrees, deep, ratio, kernel_size):
     peer = random_peer(lambda: listed(deep, ratio=ratio, kernel_size=kernel_size))
     site = "layer2.0.bn3" if deep else "layer2.0.bn2"
@@ -411,7 +418,7 @@ def test_cbam_as_the_article_lists_it(random_peer, agrees, deep, ratio, kernel_s
     assert net.foveal_info["converted_from"] == "cbam-listing"
 
 
-@pytest.mark.parametrize("options", [{"act_layer": "silu"}, {"output_stride": 16}])
+@pytest.mark.parametrize("options", [{"act_layer": "silu"}, *slow([{"output_stride": 16}])])
 def test_a_network_that_computes_something_else_is_found_on_an_example(random_peer, options):
     """No name or shape shows it, so the state dict alone is taken."""
     import timm

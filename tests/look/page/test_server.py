@@ -197,7 +197,7 @@ ODD_TEXT = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_question_is_answered_with_a_status_that_the_description_names(
     client: httpx.Client, networks: list[Predictor], data: st.DataObject
