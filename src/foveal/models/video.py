@@ -60,20 +60,22 @@ def _with_time(time: int, size: Any) -> tuple[int, int, int]:
     return time, height, width
 
 
-def _over_time(module: nn.Module, path: str, times: dict[str, int], released: bool) -> None:
+def _over_time(
+    module: nn.Module, path: str, times: dict[str, int], released: bool, stem_stride: int = 1
+) -> None:
     """Replace every 2-D layer below ``module`` by its 3-D form, in place."""
     for name, child in module.named_children():
         where = f"{path}.{name}" if path else name
         if isinstance(child, nn.Conv2d):
-            strided = where == "conv1" and not released
-            setattr(module, name, inflate(child, times.get(where, 1), time_stride=2 if strided else 1))
+            stride = (stem_stride if released else 2) if where == "conv1" else 1
+            setattr(module, name, inflate(child, times.get(where, 1), time_stride=stride))
         elif isinstance(child, nn.BatchNorm2d):
             batch_norm = nn.BatchNorm3d(child.num_features, child.eps, child.momentum)
             batch_norm.load_state_dict(child.state_dict())
             setattr(module, name, batch_norm)
         elif isinstance(child, nn.MaxPool2d):
             pool = (
-                nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+                nn.MaxPool3d((1, 3, 3), stride=(stem_stride, 2, 2), padding=(0, 1, 1))
                 if released
                 else nn.MaxPool3d(3, stride=2, padding=1)
             )
@@ -81,7 +83,7 @@ def _over_time(module: nn.Module, path: str, times: dict[str, int], released: bo
         elif isinstance(child, nn.AdaptiveAvgPool2d):
             setattr(module, name, nn.AdaptiveAvgPool3d(1))
         else:
-            _over_time(child, where, times, released)
+            _over_time(child, where, times, released, stem_stride)
 
 
 class VideoResNet(nn.Module):
@@ -98,6 +100,8 @@ class VideoResNet(nn.Module):
         num_classes: outputs; with 0 the 2048 pooled features.
         blocks: Non-local blocks: 0, 1 (res4), 5 (res3 and res4, every other residual block) or 10 (every one).
         over: ``"spacetime"``, ``"space"`` or ``"time"``: what the Non-local blocks attend over.
+        stem_stride: with ``variant="released"`` the stride over time of the first convolution and of the first pooling
+            each: 1 for clips of 8 frames, 2 for 32, as mmaction2's I3D has it.
         pretrained: start from torchvision's ImageNet weights (needs a network connection).
         in_chans: channels of a frame; 3 with ``pretrained``.
         **options: options of `NonLocal`.
@@ -121,6 +125,7 @@ class VideoResNet(nn.Module):
         num_classes: int = 400,
         blocks: int = 5,
         over: str = "spacetime",
+        stem_stride: int = 1,
         pretrained: bool = False,
         in_chans: int = 3,
         **options,
@@ -130,6 +135,8 @@ class VideoResNet(nn.Module):
             raise FovealError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         if variant not in VARIANTS:
             raise FovealError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        if stem_stride not in (1, 2) or (stem_stride == 2 and variant != "released"):
+            raise FovealError(f"stem_stride must be 1, or 2 with variant='released', got {stem_stride!r}")
         if options and not blocks:
             raise FovealError(f"blocks=0 takes no options of a block, got {', '.join(options)}")
         from torchvision.models import ResNet50_Weights, resnet50
@@ -145,7 +152,7 @@ class VideoResNet(nn.Module):
             for stage, inflated in enumerate(INFLATED[variant], start=1):
                 times |= {f"layer{stage}.{block}.conv1": 3 for block in inflated}
         released = variant == "released"
-        _over_time(net, "", times, released)
+        _over_time(net, "", times, released, stem_stride)
         pool = (
             nn.MaxPool3d((2, 1, 1), stride=(2, 1, 1))
             if released

@@ -13,10 +13,9 @@ AMBIGUOUS_SIMILARITIES = ("embedded_gaussian", "dot_product")
 
 
 def given_options(net: nn.Module) -> dict[str, Any]:
-    """What a block knows and its file does not."""
-    if not isinstance(net, NonLocal):
-        return {}
-    return {"pairwise": net.pairwise, "scaled": net.scaled}
+    """What a Non-local block, or the first one of a network, knows and its file does not."""
+    block = next((module for module in net.modules() if isinstance(module, NonLocal)), None)
+    return {} if block is None else {"pairwise": block.pairwise, "scaled": block.scaled}
 
 
 def prefixes(shapes: Shapes) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from foveal.checkpoint import listed, state_dict_mismatch, unwrapped
 from foveal.errors import FovealError
 from foveal.insertion.example import example_inputs, preserve_state, tensors_in
-from foveal.published import blocks, classifiers, danet, detr, sparse_rcnn
+from foveal.published import blocks, classifiers, danet, detr, sparse_rcnn, video
 from foveal.published.keymap import Format, Shape, Shapes, tensors
 from foveal.published.nearest import nearest
 from foveal.published.reading import unwrap_state_dict
@@ -23,6 +23,7 @@ FORMATS: dict[str, Format] = {
         *danet.FORMATS,
         *detr.FORMATS,
         *sparse_rcnn.FORMATS,
+        *video.FORMATS,
         *blocks.FORMATS,
     )
 }

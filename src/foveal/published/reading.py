@@ -15,7 +15,7 @@ from foveal.checkpoint import listed
 from foveal.errors import FovealError
 from foveal.files import utf8_path
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder_q.")
 NO_WEIGHTS = r"n_averaged|queue(_ptr)?|(criterion|loss\w*|metrics?|(train|val|valid|test)_\w+)\..+"
