@@ -1,8 +1,8 @@
 """Whole video networks of mmaction2 and PySlowFast: the peers' networks written out by their names, from the released
 code, and compared with ours on the same random weights; there and back to the bit.
 
-The counts of tensors and parameters with 0 and 5 blocks are those of the peers' own modules with 7 classes, which agreed with ours to 7e-7
-when they were run beside them.
+The counts of tensors and parameters with 0 and 5 blocks are those of the peers' own modules with 7 classes, which
+agreed with ours to 7e-7 when they were run beside them.
 """
 
 import pytest
