@@ -21,6 +21,7 @@ GROUND = {
     "measure",
     "ops",
     "palette",
+    "signals",
     "statistics",
 }
 ROOMS = {
@@ -32,6 +33,7 @@ ROOMS = {
     "machine": {"errors"},
     "statistics": {"errors"},
     "palette": {"errors"},
+    "signals": set(),
     "model_info": {"errors"},
     "ops": {"errors"},
     "nn": {"errors", "ops"},
@@ -45,12 +47,13 @@ ROOMS["checkpoint"] = ROOMS["models"] | {"models"}
 ROOMS["published"] = ROOMS["checkpoint"] | {"checkpoint"}
 ROOMS["bench"] = ROOMS["checkpoint"] | {"fusion"}
 ROOMS["tasks"] = GROUND | {"checkpoint", "data", "model_info", "models", "nn"}
-ROOMS["inference"] = GROUND | {"checkpoint", "data", "insertion", "model_info", "models", "tasks"}
+ROOMS["sources"] = {"data", "errors"}
+ROOMS["inference"] = GROUND | {"checkpoint", "data", "insertion", "model_info", "models", "sources", "tasks"}
 ROOMS["train"] = ROOMS["inference"] | {"nn"}
 ROOMS["evaluate"] = ROOMS["train"] | {"inference", "train"}
 ROOMS["evaluation_page"] = ROOMS["evaluate"] | {"evaluate"}
 ROOMS["check"] = GROUND | {"data", "tasks"}
-ROOMS["predict"] = {"errors", "folders", "inference"}
+ROOMS["predict"] = {"errors", "folders", "image_files", "inference", "signals", "sources"}
 ROOMS["look"] = GROUND | {"data", "inference", "insertion", "nn", "tasks"}
 ROOMS["compare"] = ROOMS["train"] | {"look", "train"}
 ROOMS["export"] = ROOMS["evaluate"] | {"bench", "evaluate", "fusion", "look"}

@@ -78,6 +78,8 @@ _SUBPACKAGES = (
     "palette",
     "predict",
     "published",
+    "signals",
+    "sources",
     "statistics",
     "tasks",
     "train",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -23,6 +23,7 @@ from foveal.image_files import find_images
 from foveal.machine import choose_device
 from foveal.model_info import ModelInfo
 from foveal.models import create_model, data_config, list_models
+from foveal.sources import Frame
 from foveal.tasks import Task, task_named
 from foveal.tasks.options import make_options
 
@@ -152,27 +153,35 @@ class Predictor:
         return own(Path(file), self.info)
 
     def predict_files(
-        self, files: Sequence[Path], inference: Any, unreadable: dict[str, str], batch_size: int = 32
+        self,
+        files: Iterable[Path | Frame | None],
+        inference: Any,
+        unreadable: dict[str, str],
+        batch_size: int = 32,
     ) -> Iterator[tuple[Any, Tensor]]:
         """Answers for image files, each with its image, one batch after the other.
 
         Args:
+            files: files and frames; at None what waits for its batch is answered.
             unreadable: is filled with the files that cannot be read and the reason.
         """
         transform = self.task.eval_transform(self.info, inference)
         waiting: list[tuple[Path, Any, Tensor]] = []
         values = 0
         for file in files:
-            try:
-                image = self.read(file)
-                # the frames of a video are read here
-                prepared = transform({"image": image})["image"]
-            except (FovealError, OSError) as error:
-                unreadable[str(file)] = str(error)
-                continue
-            waiting.append((file, image, prepared))
-            values += prepared.numel()
-            if len(waiting) == batch_size or values > VALUES_AT_ONCE:
+            if file is not None:
+                try:
+                    name, image = (
+                        (file.name, file.image) if isinstance(file, Frame) else (file, self.read(file))
+                    )
+                    # the frames of a video are read here
+                    prepared = transform({"image": image})["image"]
+                except (FovealError, OSError) as error:
+                    unreadable[str(file)] = str(error)
+                    continue
+                waiting.append((name, image, prepared))
+                values += prepared.numel()
+            if file is None or len(waiting) == batch_size or values > VALUES_AT_ONCE:
                 yield from self._answered(waiting, inference)
                 waiting, values = [], 0
         yield from self._answered(waiting, inference)

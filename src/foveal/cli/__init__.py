@@ -17,7 +17,7 @@ from typing import Any
 from foveal.cli.options import did_you_mean, parse, quick_option
 from foveal.cli.terminal import write_error
 from foveal.errors import FovealError
-from foveal.train.signals import stop_signals
+from foveal.signals import stop_signals
 
 
 @dataclass(frozen=True)

@@ -104,16 +104,19 @@ def predict(
     format: Literal["csv", "json"] | None = None,
     out: str | None = None,
     batch_size: int = 32,
+    every: int = 1,
+    watch: bool = False,
     device: str = "auto",
     blocks: list[str] | None = None,
 ) -> int:
-    """Answer for image files and folders of them: labels, or masks with pictures.
+    """Answer for image files, folders of them, videos and cameras: labels, or masks with pictures.
 
     Labels and probabilities go to the standard output; of weights that segment, masks, colours, overlays and the
     share of each class go to a folder.
 
     Args:
-        paths: Image files, and folders to search for them; none for weights that generate.
+        paths: Image files, folders to search for them, video files (pip install "foveal[video]"), or one camera:
+            camera:0; none for weights that generate.
         weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published weights.
         inference: options of the task.
         format: csv: one row a file; json: a list, and the unreadable files with the reason. Default: as the name of
@@ -121,20 +124,40 @@ def predict(
         out: Write to this file instead, which must not exist; to segment: to this folder, new or empty, by default
             runs/predict/MODEL.
         batch_size: Images at a time, fewer where they are large.
+        every: Of a video or a camera, take each so-many-th frame.
+        watch: Answer for what comes into the one folder that is given, too, until Ctrl-C.
         device: cpu, cuda or auto.
         blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
     """
     from foveal.inference import predictor
-    from foveal.predict import predict
+    from foveal.predict import predict, predict_as_they_come
 
     # before weights are read
+    endless = watch or any(path.startswith("camera:") for path in paths or [])
     for path in paths or []:
-        if not Path(path).exists():
+        if not Path(path).exists() and not endless:
             raise FileNotFoundError(f"a path must exist, got {path}")
+    if endless and (len(paths or []) != 1 or format == "json"):
+        raise FovealError(
+            f"a camera or --watch answers for one source, as csv, got {len(paths or [])} paths and {format or 'csv'}"
+        )
     if format is None:
         format = "json" if out is not None and out.endswith(".json") else "csv"
     ready = predictor(weights, device, blocks)
-    found = predict(ready, paths or [], out=out, format=format, inference=inference, batch_size=batch_size)
+    if endless:
+        found = predict_as_they_come(
+            ready, (paths or [])[0], _print_at_once, out=out, inference=inference, every=every
+        )
+    else:
+        found = predict(
+            ready,
+            paths or [],
+            out=out,
+            format=format,
+            inference=inference,
+            batch_size=batch_size,
+            every=every,
+        )
     sys.stdout.write(found.text)
     for reason in found.unreadable.values():
         write_error(f"predict: skipped: {reason}")
@@ -461,6 +484,11 @@ def export(
 
 
 # ------------------------------------------------------------------------------------------------------------- output
+
+
+def _print_at_once(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _print(shown: Any) -> None:

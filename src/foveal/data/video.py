@@ -89,6 +89,20 @@ class Video:
             return self._read([which % count])[:, 0]
         return self._read([int(number) % count for number in which])
 
+    def frames(self, every: int = 1) -> Iterator[tuple[int, UInt8[Tensor, "c h w"]]]:
+        """Number and image of the first frame and of each ``every``-th after it, one in memory at a time."""
+        if every < 1:
+            raise FovealError(f"every must be at least 1, got {every}")
+        wanted = range(0, self.shape[1], every)
+        passed = 0
+        for number, frame in self._reader(wanted):
+            yield number, frame
+            passed += 1
+        if passed < len(wanted):
+            raise FovealError(
+                f"truncated or damaged video, got {passed} of {len(wanted)} frames in {self.path}"
+            )
+
     @cached_property
     def variable_rate(self) -> bool:
         """Whether frames are shown for different times."""
@@ -137,12 +151,11 @@ class Video:
                 f"frames may take at most {MAX_BYTES:,} bytes together, got {len(numbers)} of "
                 f"{self.shape[3]}x{self.shape[2]} in {self.path}; take fewer, or make them smaller"
             )
-        read = self._decoded if self._is_file else self._listed if self.path.is_dir() else self._animated
         clip = torch.empty(self.channels, len(numbers), *self.shape[2:], dtype=torch.uint8)
         places: dict[int, list[int]] = {}
         for place, number in enumerate(numbers):
             places.setdefault(number, []).append(place)
-        for number, frame in read(wanted):
+        for number, frame in self._reader(wanted):
             if frame.shape[1:] != self.shape[2:]:
                 raise FovealError(
                     f"frames must have one size, got {self.shape[3]}x{self.shape[2]} and "
@@ -153,6 +166,11 @@ class Video:
         if places:
             raise FovealError(f"truncated or damaged video, got no frame {min(places)} in {self.path}")
         return clip
+
+    @property
+    def _reader(self) -> Callable[[Sequence[int]], Iterator[tuple[int, Tensor]]]:
+        """Gives number and image of the wanted frames, in order."""
+        return self._decoded if self._is_file else self._listed if self.path.is_dir() else self._animated
 
     def _listed(self, wanted: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         for number in wanted:

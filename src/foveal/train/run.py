@@ -25,6 +25,7 @@ from foveal.errors import FovealError
 from foveal.files import atomic_write, csv_text, write_bytes, write_json, write_text
 from foveal.folders import locked
 from foveal.machine import versions
+from foveal.signals import stop_signals
 from foveal.tasks import Task, collate_training
 from foveal.tasks.picture import png_bytes
 from foveal.train import loop, run_folder
@@ -39,7 +40,6 @@ from foveal.train.processes import any_process, launch_fabric, refuse_empty_shar
 from foveal.train.progress import Progress, opening_lines
 from foveal.train.resume import settled
 from foveal.train.run_folder import CHECKPOINT, CHECKPOINT_FORMAT, read_checkpoint
-from foveal.train.signals import stop_signals
 from foveal.train.start import start_lines
 
 # in what PyTorch says when another process is gone
