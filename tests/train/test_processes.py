@@ -2,15 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
 from foveal.train import TrainConfig
+from foveal.train.lost_process import ProcessWatch
+from foveal.train.run import Run
 
 WORDS = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--batch_size", "16", "--epochs", "3"]
 WORDS += ["--insert", "cbam(reduction=4)@residual:3", "--freeze_epochs", "1", "--checkpoint_steps", "2"]
@@ -84,3 +90,67 @@ def test_two_processes_make_one_run_that_stops_and_continues_to_the_same_weights
 def test_a_strategy_that_is_not_held_here_is_refused_and_ddp_named(strategy):
     with pytest.raises(ValueError, match=f"strategy must be one of auto, ddp, .* got {strategy}: .*take ddp"):
         TrainConfig(strategy=strategy)
+
+
+def test_where_a_process_is_lost_the_others_end_with_one_line(tmp_path):
+    """Whatever they are doing: here the other process computes on, and asks for nothing."""
+    code = (
+        "import subprocess, sys, time; from foveal.train.lost_process import ProcessWatch; "
+        "child = subprocess.Popen([sys.executable, '-c', 'import sys; sys.exit(7)']); "
+        "ProcessWatch([child], lambda why: f'one was lost: {why}; kept: epoch 3', grace=0.1).start(); time.sleep(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 2
+    assert re.fullmatch(r"train: one was lost: process \d+ ended with status 7; kept: epoch 3\n", done.stderr)
+
+
+def test_processes_that_end_well_are_not_missed():
+    watch = ProcessWatch([subprocess.Popen([sys.executable, "-c", ""])], str, grace=0)
+    watch.start()
+    watch.join(timeout=30)
+    assert not watch.is_alive()
+
+
+def test_what_a_lost_process_leaves_the_others_with_is_one_error():
+    """PyTorch's own error, where it comes first."""
+    run = object.__new__(Run)
+    run.config, run.folder, run.last_saved = TrainConfig(), Path("runs/a"), "epoch 3"
+    run.fabric = SimpleNamespace(world_size=2, is_global_zero=True)
+    run.progress, run.logger = SimpleNamespace(stop=lambda: None), None
+
+    def lose():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer")
+
+    run._train = lose
+    with pytest.raises(
+        ConnectionError, match=r"lost: .*; kept: epoch 3; continue with: foveal train --resume runs/a$"
+    ):
+        run.train()
+
+
+def second_of(process):
+    """The number of the process that a run started to compute with; None before."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with suppress(OSError):
+            if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes():
+                return int(child)
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_process_that_is_killed_ends_the_run_in_one_line(tmp_path, when):
+    process = start("train", *WORDS, "--epochs", "500", "--out", tmp_path / "run")
+    until = time.monotonic() + 200
+    while not (second := second_of(process)) or not (
+        when == "at once" or (tmp_path / "run/checkpoint.ckpt").exists()
+    ):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.kill(second, signal.SIGKILL)
+    shown, said = finish(process)
+    assert (process.returncode, shown) == (2, "")
+    last = said.splitlines()[-1]
+    assert last.startswith("train: every process must go on to the end, got one that was lost: ")
+    assert ("kept: nothing yet" in last) == (when == "at once")
+    assert "Traceback" not in said

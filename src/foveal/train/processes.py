@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed
@@ -15,12 +16,16 @@ from torch import nn
 from foveal.errors import FovealError
 from foveal.tasks import Metric
 from foveal.train.config import TrainConfig
+from foveal.train.lost_process import ProcessWatch
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
-def launch_fabric(config: TrainConfig) -> Fabric:
+def launch_fabric(config: TrainConfig, lost_message: Callable[[str], str] = str) -> Fabric:
     """Lightning Fabric for the devices, precision and strategy of a config; from here on there are all its processes.
+
+    Args:
+        lost_message: from how a process that was started here ended to what is said then, see `ProcessWatch`.
 
     Raises:
         FovealError: this machine cannot run what was asked for.
@@ -28,7 +33,7 @@ def launch_fabric(config: TrainConfig) -> Fabric:
     if config.precision == "float16" and not torch.cuda.is_available():
         raise FovealError("precision float16 needs a CUDA GPU, got none here; bfloat16 runs on any device")
     try:
-        with _quiet_lightning():
+        with _quiet_lightning(), _watching(lost_message):
             fabric = Fabric(
                 accelerator=config.accelerator,
                 devices=config.devices,
@@ -55,6 +60,16 @@ def _quiet_lightning() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _watching(lost_message: Callable[[str], str]) -> Iterator[None]:
+    """Processes that Fabric starts meanwhile are watched here, not by its own observer, which kills without a word."""
+    with patch(
+        "lightning_fabric.strategies.launchers.subprocess_script._launch_process_observer",
+        lambda children: ProcessWatch(children, lost_message).start(),
+    ):
+        yield
 
 
 def any_process(fabric: Fabric, mine: bool) -> bool:

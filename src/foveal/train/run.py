@@ -146,7 +146,8 @@ class Run:
     def __init__(self, config: TrainConfig, folder: Path | None, *, quiet: bool = False) -> None:
         require_logger(config.logger)
         self.config, self.task = config, config.the_task
-        self.fabric = launch_fabric(config)
+        self.last_saved, self.stop_asked = "nothing yet", False
+        self.fabric = launch_fabric(config, self.lost_message)
         self.data = open_parts(config)
         net = build_network(config, list(self.data["train"].classes))
         self.info = describe_network(config, net, self.data)
@@ -156,7 +157,6 @@ class Run:
         self.training = loop.Training(net, self.task, config, self.info, self.batches, self.fabric)
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
-        self.last_saved, self.stop_asked = "nothing yet", False
         self.epoch_seconds, self.since = 0.0, time.monotonic()
         self.folder = self._settle_folder(folder)
         self.progress = Progress(
@@ -217,6 +217,16 @@ class Run:
         epoch, batch = self.training.epoch, self.training.batch
         return f"epoch {epoch + 1}, batch {batch}" if batch else f"epoch {epoch}"
 
+    @property
+    def again(self) -> str:
+        """The command that continues this run."""
+        return f"foveal train --resume {self.folder}" + run_folder.blocks_option(self.config)
+
+    def lost_message(self, reason: str) -> str:
+        """What to say where another process was lost, at any time: the folder may not be settled yet."""
+        again = f"; continue with: {self.again}" if hasattr(self, "folder") else ""
+        return f"every process must go on to the end, got one that was lost: {reason}; kept: {self.last_saved}{again}"
+
     def _data_state(self) -> dict[str, Any]:
         """What tells these data from others."""
         return {
@@ -272,14 +282,13 @@ class Run:
             NonFiniteError: the loss or a weight became infinite or not a number.
             ConnectionError: another process was lost.
         """
-        again = f"foveal train --resume {self.folder}" + run_folder.blocks_option(self.config)
         try:
             with stop_signals(self._ask_to_stop):
                 self._train()
         except (Stopped, KeyboardInterrupt):
             if not self.fabric.is_global_zero:
                 raise SystemExit(0) from None
-            raise Interrupted(f"stopped; kept: {self.last_saved}; continue with: {again}") from None
+            raise Interrupted(f"stopped; kept: {self.last_saved}; continue with: {self.again}") from None
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"{error}; kept: {self.last_saved}, in {self.folder}; try a lower lr, a longer warm-up or clip_norm=1"
@@ -288,12 +297,9 @@ class Run:
             if self.fabric.world_size == 1 or not any(sign in str(error) for sign in DISCONNECT_MESSAGES):
                 raise
             reason = " ".join(str(error).split())[:120]
-            raise ConnectionError(
-                f"every process must go on to the end, got one that was lost: {reason}; "
-                f"kept: {self.last_saved}; continue with: {again}"
-            ) from error
+            raise ConnectionError(self.lost_message(reason)) from error
         except OSError as error:
-            reason = f"{error.strerror or error} (kept: {self.last_saved}; continue with: {again})"
+            reason = f"{error.strerror or error} (kept: {self.last_saved}; continue with: {self.again})"
             raise OSError(error.errno, reason, error.filename) from error
         finally:
             self.progress.stop()
