@@ -59,6 +59,24 @@ def full_disk(monkeypatch):
     return fill
 
 
+@pytest.fixture(scope="session")
+def without_float64():
+    """A function that gives a tensor as a device without float64 has it: what is computed of it refuses that type."""
+    import torch
+
+    class OnDevice(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.cpu:
+                return torch.Tensor.cpu(args[0].as_subclass(torch.Tensor))
+            result = super().__torch_function__(func, types, args, kwargs or {})
+            if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+            return result
+
+    return lambda tensor: tensor.as_subclass(OnDevice)
+
+
 COLOURS = {"blue": (20, 30, 200), "green": (20, 200, 30), "red": (200, 30, 20)}
 
 

@@ -78,3 +78,9 @@ def test_looking_changes_nothing():
 def test_a_block_that_switches_its_branch_off_is_called_closed(factor, verdict):
     [row] = block_report(network(Times, start="paper", factor=factor), IMAGES)
     assert row["verdict"].startswith(verdict)
+
+
+@pytest.mark.parametrize("name", ["cbam", "nonlocal"])
+def test_a_device_without_float64_is_enough(name, without_float64):
+    net = network(name, start="paper", **({"reduction": 4} if name == "cbam" else {}))
+    assert block_report(net, [without_float64(images) for images in IMAGES]) == block_report(net, IMAGES)

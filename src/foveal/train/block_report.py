@@ -75,12 +75,12 @@ def block_report(
 
     def recorder(path: str):
         def hook(block: Any, args: tuple[Tensor, ...], y: Tensor) -> None:
-            x = args[0]
-            change, size = (y - x).double().square().sum(), x.double().square().sum()
-            sums[path] += torch.stack([change, size, y.double().square().sum()]).cpu()
+            # on the CPU first, as not every device has float64
+            before, after = args[0].cpu().double(), y.cpu().double()
+            sums[path] += torch.stack([v.square().sum() for v in (after - before, before, after)])
             # rows and matrices would be computed for nothing
             if any(hasattr(block, name) for name in ("channel_gate", "spatial_gate", "gates")):
-                weights = [w.double().flatten(1).cpu() for w in block.attention(x).values()]
+                weights = [w.cpu().double().flatten(1) for w in block.attention(args[0]).values()]
                 gates[path].append(torch.cat(weights, dim=1))
 
         return hook

@@ -127,3 +127,12 @@ def test_flip_averages_the_probabilities_of_the_mirror_image():
     plain = Accuracy(CLASSES[:3], CLASSES[:3])
     plain.update(Columns(), {"image": images, "label": labels})
     assert plain.compute()["loss"] != metric.compute()["loss"]
+
+
+def test_a_device_without_float64_is_enough(without_float64):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50, 9), torch.randint(0, 9, (50,))
+    there = counted(without_float64(logits), labels)
+    assert there.compute() == counted(logits, labels).compute()
+    with pytest.raises(TypeError, match="float64"):
+        without_float64(logits).double()

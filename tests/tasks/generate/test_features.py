@@ -67,7 +67,7 @@ def test_the_spread_is_the_root_of_the_total_variance():
     assert spread(one) == pytest.approx(float(one.var(0).sum().sqrt()))
 
 
-def test_the_bundled_classifier_knows_its_digits():
+def test_the_bundled_classifier_knows_its_digits(without_float64):
     from foveal.data.scenes import Digits
 
     data = Digits("test", length=300)
@@ -79,3 +79,5 @@ def test_the_bundled_classifier_knows_its_digits():
         answer == str(label) for answer, label in zip(answers, tensors["label"].tolist(), strict=True)
     )
     assert right > 270
+    there, _ = network(without_float64(tensors["image"][:2].float() / 255))
+    assert torch.allclose(there, features[:2])

@@ -126,3 +126,9 @@ def test_the_interval_counts_pixels_and_is_not_of_image_means():
     large, small = intersect_and_union(1000 * torch.eye(2)), intersect_and_union(10 * (1 - torch.eye(2)))
     low, high = bootstrap_interval(torch.stack([large, small] * 20))
     assert 0.95 < low < high < 1
+
+
+def test_a_device_without_float64_is_enough(pair, without_float64):
+    logits, mask = pair
+    there = measured(without_float64(logits), without_float64(mask))
+    assert there.compute() == measured(logits, mask).compute()

@@ -50,7 +50,7 @@ class FeatureNetwork:
             logits = self.net.to(images.device)((images - mean) / std)
         finally:
             handle.remove()
-        return kept[0].flatten(1).double().cpu(), [self.info.classes[i] for i in logits.argmax(1).tolist()]
+        return kept[0].flatten(1).cpu().double(), [self.info.classes[i] for i in logits.argmax(1).tolist()]
 
 
 def feature_network(weights: str | None, about: Any) -> FeatureNetwork:
