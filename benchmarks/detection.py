@@ -20,6 +20,7 @@ import foveal
 from foveal.bench import describe_machine
 from foveal.files import write_json
 from foveal.measure import measure_time, peak_bytes
+from foveal.models.transformer import Memory
 from foveal.published import convert
 
 SIZES = ((640, 640), (800, 1333))
@@ -94,7 +95,8 @@ def main() -> None:
     for h, w in SIZES:
         tokens = torch.randn(1, -(-h // 16) * -(-w // 16), 256)
         layer: Any = net.encoder[0]  # pyright: ignore[reportIndexIssue]
-        peak = peak_bytes(lambda layer=layer, tokens=tokens: layer(tokens, tokens, None))
+        memory_in = Memory(tokens, tokens, None, (-(-h // 16), -(-w // 16)))
+        peak = peak_bytes(lambda layer=layer, memory_in=memory_in: layer(memory_in))
         weights = 8 * tokens.shape[1] ** 2 * 4
         print(
             f"{h} x {w:5} one encoder layer of DC5 {peak / 1e6:8.0f} MB, its n x n weights {weights / 1e6:6.0f} MB"

@@ -4,9 +4,12 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import foveal
 from foveal.cli.commands import look
+from foveal.model_info import ModelInfo
 from foveal.tasks import TASKS
 
 
@@ -40,6 +43,33 @@ def test_a_folder_is_looked_through_and_bad_files_are_named(
     assert not list((tmp_path / "out").glob("*layer1*"))
     assert "skipped: " in (text := capsys.readouterr().out)
     assert "a.png" in text
+
+
+def test_of_a_detector_answers_are_drawn_and_when_asked_for_what_a_point_attends_to(
+    photo: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    options = {
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "width": 16,
+        "heads": 2,
+        "ffn_width": 16,
+        "num_queries": 4,
+    }
+    net = foveal.create_model("detr_test_resnet", num_classes=2, **options)
+    file = tmp_path / "detr.safetensors"
+    foveal.save(net, file, **ModelInfo("detect", ["ant", "bee"], 64, model="detr_test_resnet").to_dict())
+    look(str(photo), str(file), out=str(tmp_path / "answers"))
+    assert {p.name.split("--")[1][:9] for p in (tmp_path / "answers").iterdir()} == {"detection"}
+    look(str(photo), str(file), out=str(tmp_path / "point"), query="100,150")
+    assert {p.name for p in (tmp_path / "point").glob("*encoder*")} == {
+        f"photo--encoder.{i}--{kind}.png" for i in (0, 1) for kind in ("row", "row-grid")
+    }
+    look(str(photo), str(file), html=str(tmp_path / "page.html"))
+    assert "decoder.0.multihead_attn" in (tmp_path / "page.html").read_text()
+    with pytest.raises(ValueError, match="grad_cam must be left out"):
+        look(str(photo), str(file), out=str(tmp_path / "cam"), grad_cam=True)
 
 
 def test_html_writes_that_file_alone(photo: Path, weights: Path, tmp_path: Path) -> None:

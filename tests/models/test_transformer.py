@@ -151,7 +151,9 @@ def test_layers_are_pytorchs_post_norm_layers():
         state[f"{names.get(first, first)}.{rest}"] = value
     ours.load_state_dict(state)
     x = torch.randn(2, 6, 16)
-    torch.testing.assert_close(ours(x, torch.zeros(1, 6, 16), None), theirs(x), rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        ours(Memory(x, torch.zeros(1, 6, 16), None, (2, 3))).tokens, theirs(x), rtol=0, atol=2e-6
+    )
 
 
 def test_queries_see_their_own_group_alone():

@@ -214,8 +214,8 @@ def look(
         weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published
             weights. Default: the small network that comes with foveal, trained on the bundled scenes.
         query: Pixel y,x of the image whose attention row is drawn. Default: at each site the point whose row
-            differs most from the others.
-        sites: Only sites whose path matches, such as "layer3.*"; quote it.
+            differs most from the others. Of detectors, whose answers are drawn by default, also the rows of this point.
+        sites: Only sites whose path matches, such as "layer3.*"; quote it. Of detectors also these sites.
         grad_cam: Also draw Grad-CAM at each site, for comparison.
         score: Instead of pictures, measure over the data set: entropy, query dependence, gates, contribution and,
             where masks or boxes are known, how much of the attention lies on the object, against chance; with
@@ -251,7 +251,16 @@ def look(
     if score:
         return _score(ready, named, sites, out)
     if hasattr(ready.task, "look_pictures") and html is None:
-        return _look_at_answers(ready, named, out)
+        if grad_cam:
+            raise FovealError(f"grad_cam must be left out for networks of task {ready.info.task}, got it")
+        folder = _output_folder(out, named.source)
+        asked = query is not None or sites != "*"
+        return _look_at_answers(
+            ready,
+            named,
+            folder,
+            PictureFolder(ready, folder, sites=sites, pixel=pixel, cam=False) if asked else None,
+        )
     page, folder, pictures, total = PageFile(ready, sites), None, None, 0
     for name, image in named:
         seen = see(ready, name, image)
@@ -272,17 +281,19 @@ def look(
     return 0
 
 
-def _look_at_answers(ready: Any, named: Any, out: str | None) -> int:
-    """Pictures of what each answer looked at, where the task draws them itself."""
+def _look_at_answers(ready: Any, named: Any, folder: Path, sites: Any) -> int:
+    """Pictures of what each answer looked at, where the task draws them itself; and of ``sites``, where asked for."""
     from foveal.folders import UniqueNames, file_name
-    from foveal.look.pictures import save_picture
+    from foveal.look.pictures import save_picture, see
 
-    folder, unique, total = _output_folder(out, named.source), UniqueNames(), 0
+    unique, total = UniqueNames(), 0
     for name, image in named:
         stem = unique(file_name(Path(name).stem))
         for kind, picture in ready.task.look_pictures(ready, image):
             save_picture(picture, folder / f"{stem}--{file_name(kind)}.png")
             total += 1
+        if sites is not None:
+            total += sites.draw(see(ready, name, image))
         write_out(f"{name}: drawn\n")
     _write_skipped(named)
     write_out(f"{total} pictures in {folder}\n")

@@ -153,7 +153,8 @@ class PageFile:
         """Take up what the page shows of an image; of more than `PAGE_IMAGES` the rest are counted alone."""
         self._count += 1
         if self._count <= PAGE_IMAGES:
-            shown = matching_sites(image.recordings, self.sites)
+            # a network of which the answers alone show something has no sites
+            shown = matching_sites(image.recordings, self.sites) if len(image.recordings) else []
             payload = image_payload(self.predictor, image.name, image.view, image.answer, shown, rows=True)
             self._images.append({"name": image.name, "networks": [payload]})
 

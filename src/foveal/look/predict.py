@@ -26,9 +26,11 @@ def predict_recorded(
         max_bytes: most that the recording may hold.
 
     Raises:
-        FovealError: the network has no attention site, or its answer is not finite.
+        FovealError: the network has no attention site, and its task shows no attention of its own; or its answer is
+            not finite.
     """
-    with watch(predictor.net, weights=predictor.name, max_bytes=max_bytes) as seen:
+    required = not hasattr(predictor.task, "answer_sites")
+    with watch(predictor.net, weights=predictor.name, max_bytes=max_bytes, required=required) as seen:
         prepared = predictor.prepare(view)[None].to(predictor.device)
         size = (view.shape[-2], view.shape[-1])
         (answer,) = predictor.task.predict(predictor.net, prepared, [size], predictor.info)

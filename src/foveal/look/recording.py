@@ -42,7 +42,7 @@ class SiteRecording:
         self.block = type(module).__name__
         self.options = options
         self.weights = weights
-        self.tokens = reader is token_rows
+        self.tokens = reader is token_rows or hasattr(module, "attention_input")
         self.spatial: tuple[int, ...] = ()
         self.image_size: tuple[int, ...] = ()
         self.problem = (

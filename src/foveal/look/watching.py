@@ -15,13 +15,19 @@ from foveal.look.recording import Recordings, SiteRecording
 
 @contextmanager
 def watch(
-    net: nn.Module, sites: str | Sequence[str] = "*", *, weights: str = "not named", max_bytes: int = 2**28
+    net: nn.Module,
+    sites: str | Sequence[str] = "*",
+    *,
+    weights: str = "not named",
+    max_bytes: int = 2**28,
+    required: bool = True,
 ) -> Iterator[Recordings]:
     """Record the input of every attention site of ``net`` while the ``with`` block runs.
 
-    Found are: every module with the block contract (an ``attention`` method), inserted or built in; SE, ECA and
-    CBAM modules of timm and torchvision; softmax attention of timm's plain transformers. Each new forward pass
-    replaces the last. Hooks are gone when the ``with`` block ends, however it ends; the result stays readable.
+    Found are: every module with the block contract (an ``attention`` method; one that takes something else than a map
+    also has ``attention_input``, which makes one of its inputs), inserted or built in; SE, ECA and CBAM modules of timm
+    and torchvision; softmax attention of timm's plain transformers. Each new forward pass replaces the last. Hooks are
+    gone when the ``with`` block ends, however it ends; the result stays readable.
 
     Args:
         net: any module.
@@ -29,13 +35,14 @@ def watch(
         weights: what the weights are; every picture says it.
         max_bytes: bound on all recorded inputs together (default 256 MiB). A site that does not fit is not
             recorded, and reading it says so. Reading adds one float32 copy of the site's input and the rows.
+        required: raise where there is nothing to record; otherwise nothing is.
 
     Returns:
         (as the ``with`` target) `Recordings`: ``seen["layer3.0"].gates`` (b, c), ``.mask`` (b, 1, *spatial),
         ``.rows((y, x))`` (b, r, *key_spatial), ``.channels`` (b, c, c).
 
     Raises:
-        FovealError: ``net`` has no attention site that matches.
+        FovealError: ``net`` has no attention site that matches, where one is ``required``.
 
     Example:
         >>> import torch
@@ -46,7 +53,8 @@ def watch(
         >>> seen["1"].gates.shape
         torch.Size([1, 8])
     """
-    chosen, skipped = _chosen_sites(net, [sites] if isinstance(sites, str) else list(sites), weights)
+    patterns = [sites] if isinstance(sites, str) else list(sites)
+    chosen, skipped = _chosen_sites(net, patterns, weights, required)
     seen = Recordings(chosen, skipped, max_bytes)
     handles = [net.register_forward_pre_hook(_begin_pass(seen), with_kwargs=True)]
     try:
@@ -79,7 +87,11 @@ def _record(net: nn.Module, seen: Recordings, recording: SiteRecording) -> Calla
         if any(value is not None and value is not False for value in (*args[1:], *kwargs.values())):
             recording.forget("it was called with a mask or further inputs, which the rows would not show")
             return
-        x = args[0]
+        own = getattr(module, "attention_input", None)
+        x = args[0] if own is None else own(*args)
+        if x is None:
+            recording.forget("a part of its input is padding, which the rows would not show")
+            return
         tokens = is_token_attention(module)
         spatial = token_grid(net, x, recording.image_size) if tokens else tuple(x.shape[2:])
         needed = x.numel() * x.element_size()
@@ -107,7 +119,7 @@ def _finish(recording: SiteRecording) -> Callable[..., None]:
 
 
 def _chosen_sites(
-    net: nn.Module, patterns: list[str], weights: str
+    net: nn.Module, patterns: list[str], weights: str, required: bool
 ) -> tuple[dict[str, SiteRecording], dict[str, str]]:
     found, skipped = _find_sites(net, weights)
     chosen = {
@@ -115,7 +127,7 @@ def _chosen_sites(
         for name, recording in found.items()
         if any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in patterns)
     }
-    if chosen:
+    if chosen or not required:
         return chosen, skipped
     if found:
         raise FovealError(

@@ -198,10 +198,10 @@ class DETR(nn.Module):
             counts, mask = grid_valid(sizes, image, grid)  # pyright: ignore[reportArgumentType]
             mask = None if bool(mask.all()) else mask
         position = self.position(counts, grid).to(features.dtype)
-        tokens = features.flatten(2).transpose(1, 2)
+        memory = Memory(features.flatten(2).transpose(1, 2), position, mask, grid)  # pyright: ignore[reportArgumentType]
         for layer in self.encoder:
-            tokens = layer(tokens, position, mask)
-        return Memory(tokens, position, mask, grid)  # pyright: ignore[reportArgumentType]
+            memory = layer(memory)
+        return memory
 
     def forward(
         self,

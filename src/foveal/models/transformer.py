@@ -6,6 +6,7 @@ initial values of ``torch.nn.MultiheadAttention`` and the layers around it.
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from foveal.errors import FovealError
 from foveal.models.boxes import sine_code
+from foveal.nn.positions import validate_positions
 from foveal.ops import attention, reference
 
 Mask = Bool[Tensor, "b m"] | None
@@ -276,7 +278,16 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each added and then normalised; positions go to queries and keys alone."""
+    """Self-attention and feed-forward, each added and then normalised; positions go to queries and keys alone.
+
+    Example:
+        >>> layer = EncoderLayer(16, 2, 24, 0.0)
+        >>> memory = Memory(torch.randn(2, 12, 16), torch.zeros(1, 12, 16), None, (3, 4))
+        >>> layer(memory).tokens.shape
+        torch.Size([2, 12, 16])
+        >>> layer.attention(layer.attention_input(memory), [(2, 3)])["rows"].shape
+        torch.Size([2, 1, 3, 4])
+    """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float):
         super().__init__()
@@ -285,9 +296,29 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(width, hidden, dropout)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, position: Tensor, mask: Mask) -> Tensor:
+    def forward(self, memory: Memory) -> Memory:
+        x, position, mask, _ = memory
         y = self.self_attn(x, position, x, position, mask)
-        return self.ffn(self.norm1(x + F.dropout(y, self.dropout, self.training)))
+        x = self.ffn(self.norm1(x + F.dropout(y, self.dropout, self.training)))
+        return memory._replace(tokens=x)
+
+    def attention_input(self, memory: Memory) -> Tensor | None:
+        """What queries and keys are made of, as a map (b, width, h, w); None where a part of it is padding."""
+        if memory.mask is not None:
+            return None
+        return (memory.tokens + memory.position).transpose(1, 2).unflatten(2, memory.grid)
+
+    @torch.no_grad()
+    def attention(
+        self, x: Float[Tensor, "b c h w"], positions: Sequence[tuple[int, ...]] | None = None
+    ) -> dict[str, Tensor]:
+        """``rows`` (b, r, h, w), float32, the mean over heads, of `attention_input` at positions (y, x)."""
+        h, w = x.shape[-2:]
+        points = torch.tensor(validate_positions(positions or [(h // 2, w // 2)], (h, w)), device=x.device)
+        places = (points[:, 0] * w + points[:, 1]).expand(x.shape[0], -1)
+        tokens = x.flatten(2).transpose(1, 2)
+        rows = self.self_attn.rows(places, tokens, None, tokens, None)
+        return {"rows": rows.mean(1).unflatten(-1, (h, w))}
 
 
 class QuerySet(NamedTuple):

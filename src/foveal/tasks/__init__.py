@@ -87,6 +87,26 @@ class Checked:
     summary: str = ""
 
 
+@dataclass(frozen=True)
+class AnswerSite:
+    """What each object of one answer looked at, at one place of the network: for a page on which one points at objects.
+
+    Attributes:
+        name: path of the module in the network. block: its class.
+        labels: of the n objects, with their scores.
+        boxes: (n, 4) left, top, right and bottom edge as shares of the image.
+        maps: (n, h, w) the attention of each over the image, which sums to 1; or None.
+        paths: (n, s, 4) the boxes that each went through, from its start; or None.
+    """
+
+    name: str
+    block: str
+    labels: list[str]
+    boxes: Tensor
+    maps: Tensor | None = None
+    paths: Tensor | None = None
+
+
 class Task(Protocol):
     """The names that a task must have; an object that has them is a task.
 
@@ -107,6 +127,7 @@ class Task(Protocol):
     - ``results(metric, info) -> Any``: what was found in every image, for a JSON file;
     - ``look_pictures(predictor, image) -> list``: (name, picture) of what an answer looked at, for networks whose own
       attention says it;
+    - ``answer_sites(predictor, view) -> list[AnswerSite]``: the same for the page, of an image as the network sees it;
     - ``preprocessing``: ``mean`` and ``std`` of a network that is trained from nothing, where they are not ImageNet's;
     - ``sample(net, info, inference) -> Iterator[(prediction, image)]``, where predictions come without images;
     - ``sample_picture(net, info) -> np.ndarray``: what a run draws after each epoch, uint8 (h, w, 3);

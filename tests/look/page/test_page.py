@@ -16,6 +16,8 @@ from foveal.look.images import bundled_images
 from foveal.look.page.html import page_with
 from foveal.look.page.payload import _packed
 from foveal.look.page.server import make_app, serving
+from foveal.model_info import ModelInfo
+from foveal.tasks import TASKS
 
 from .conftest import png
 
@@ -326,3 +328,47 @@ def test_a_file_does_not_take_a_dropped_image_and_stays(carried: Callable[..., "
     assert not drop(page, "canvas.map", "dropped.png", png())
     assert "shows the images inside it" in page.inner_text("#status")
     page.close()
+
+
+# ------------------------------------------------------------------------------------------------------- detectors
+
+
+@pytest.fixture(scope="module")
+def detector_address() -> Iterator[str]:
+    torch.manual_seed(0)
+    tiny = {"width": 16, "heads": 2, "ffn_width": 16, "num_queries": 6}
+    nets = (
+        TASKS["detect"].build("detr_test_resnet", 3, encoder_layers=1, decoder_layers=2, **tiny),
+        TASKS["detect"].build("sparse_rcnn_test_resnet", 3, stages=2, dynamic_width=8, **tiny),
+    )
+    info = ModelInfo("detect", ["ant", "bee", "cat"], 64)
+    networks = [Predictor(net.eval(), info, f"net{i}") for i, net in enumerate(nets)]
+    with serving(make_app(networks, bundled_images(TASKS["detect"], 1))) as address:
+        yield address
+
+
+def test_pointing_at_a_box_shows_what_its_object_looked_at(
+    browser: "sync_api.Browser", detector_address: str
+) -> None:
+    opened = browser.new_page(viewport={"width": 1180, "height": 1000})
+    problems: list[str] = []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.goto(detector_address)
+    opened.wait_for_selector(".panel[data-drawn]")
+    assert drawn(opened) == "net0|decoder.1.multihead_attn|objects|0", (
+        "the best object of the last layer first"
+    )
+    best = pixels(opened)
+    left, top, right, bottom = opened.evaluate("panels[0].site.objects.boxes[0]")
+    click(opened, (top + bottom) / 2, (left + right) / 2, "0")
+    assert "(held)" in opened.locator(".readout").first.inner_text()
+    assert not np.array_equal(pixels(opened), best), "a held box is red"
+    show(opened, "encoder.0")
+    assert "|rows|" in drawn(opened), "the same point among the places of the encoder"
+    opened.locator("select.weights").first.select_option("1")
+    opened.wait_for_function(
+        "document.querySelector('.panel').dataset.drawn.startsWith('net1|stages|objects')"
+    )
+    assert "through 2 stages" in opened.locator("figcaption").first.inner_text()
+    opened.close()
+    assert problems == []

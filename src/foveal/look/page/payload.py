@@ -14,6 +14,7 @@ from foveal.inference import Predictor
 from foveal.look.geometry import query_grid
 from foveal.look.recording import SiteRecording
 from foveal.palette import palette
+from foveal.tasks import AnswerSite
 
 LARGEST_MATRIX = 256
 """Channel matrices above this many channels are averaged in blocks, which the page says."""
@@ -49,8 +50,33 @@ def image_payload(
         "size": list(view.shape[1:]),
         "prediction": [[label, round(share, 4)] for label, share in prediction.labels],
         "segmentation": classes,
-        "sites": [site_payload(recording, rows=rows) for recording in sites if len(recording.spatial) == 2],
+        "sites": [
+            *(site_payload(recording, rows=rows) for recording in sites if len(recording.spatial) == 2),
+            *(answer_payload(site) for site in _answer_sites(predictor, view)),
+        ],
     }
+
+
+def _answer_sites(predictor: Predictor, view: Tensor) -> list[AnswerSite]:
+    """What the objects of the answer looked at, where the task says it."""
+    own: Any = getattr(predictor.task, "answer_sites", None)
+    return [] if own is None else own(predictor, view)
+
+
+def answer_payload(site: AnswerSite) -> dict[str, Any]:
+    """What each object of an answer looked at: weights times the number of keys (1 = uniform), or its box's path."""
+    shown: dict[str, Any] = {"labels": site.labels, "boxes": _places(site.boxes)}
+    if site.maps is not None:
+        shown["maps"] = _packed(site.maps * site.maps[0].numel(), lead=1)
+    if site.paths is not None:
+        shown["paths"] = _places(site.paths)
+    spatial = [1, 1] if site.maps is None else list(site.maps.shape[1:])
+    about = {"name": site.name, "block": site.block, "options": "", "contribution": None}
+    return {**about, "spatial": spatial, "objects": shown}
+
+
+def _places(boxes: Tensor) -> Any:
+    return (10_000 * boxes.double()).round().div(10_000).tolist()
 
 
 def site_payload(recording: SiteRecording, *, rows: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from foveal.data import JointTransform
     from foveal.model_info import ModelInfo
-    from foveal.tasks import Checked
+    from foveal.tasks import AnswerSite, Checked
     from foveal.tasks.detect.metric import DetectionMetric
     from foveal.tasks.detect.prediction import BoxPrediction
     from foveal.tasks.shipping import Shipment
@@ -267,6 +267,11 @@ class Detect:
         from foveal.tasks.detect.look import look_pictures
 
         return look_pictures(predictor, image)
+
+    def answer_sites(self, predictor: Any, view: Tensor) -> list[AnswerSite]:
+        from foveal.tasks.detect.look import answer_sites
+
+        return answer_sites(predictor, view)
 
     def results(self, metric: DetectionMetric, info: ModelInfo) -> list[dict[str, Any]]:
         """COCO results: image and category ids are those of the annotations."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveal.palette import palette
+from foveal.tasks import AnswerSite
 from foveal.tasks.detect import DEFAULT_THRESHOLD, DetectInference
 from foveal.tasks.detect.prediction import BoxPrediction, detect, draw_boxes
 from foveal.tasks.picture import captioned
@@ -34,25 +35,51 @@ def look_pictures(ready: Any, image: Tensor) -> list[tuple[str, np.ndarray]]:
         (name, uint8 (h, w, 3)): all detections, then one picture for each.
     """
     view = ready.view({"image": image})["image"]
+    answer, seen, prepared = looked_at(ready, view)
+    pictures = [("detections", answer.draw(view))]
+    for i, (name, score) in enumerate(answer.labels):
+        query = int(answer.queries[i])
+        said = f"{name} {score:.0%}, query {query}"
+        if "cross" in seen:
+            drawn = cross_attention(view, seen["cross"][0, :, :, i], answer.boxes_xyxy[i], said)
+        else:
+            outputs = ready.net(prepared)["boxes"][0].float().cpu()
+            boxes, weights = seen["boxes_xyxy"][0, :, i], seen["self"][0, :, :, i]
+            drawn = stages(view, boxes, weights, outputs, query, said)
+        pictures.append((f"detection-{i + 1}-{name}", drawn))
+    return pictures
+
+
+@torch.no_grad()
+def looked_at(ready: Any, view: Tensor) -> tuple[BoxPrediction, dict[str, Tensor], Tensor]:
+    """The best detections of a view, at least one, what each looked at (see the networks), and the prepared image."""
     prepared = ready.prepare(view)[None].to(ready.device)
     (found,) = detect(ready.net, prepared, DetectInference())
     count = min(MOST, max(1, int((found["scores"] >= DEFAULT_THRESHOLD).sum())))
     best = {name: value[:count] for name, value in found.items()}
-    classes = ready.info.classes
-    size = (view.shape[1], view.shape[2])
-    answer = BoxPrediction(best["boxes_xyxy"], best["scores"], best["labels"], best["queries"], classes, size)
+    answer = BoxPrediction(
+        best["boxes_xyxy"], best["scores"], best["labels"], best["queries"], ready.info.classes,
+        (view.shape[1], view.shape[2]),
+    )  # fmt: skip
     seen = ready.net.detection_attention(prepared, None, best["queries"][None].to(ready.device))
-    pictures = [("detections", answer.draw(view))]
-    for i, (name, score) in enumerate(answer.labels):
-        said = f"{name} {score:.0%}, query {int(best['queries'][i])}"
-        if "cross" in seen:
-            drawn = cross_attention(view, seen["cross"][0, :, :, i].cpu(), best["boxes_xyxy"][i], said)
-        else:
-            outputs = ready.net(prepared)["boxes"][0].float().cpu()
-            boxes, weights = seen["boxes_xyxy"][0, :, i].cpu(), seen["self"][0, :, :, i].cpu()
-            drawn = stages(view, boxes, weights, outputs, int(best["queries"][i]), said)
-        pictures.append((f"detection-{i + 1}-{name}", drawn))
-    return pictures
+    return answer, {name: value.cpu() for name, value in seen.items()}, prepared
+
+
+def answer_sites(ready: Any, view: Tensor) -> list[AnswerSite]:
+    """DETR: the cross-attention of each decoder layer, mean over heads. Sparse R-CNN: boxes from stage to stage."""
+    answer, seen, _ = looked_at(ready, view)
+    height, width = answer.size
+    whole = torch.tensor([width, height, width, height])
+    labels = [f"{name} {score:.0%}" for name, score in answer.labels]
+    boxes = answer.boxes_xyxy / whole
+    if "cross" not in seen:
+        paths = (seen["boxes_xyxy"][0] / whole).transpose(0, 1)
+        return [AnswerSite("stages", type(ready.net).__name__, labels, boxes, paths=paths)]
+    layers = seen["cross"][0].mean(1)
+    return [
+        AnswerSite(f"decoder.{i}.multihead_attn", "cross-attention", labels, boxes, maps=maps)
+        for i, maps in enumerate(layers)
+    ]
 
 
 def cross_attention(
