@@ -12,6 +12,7 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -189,15 +190,31 @@ def matched(overlap: np.ndarray, crowd: np.ndarray, threshold: float) -> np.ndar
 def interval(
     results: Sequence[ImageResult], classes: int, *, resamples: int = 200, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of AP over images: images are drawn anew with replacement, as often as there are.
+    """95 % interval of AP over images, for as many others: images are drawn anew with replacement, as often as there are.
 
-    Source: Efron and Tibshirani (1993), the percentile bootstrap.
+    It says how far AP would lie on other sets of this many images. It is not where AP on very many would lie: AP takes
+    the best precision at each recall, which on few images is found by luck, so that 60 of them give some 0.03 more than
+    thousands do. What drawing an image twice adds of that once more is taken out again.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 14.3: the bias-corrected percentiles,
+    without the acceleration.
     """
     rng = np.random.default_rng(seed)
-    times = rng.multinomial(len(results), np.full(len(results), 1 / len(results)), size=resamples).astype(
-        np.float64
-    )
-    sums, counts = np.zeros(resamples), np.zeros(resamples)
+    drawn = rng.multinomial(len(results), np.full(len(results), 1 / len(results)), size=resamples)
+    # the first row is the images as they are
+    times = np.concatenate([np.ones((1, len(results))), drawn])
+    values = _ap_of_draws(results, classes, times)
+    point, others = values[0], values[1:]
+    normal = NormalDist()
+    below = (others < point).mean() + (others == point).mean() / 2
+    shift = 2 * normal.inv_cdf(float(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples)))
+    low, high = np.quantile(others, [normal.cdf(shift + normal.inv_cdf(q)) for q in (0.025, 0.975)])
+    return float(low), float(high)
+
+
+def _ap_of_draws(results: Sequence[ImageResult], classes: int, times: np.ndarray) -> np.ndarray:
+    """AP (draws,) where each image counts ``times`` (draws, images)."""
+    sums, counts = np.zeros(len(times)), np.zeros(len(times))
     for k in range(classes):
         image, scores, right, ignored, objects = _of_class(results, k)
         wanted = times @ objects
@@ -209,9 +226,7 @@ def interval(
             values = _weighted_ap(times[:, image[kept]], right[t, kept], wanted)
             sums += np.where(wanted > 0, values, 0.0)
             counts += wanted > 0
-    values = sums / np.maximum(counts, 1)
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    return sums / np.maximum(counts, 1)
 
 
 def _of_class(

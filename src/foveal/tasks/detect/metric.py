@@ -118,7 +118,7 @@ class DetectionMetric:
         ap = dict(zip(self.ours, self.precision.per_class.tolist(), strict=True))
         return {
             "interval": interval(self.results, len(self.ours)),
-            "interval_of": "images drawn, not training runs",
+            "interval_of": "other sets of as many images, not training runs",
             "per_class": {name: _none_if_nan(ap[name][0]) for name in self.ours if name in self.theirs},
         }
 
