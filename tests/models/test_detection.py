@@ -46,6 +46,18 @@ def images() -> torch.Tensor:
     return x
 
 
+@pytest.mark.parametrize("kind", [*NETS, "one layer"])
+def test_every_parameter_has_a_gradient_even_where_a_batch_has_no_object(kind):
+    """Processes that train together wait for all of them."""
+    torch.manual_seed(0)
+    one_layer = ("detr_test_resnet", {**SELECTED, "decoder_layers": 1, "denoising": 2})
+    name, options = NETS.get(kind, one_layer)
+    net = foveal.create_model(name, **options)
+    nothing = [TARGETS[1], TARGETS[1]]
+    sum(net.losses(net(images(), SIZES, nothing), nothing, SIZES).values()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
 @pytest.mark.parametrize("kind", NETS)
 def test_a_detector_keeps_the_contract(kind):
     net = build(kind)

@@ -149,14 +149,15 @@ def test_the_number_of_boxes_is_at_least_one():
     assert number_of_boxes(some("detr")[3]) == 5
 
 
-def test_the_number_of_boxes_is_averaged_over_processes(monkeypatch):
+def test_the_number_of_boxes_is_averaged_over_processes_that_train_and_over_no_others(monkeypatch):
     def add_another(number):
         number += 9  # what the other process has
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", add_another)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    assert number_of_boxes(some("detr")[3]) == 7
+    assert number_of_boxes(some("detr")[3], shared=True) == 7
+    assert number_of_boxes(some("detr")[3]) == 5
 
 
 def test_giou_is_torchvisions_and_indifferent_to_the_units():

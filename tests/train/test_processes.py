@@ -86,6 +86,35 @@ def test_two_processes_make_one_run_that_stops_and_continues_to_the_same_weights
     assert all(a[name].equal(b[name]) for name in a)
 
 
+TINY = ["--model_options.width", "16", "--model_options.heads", "2", "--model_options.ffn_width", "16"]
+DETECTORS = {
+    "detr_test_resnet": ["--model_options.encoder_layers", "1", *TINY],
+    "sparse_rcnn_test_resnet": ["--model_options.stages", "2", "--model_options.dynamic_width", "8", *TINY],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DETECTORS)
+def test_two_processes_train_a_detector_and_find_what_one_finds_in_its_weights(name, tmp_path):
+    """Images in odd number, so that one process has an image less; boxes are counted over both."""
+    run, answer = tmp_path / "run", tmp_path / "answer.json"
+    words = ["--task", "detect", "--model", name, "--data_options.length", "41", "--epochs", "2"]
+    words += ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--batch_size", "4"]
+    process = start("train", *words, *DETECTORS[name], "--out", run)
+    _, said = finish(process)
+    assert process.returncode == 0, said
+    names, *_, last = (line.split(",") for line in (run / "metrics.csv").read_text().splitlines())
+    row = dict(zip(names, last, strict=True))
+    weights = run / "weights/last.safetensors"
+    process = start("eval", "--weights", weights, "--device", "cpu", "--out", answer)
+    _, said = finish(process)
+    assert process.returncode == 0, said
+    found = json.loads(answer.read_text())
+    assert found["images"] == 41
+    assert float(row["val_loss"]) == pytest.approx(found["loss"], rel=1e-4)
+    assert float(row["val_ap"]) == pytest.approx(found["ap"], abs=1e-6)
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed", "ddp_spawn"])
 def test_a_strategy_that_is_not_held_here_is_refused_and_ddp_named(strategy):
     with pytest.raises(ValueError, match=f"strategy must be one of auto, ddp, .* got {strategy}: .*take ddp"):

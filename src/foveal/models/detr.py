@@ -158,7 +158,9 @@ class DETR(nn.Module):
         self.anchors = self.label_embed = self.proposals = None
         if anchored:
             self.anchor_position = MLP(2 * width, width, width)
-            self.anchor_scale, self.anchor_size = MLP(width, width, width), MLP(width, width, 2)
+            self.anchor_size = MLP(width, width, 2)
+            # of the second layer on; a part that nothing trains would stop processes that train together
+            self.anchor_scale = MLP(width, width, width) if decoder_layers > 1 else nn.Identity()
         if queries == "anchors":
             self.anchors = nn.Embedding(num_queries * groups, 4)
         if queries == "selected":
@@ -224,6 +226,9 @@ class DETR(nn.Module):
                 seen = noisy.present.unflatten(1, (noisy.groups, -1)).clone()
                 seen[..., 0] = True
                 sets.append(QuerySet(noisy.groups, seen.shape[-1], seen.flatten(1)))
+            else:
+                # no object in the whole batch: still a gradient, of 0, for which other processes wait
+                content = content + 0 * self.label_embed.weight.sum()
         levels = self._decode(content, anchors, memory, sets)
         return {**self._sorted_out(levels, sets, noisy), **outputs}
 
@@ -312,7 +317,7 @@ class DETR(nn.Module):
         ``_encoder`` and ``_denoising``.
         """
         objects = Objects.of(targets, sizes, self.num_classes)
-        number = number_of_boxes(objects)
+        number = number_of_boxes(objects, shared=self.training)
         every = [outputs, *outputs.get("levels", []), *outputs.get("groups", [])]
         logits, boxes = stacked(every)
         matched = self.loss.match(logits, boxes, objects)

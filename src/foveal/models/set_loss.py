@@ -91,10 +91,15 @@ class Objects:
         )
 
 
-def number_of_boxes(objects: Objects) -> Tensor:
-    """Objects in the batch, at least 1, averaged over the processes that share a step."""
+def number_of_boxes(objects: Objects, *, shared: bool = False) -> Tensor:
+    """Objects in the batch, at least 1.
+
+    Args:
+        shared: averaged over the processes that take a training step together. Never while evaluating: they have
+            different numbers of batches there, and would wait for each other.
+    """
     number = objects.present.sum().float()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if shared and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(number)
         number = number / torch.distributed.get_world_size()
     return number.clamp(min=1)
@@ -208,7 +213,7 @@ class SetLoss:
         Args:
             matched: the prediction of each object, where known; by default `match`.
             counted: which predictions count in the classification; by default all.
-            boxes_in_batch: what box losses (and the focal loss) are divided by; by default `number_of_boxes`.
+            boxes_in_batch: what box losses (and the focal loss) are divided by; by default `number_of_boxes` of these.
         """
         number = number_of_boxes(objects) if boxes_in_batch is None else boxes_in_batch
         matched = self.match(logits, boxes, objects) if matched is None else matched

@@ -186,7 +186,7 @@ class SparseRCNN(nn.Module):
     ) -> dict[str, Tensor]:
         """Weighted parts of the loss, see `DetectionNet`: of the last stage, and ``_inner`` of those before."""
         objects = Objects.of(targets, sizes, self.num_classes)
-        number = number_of_boxes(objects)
+        number = number_of_boxes(objects, shared=self.training)
         logits, boxes = stacked([outputs, *outputs.get("levels", [])])
         matched = self.loss.match(logits, boxes, objects)
         found = {}

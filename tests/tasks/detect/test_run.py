@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tests.data.boxes_by_hand import box, coco, image
 
 import foveal
@@ -15,7 +16,9 @@ from foveal.inference import predictor
 from foveal.predict import predict
 from foveal.tasks import TASKS
 from foveal.train import TrainConfig, fit
+from foveal.train.network import build_network
 from foveal.train.parts import open_parts
+from foveal.train.start import with_start
 
 SMALL = {"stages": 1, "width": 16, "ffn_width": 16, "dynamic_width": 8, "heads": 2, "num_queries": 6}
 
@@ -133,6 +136,37 @@ def test_own_ids_of_classes_travel_with_the_weights(tmp_path):
     )  # fmt: skip
     result = fit(config, quiet=True)
     assert foveal.load(result.weights).foveal_info["category_ids"] == [3, 7]
+
+
+DETR_SMALL = {"encoder_layers": 1, "width": 16, "ffn_width": 16, "heads": 2, "num_queries": 6}
+
+
+@pytest.mark.parametrize(
+    ("model", "options"), [("sparse_rcnn_test_resnet", SMALL), ("detr_test_resnet", DETR_SMALL)]
+)
+def test_a_run_from_weights_keeps_all_but_the_rows_of_new_classes(model, options, tmp_path):
+    common = {"task": "detect", "epochs": 1, "batch_size": 4, "workers": 0, "accelerator": "cpu"}
+    first = TrainConfig(
+        model=model, model_options=options, data_options={"length": 8}, out=str(tmp_path / "a"), **common
+    )
+    before = fit(first, quiet=True).weights
+    classes = [{"id": 3, "name": "7"}, {"id": 9, "name": "ant"}]
+    for name in ("instances_train.json", "instances_val.json"):
+        coco(tmp_path / "data", [box(1, [2, 3, 20, 20]), box(2, [4, 3, 20, 20], category=9)], categories=classes,
+             name=name)  # fmt: skip
+    config = with_start(
+        TrainConfig(from_weights=str(before), data=str(tmp_path / "data"), out=str(tmp_path / "b"), **common)
+    )
+    assert (config.model, config.lr) == (model, 1e-4)
+    net, old = build_network(config, ["7", "ant"]).state_dict(), load_file(before)
+    assert {
+        name for name in net if net[name].shape == old[name].shape and not net[name].equal(old[name])
+    } == set()
+    layers = [name for name in net if net[name].shape != old[name].shape]
+    assert layers
+    for name in layers:
+        assert net[name][0].equal(old[name][7])
+    assert foveal.load(fit(config, quiet=True).weights).foveal_info["category_ids"] == [3, 9]
 
 
 @pytest.mark.parametrize(
