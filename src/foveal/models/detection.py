@@ -87,6 +87,13 @@ def check_sizes(images: Tensor, sizes: Int[Tensor, "b 2"] | None) -> None:
         )
 
 
+def backbone_maps(backbone: nn.Module, images: Tensor) -> list[Tensor]:
+    """The backbone's maps; on a CPU in channels-last order, which spares its convolutions a copy of each map."""
+    if images.device.type == "cpu":
+        images = images.contiguous(memory_format=torch.channels_last)
+    return backbone(images)
+
+
 class FrozenNorm(FrozenBatchNorm2d):
     """torchvision's frozen batch normalisation, in one pass over the map."""
 

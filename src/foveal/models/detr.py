@@ -12,6 +12,7 @@ from foveal.models.denoising import Noisy, noisy_copies
 from foveal.models.detection import (
     FOCAL_PRIOR,
     backbone_at_strides,
+    backbone_maps,
     best_of_all,
     best_of_each,
     check_sizes,
@@ -191,7 +192,7 @@ class DETR(nn.Module):
     def encode(self, images: Tensor, sizes: Int[Tensor, "b 2"] | None = None) -> Memory:
         """The encoder's tokens, with their positions and the mask of padding."""
         check_sizes(images, sizes)
-        features = self.input_proj(self.backbone(images)[-1])
+        features = self.input_proj(backbone_maps(self.backbone, images)[-1])
         image, grid = tuple(images.shape[-2:]), tuple(features.shape[-2:])
         mask = None
         if sizes is None:
@@ -391,7 +392,7 @@ class DETR(nn.Module):
         Raises:
             FovealError: a position outside the map.
         """
-        features = self.input_proj(self.backbone(images)[-1])
+        features = self.input_proj(backbone_maps(self.backbone, images)[-1])
         points = torch.tensor(validate_positions(positions, features.shape[-2:]), device=images.device)
         places = (points[:, 0] * features.shape[-1] + points[:, 1]).expand(len(images), -1)
         with recorded_rows([layer.self_attn for layer in self.encoder], places) as rows:

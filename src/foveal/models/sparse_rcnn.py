@@ -15,6 +15,7 @@ from foveal.models.boxes import apply_deltas, scale_of, to_cxcywh, to_xyxy
 from foveal.models.detection import (
     FOCAL_PRIOR,
     backbone_at_strides,
+    backbone_maps,
     best_of_all,
     check_sizes,
     recorded_rows,
@@ -145,7 +146,7 @@ class SparseRCNN(nn.Module):
         check_sizes(images, sizes)
         h, w = images.shape[-2:]
         images = F.pad(images, (0, -w % self.strides[-1], 0, -h % self.strides[-1]))
-        maps = OrderedDict((str(i), x) for i, x in enumerate(self.backbone(images)))
+        maps = OrderedDict((str(i), x) for i, x in enumerate(backbone_maps(self.backbone, images)))
         return list(self.fpn(maps).values())
 
     def forward(

@@ -190,7 +190,7 @@ def matched(overlap: np.ndarray, crowd: np.ndarray, threshold: float) -> np.ndar
 def interval(
     results: Sequence[ImageResult], classes: int, *, resamples: int = 200, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of AP over images, for as many others: images are drawn anew with replacement, as often as there are.
+    """95 % interval of AP over images: they are drawn anew with replacement, as often as there are.
 
     It says how far AP would lie on other sets of this many images. It is not where AP on very many would lie: AP takes
     the best precision at each recall, which on few images is found by luck, so that 60 of them give some 0.03 more than
