@@ -1,6 +1,8 @@
 """A file is there whole or as it was before, whatever happens while it is written."""
 
 import errno
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,19 @@ def test_the_figures_of_bench_are_written_whole_or_not_at_all(tmp_path, full_dis
     with pytest.raises(OSError, match="No space left"):
         bench_ops(out=str(path))
     assert path.read_text() == old
+
+
+def test_a_file_is_on_the_disk_before_it_is_in_its_place_and_its_folder_after(tmp_path, monkeypatch):
+    done, replace = [], os.replace
+
+    def fsync(descriptor):
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        done.append("folder" if folder else os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
+    write_text(tmp_path / "metrics.csv", "12345")
+    assert done == [5, "replace", "folder"]
 
 
 def test_a_link_in_the_way_is_not_followed(tmp_path, monkeypatch):

@@ -3,12 +3,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from foveal.cli import COMMANDS, overview
+from foveal.cli import COMMANDS, Command, main, overview
 
 SMALL = ["--data-options.length", "64", "--data_options.size=24", "--workers", "0", "--accelerator", "cpu"]
 
@@ -112,6 +113,19 @@ def test_a_mistake_is_one_line_and_status_2(said, words, line, tmp_path, monkeyp
     assert line in err
     assert err.count("\n") == 1, err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_shows_its_traceback(monkeypatch):
+    """A ValueError of ours is no mistake of the person's."""
+    monkeypatch.setitem(COMMANDS, "bug", Command(f"{__name__}:bug"))
+    monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(bug=bug))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        main(["bug"])
+
+
+def bug():
+    """Fail as code does that is wrong."""
+    raise ValueError("Out of range float values are not JSON compliant")
 
 
 # --------------------------------------------------------------------------------------------------- what it does

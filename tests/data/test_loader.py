@@ -1,3 +1,5 @@
+import os
+
 import torch
 
 from foveal.data import JointTransform, Scenes, train_transform
@@ -67,6 +69,12 @@ def test_small_images_need_no_reading_processes():
     assert worker_count(None, 32) == 0
     assert 1 <= worker_count(None, 224) <= 8
     assert worker_count(3, 32) == 3
+
+
+def test_reading_processes_are_as_many_as_the_cores_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 7}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert worker_count(None, 224) == 3
 
 
 def test_small_data_is_decoded_once_and_memory_is_bounded():

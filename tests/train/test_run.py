@@ -112,9 +112,25 @@ def test_fit_shows_no_warning_and_prints_nothing_when_quiet(tmp_path, capfd):
 
 def test_fit_leaves_random_numbers_and_signals_of_the_caller_alone(tmp_path):
     state, handlers = torch.get_rng_state(), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    environment = dict(os.environ)
     fit(config(tmp_path / "a", epochs=1), quiet=True)
     assert torch.equal(torch.get_rng_state(), state)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert dict(os.environ) == environment
+
+
+def test_fit_puts_back_the_random_numbers_of_every_gpu(tmp_path, monkeypatch):
+    forked, fork = [], torch.random.fork_rng
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def note(devices=None):
+        forked.append(list(devices))
+        return fork(devices=[])
+
+    monkeypatch.setattr(torch.random, "fork_rng", note)
+    with pytest.raises(ValueError, match="accelerator=abacus"):
+        fit(config(tmp_path / "a", accelerator="abacus"), quiet=True)
+    assert forked == [[0, 1]]
 
 
 def make_network(config):
@@ -398,6 +414,7 @@ def test_a_foreign_checkpoint_is_never_unpickled(tmp_path, run):
         ({"data_options": {"sise": 24}}, "sise"),
         ({"accelerator": "abacus"}, "abacus"),
         ({"strategy": "chaos"}, "chaos"),
+        ({"accelerator": "tpu"}, "accelerator=tpu"),
         ({"devices": 2, "accelerator": "cuda"}, "accelerator=cuda"),
     ],
 )
@@ -430,10 +447,14 @@ def test_float16_without_a_gpu_is_refused_and_names_what_runs(tmp_path):
         fit(config(tmp_path / "a", precision="float16"), quiet=True)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"precision": "bfloat16"}, {"channels_last": True}, {"optimizer": "adamw"}]
-)
-def test_options_of_speed_train_too(tmp_path, changes):
-    result = fit(config(tmp_path / "a", epochs=1, **changes), quiet=True)
-    # chance is log 10 = 2.303, and a step in the wrong direction goes far above
-    assert result.rows[0]["train_loss"] < 2.6
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"channels_last": True}])
+def test_options_of_speed_train_to_nearly_the_same_losses(run, tmp_path, changes):
+    result = fit(config(tmp_path / "a", **changes), quiet=True)
+    losses, expected = ([row["train_loss"] for row in one.rows] for one in (result, run))
+    assert losses == pytest.approx(expected, rel=0.01)
+    assert losses != expected
+
+
+def test_adamw_learns(tmp_path):
+    first, last = fit(config(tmp_path / "a", optimizer="adamw"), quiet=True).rows
+    assert last["train_loss"] < first["train_loss"] - 0.1

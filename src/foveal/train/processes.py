@@ -43,7 +43,7 @@ def launch_fabric(config: TrainConfig, lost_message: Callable[[str], str] = str)
             )
             fabric.launch()
         return fabric
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, ImportError) as error:
         names = ("accelerator", "devices", "nodes", "strategy")
         chosen = ", ".join(f"{name}={getattr(config, name)}" for name in names)
         reason = " ".join(str(error).split())

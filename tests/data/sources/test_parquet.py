@@ -4,9 +4,11 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from foveal.data import as_tensors, open_dataset
+from foveal.data.sources.parquet import Columns, read_rows
 
 
 def picture(value: int) -> bytes:
@@ -263,3 +266,15 @@ def test_the_fingerprint_follows_the_file_and_the_rows(tmp_path: Path) -> None:
     assert open_dataset(str(path), "val").fingerprint != before
     os.utime(path, ns=(1, 1))
     assert open_dataset(str(path), "train").fingerprint != before
+
+
+def test_files_that_memory_cannot_hold_are_refused_before_they_are_read(tmp_path: Path, monkeypatch) -> None:
+    path = write(tmp_path / "a.parquet", [0, 1] * 10)
+    size = path.stat().st_size
+    free = {"of": size * 10 // 7 + 2}
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free["of"]))
+    assert len(open_dataset(str(path), "train")) == 18
+    free["of"] -= 4
+    monkeypatch.setattr(pq, "read_table", lambda *args, **options: pytest.fail("read"))
+    with pytest.raises(ValueError, match="held in memory and may take 70 %"):
+        read_rows([path], ["a"], [Columns("image", "label")])

@@ -112,7 +112,12 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, masks_folder):
 
 def test_half_precision_and_channels_last_train_too(tmp_path, masks_folder):
     options = {"epochs": 1, "precision": "bfloat16", "channels_last": True, "freeze_epochs": 1, "ema": 0.5}
-    assert fit(config(masks_folder, tmp_path / "a", **options), quiet=True).rows[0]["train_loss"] < 20
+    plain = options | {"precision": "float32", "channels_last": False}
+    here, there = (
+        fit(config(masks_folder, tmp_path / str(i), **o), quiet=True) for i, o in enumerate((options, plain))
+    )
+    assert here.rows[0]["train_loss"] == pytest.approx(there.rows[0]["train_loss"], rel=0.02)
+    assert here.rows[0]["train_loss"] != there.rows[0]["train_loss"]
 
 
 # --------------------------------------------------------------------------------------------------- measured
