@@ -209,7 +209,8 @@ class Predictor:
         The image is (3, h, w), to be shown; of what a network for grey images sees all channels are equal.
         """
         seen = self._resize(sample)
-        return {**seen, "image": seen["image"].expand(3, -1, -1)}
+        image = seen["image"]
+        return {**seen, "image": image.expand(3, *image.shape[1:])}
 
     def prepare(self, view: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
         """A view, normalised as in training."""

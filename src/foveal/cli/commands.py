@@ -213,8 +213,9 @@ def look(
             Parquet file or folder, torchvision:NAME.
         weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published
             weights. Default: the small network that comes with foveal, trained on the bundled scenes.
-        query: Pixel y,x of the image whose attention row is drawn. Default: at each site the point whose row
-            differs most from the others. Of detectors, whose answers are drawn by default, also the rows of this point.
+        query: Pixel y,x of the image whose attention row is drawn; of a clip t,y,x as the network sees it. Default: at
+            each site the point whose row differs most from the others. Of detectors, whose answers are drawn by
+            default, also the rows of this point.
         sites: Only sites whose path matches, such as "layer3.*"; quote it. Of detectors also these sites.
         grad_cam: Also draw Grad-CAM at each site, for comparison.
         score: Instead of pictures, measure over the data set: entropy, query dependence, gates, contribution and,
@@ -242,24 +243,30 @@ def look(
         raise FovealError(
             "html must be given without out, query and grad_cam, for it writes that one file only"
         )
-    pixel = _pixel(query)
     ready = open_bundled() if weights is None else predictor(weights, device, blocks)
+    of_clips = hasattr(ready.task, "example_size")
+    if of_clips and (score or html is not None or grad_cam):
+        raise FovealError("score, html and grad_cam are for images, got weights of clips")
+    pixel = _point(query, ("t", "y", "x") if of_clips else ("y", "x"))
     options = data_options_for(ready.info, source, data_options or {}, ready.task)
     limit = images or (DEFAULT_SCORED if score else DEFAULT_PICTURES)
-    named = NamedImages(ready.task, source, split, limit, options)
+    named = NamedImages(ready.task, source, split, limit, options, ready.read)
     write_out("".join(f"{note}\n" for note in named.notes))
     if score:
         return _score(ready, named, sites, out)
+    if of_clips:
+        return _look_at_clips(ready, named, out, sites, pixel)
     if hasattr(ready.task, "look_pictures") and html is None:
         if grad_cam:
             raise FovealError(f"grad_cam must be left out for networks of task {ready.info.task}, got it")
         folder = _output_folder(out, named.source)
+        at = None if pixel is None else (pixel[0], pixel[1])
         asked = query is not None or sites != "*"
         return _look_at_answers(
             ready,
             named,
             folder,
-            PictureFolder(ready, folder, sites=sites, pixel=pixel, cam=False) if asked else None,
+            PictureFolder(ready, folder, sites=sites, pixel=at, cam=False) if asked else None,
         )
     page, folder, pictures, total = PageFile(ready, sites), None, None, 0
     for name, image in named:
@@ -268,7 +275,8 @@ def look(
         if html is None:
             if folder is None or pictures is None:
                 folder = _output_folder(out, source)
-                pictures = PictureFolder(ready, folder, sites=sites, pixel=pixel, cam=grad_cam)
+                at = None if pixel is None else (pixel[0], pixel[1])
+                pictures = PictureFolder(ready, folder, sites=sites, pixel=at, cam=grad_cam)
             made = pictures.draw(seen)
             total += made
             write_out(f"{name}: {made} pictures\n")
@@ -300,6 +308,21 @@ def _look_at_answers(ready: Any, named: Any, folder: Path, sites: Any) -> int:
     return 0
 
 
+def _look_at_clips(ready: Any, named: Any, out: str | None, sites: str, voxel: tuple[int, ...] | None) -> int:
+    """Pictures of each clip: its frames with the answer, and the row of a point over them."""
+    from foveal.folders import UniqueNames, file_name
+    from foveal.look.clips import write_clip_pictures
+
+    folder, unique, total = _output_folder(out, named.source), UniqueNames(), 0
+    for name, video in named:
+        made = write_clip_pictures(ready, video, folder, unique(file_name(Path(name).stem)), sites, voxel)
+        write_out(f"{name}: {made} pictures\n")
+        total += made
+    _write_skipped(named)
+    write_out(f"{total} pictures in {folder}\n")
+    return 0
+
+
 def _score(ready: Any, named: Any, sites: str, out: str | None) -> int:
     from foveal.look.images import prepared_batches
     from foveal.look.pictures import write_site_scores
@@ -319,13 +342,16 @@ def _write_skipped(named: Any) -> None:
     write_out("".join(f"skipped: {' '.join(reason.split())}\n" for reason in named.unreadable.values()))
 
 
-def _pixel(query: str | None) -> tuple[int, int] | None:
+def _point(query: str | None, axes: tuple[str, ...]) -> tuple[int, ...] | None:
     if query is None:
         return None
     parts = query.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
-        raise FovealError(f"query must be y,x in pixels of the image, such as 120,64, got {query!r}")
-    return int(parts[0]), int(parts[1])
+    if len(parts) != len(axes) or not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
+        what = "y,x in pixels of the image, such as 120,64"
+        if len(axes) == 3:
+            what = "t,y,x in frames and pixels of the clip, such as 3,120,64"
+        raise FovealError(f"query must be {what}, got {query!r}")
+    return tuple(int(part) for part in parts)
 
 
 def _output_folder(out: str | None, source: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ class NamedImages:
 
     A file is itself; of a folder the first images are taken, of a data set as many spread evenly over it.
 
+    Args:
+        read: how a file becomes an image; `foveal.data.decode_image` unless given.
+
     Attributes:
         notes: what a person should know before: what is left out.
         unreadable: name -> reason; filled by the iteration.
@@ -37,19 +40,33 @@ class NamedImages:
         FovealError: there is no such source; from the iteration, that none of its images can be read.
     """
 
-    def __init__(self, task: Task, source: str, split: str, limit: int, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        source: str,
+        split: str,
+        limit: int,
+        options: dict[str, Any],
+        read: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.source = source
         self.notes: list[str] = []
         self.unreadable: dict[str, str] = {}
         self._data: Any = None
         self._items: list[Any] = []
         path = Path(source)
-        self._single = path.is_file() and not is_data_set(source)
-        if is_data_set(source):
+        stored, find = is_data_set(source), getattr(task, "find_files", None)
+        self._read = decode_image if read is None else read
+        self._single = path.is_file() and not stored
+        if stored:
             self._data = task.open(source, split, options)
             self._items = spread_indices(len(self._data), limit)
             self._names = [f"{path.name}-{split}-{i}" for i in self._items]
             self._leave_out(len(self._data), limit, "spread over the")
+        elif path.is_dir() and find is not None:
+            files = [Path(name) for name in find(path)]
+            self._items, self._names = files[:limit], [one.name for one in files[:limit]]
+            self._leave_out(len(files), limit, "the first of")
         elif path.is_dir():
             found = survey_images(path)
             self._items = [path.joinpath(*name.split("/")) for name in found.images[:limit]]
@@ -76,7 +93,7 @@ class NamedImages:
         count = 0
         for name, item in zip(self._names, self._items, strict=True):
             try:
-                sample = self._data[item] if self._data is not None else {"image": decode_image(item)}
+                sample = self._data[item] if self._data is not None else {"image": self._read(item)}
             except (FovealError, OSError) as error:
                 if self._single:
                     raise
@@ -127,7 +144,11 @@ def spread_indices(length: int, limit: int) -> list[int]:
 def is_data_set(source: str) -> bool:
     """Names and Parquet are data sets, and so is a folder of folders; a folder with images in it is just that."""
     path = Path(source)
-    if source in BUNDLED or source.startswith("torchvision:") or path.suffix == ".parquet":
+    if (
+        source in BUNDLED
+        or source.startswith(("torchvision:", "scenes:"))
+        or path.suffix in (".parquet", ".csv")
+    ):
         return True
     if not path.is_dir():
         return False

@@ -10,6 +10,7 @@ from tests.data.videos import flat_frames, write_animation, write_frames
 
 import foveal
 from foveal.checkpoint import load
+from foveal.cli.commands import look
 from foveal.data import open_dataset
 from foveal.errors import FovealError
 from foveal.evaluate import evaluate
@@ -182,3 +183,26 @@ def test_pictures_show_frames_spread_over_the_clip():
     strip = film_strip(clip, most=3)
     assert strip[0, [0, 6, 12], 0].tolist() == [0, 9, 19]
     assert ClipPrediction([("a", 0.5)]).draw(clip).shape[2] == 3
+
+
+def test_a_clip_is_looked_at(run, tmp_path, capsys):
+    look("scenes", str(run.weights), images=2, out=str(tmp_path / "out"), query="1,4,6")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [
+        f"scenes-val-{i}--{kind}.png" for i in (0, 16) for kind in ("clip", "net.layer2.nonlocal_--row")
+    ]
+    write_frames(tmp_path / "v", flat_frames(5, 24, 24))
+    look(str(tmp_path / "v"), str(run.weights), out=str(tmp_path / "more"))
+    assert (tmp_path / "more" / "v--clip.png").exists()
+    assert "v: 2 pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [({"query": "3,4"}, "query must be t,y,x in frames and pixels of the clip"),
+     ({"query": "4,0,0"}, "query must lie inside the clip of 4 frames of 20x20 that the network sees, got 4,0,0"),
+     ({"score": True}, "score, html and grad_cam are for images, got weights of clips")],
+)  # fmt: skip
+def test_what_cannot_be_looked_at_is_refused(run, tmp_path, given, reason):
+    with pytest.raises(FovealError, match=reason):
+        look("scenes", str(run.weights), images=1, out=str(tmp_path / "out"), **given)
