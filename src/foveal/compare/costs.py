@@ -17,6 +17,7 @@ from foveal.files import write_json
 from foveal.machine import environment
 from foveal.measure import count_macs, count_parameters, measure_time, peak_bytes
 from foveal.tasks import collate_training
+from foveal.train.memory_format import channels_last
 
 if TYPE_CHECKING:
     from foveal.compare.experiment import Plan
@@ -80,7 +81,7 @@ def _training_batch(plan: Plan) -> dict[str, Any]:
     (batch,) = collate_training(task)(samples)
     moved = {name: v.to(job.device) if isinstance(v, Tensor) else v for name, v in batch.items()}
     if job.config.channels_last:
-        moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)
+        moved["image"] = moved["image"].contiguous(memory_format=channels_last(moved["image"]))
     return moved
 
 

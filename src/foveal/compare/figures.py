@@ -280,6 +280,9 @@ def attention_pictures(
             relative = torch.stack([m / m.mean((1, 2), keepdim=True) for m in found]).mean(0).cpu()
             maps[variant.name] = [_picture(p, objects, i, relative[i]) for i, p in enumerate(pixels)]
     labels = [task.caption(sample, job.info.classes) for sample in samples]
+    if pixels.ndim == 5:
+        # of a clip the frame in the middle
+        pixels = pixels[:, :, pixels.shape[2] // 2]
     return labels, [_picture(p, objects, i, None) for i, p in enumerate(pixels)], maps
 
 

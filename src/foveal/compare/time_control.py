@@ -13,6 +13,8 @@ import torch
 from foveal.compare.variants import Variant
 from foveal.files import write_json
 from foveal.measure import measure_time
+from foveal.train.memory_format import channels_last
+from foveal.train.network import example_input
 
 if TYPE_CHECKING:
     from foveal.compare.plan import Plan
@@ -67,10 +69,10 @@ def width_of_time(time_of: Callable[[float], float], wanted: float) -> float:
 def _times(plan: Plan, variants: list[Variant]) -> dict[str, float]:
     """Milliseconds of one batch forward."""
     job, info = plan.job, plan.job.info
-    shape = (job.config.batch_size, info.channels, info.image_size, info.image_size)
-    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(job.device)
+    sides = example_input(job.config, info.image_size).shape[1:]
+    x = torch.rand((job.config.batch_size, *sides), generator=torch.Generator().manual_seed(0)).to(job.device)
     if job.config.channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=channels_last(x))
     nets: dict[str, Any] = {v.name: replace(job, variant=v).build().to(job.device).eval() for v in variants}
     with torch.no_grad():
         timed = measure_time({name: lambda net=net: net(x) for name, net in nets.items()}, repeats=ROUNDS)

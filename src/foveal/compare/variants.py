@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from foveal.insertion.build import resolve
 from foveal.insertion.own import from_file, source_hash, split_own
 from foveal.measure import count_parameters
 from foveal.train.config import TrainConfig
+from foveal.train.memory_format import channels_last
 from foveal.train.network import add_blocks, build_network, example_input
 
 
@@ -224,5 +224,5 @@ def build(
         options = {"like": like, "like_options": asked, "width": variant.width}
         insert(net, PlainConvolution, **place, example=example, **options)
         if config.channels_last:
-            net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            net = net.to(memory_format=channels_last(example))  # pyright: ignore[reportCallIssue]
     return net

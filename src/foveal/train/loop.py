@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.train.memory_format import channels_last
 from foveal.train.nonfinite import NonFiniteError, first_non_finite
 from foveal.train.processes import any_process, broadcast_buffers, merged
 from foveal.train.training import Training
@@ -156,5 +157,5 @@ def on_device(t: Training, batch: dict[str, Any]) -> dict[str, Any]:
     """A batch on the device of this process, images in the memory format that was asked for."""
     batch = t.fabric.to_device(batch)
     if t.config.channels_last:
-        batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
+        batch["image"] = batch["image"].contiguous(memory_format=channels_last(batch["image"]))
     return batch

@@ -14,6 +14,7 @@ from foveal.insertion import insert, parse_insertion, undo_zero_init
 from foveal.model_info import GREY_MEAN, GREY_STD, ModelInfo
 from foveal.models import data_config
 from foveal.train.config import TrainConfig
+from foveal.train.memory_format import channels_last
 from foveal.train.start import network_from, start_info
 
 
@@ -119,7 +120,7 @@ def add_blocks(net: nn.Module, config: TrainConfig, image_size: int) -> nn.Modul
         # of a branch that starts at zero a block sees nothing, and learns nothing for a long time
         undo_zero_init(net, torch.rand(2, *example.shape[1:], generator=torch.Generator().manual_seed(0)))
     if config.channels_last:
-        net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        net = net.to(memory_format=channels_last(example))  # pyright: ignore[reportCallIssue]
     return net
 
 

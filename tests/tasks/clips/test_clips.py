@@ -11,6 +11,7 @@ from tests.data.videos import flat_frames, write_animation, write_frames
 import foveal
 from foveal.checkpoint import load
 from foveal.cli.commands import look
+from foveal.compare import compare
 from foveal.data import open_dataset
 from foveal.errors import FovealError
 from foveal.evaluate import evaluate
@@ -160,8 +161,6 @@ def test_what_a_task_of_clips_cannot_do_is_refused(tmp_path):
         FovealError, match=r"task clips needs one of nonlocal_c2d_cifar_resnet8.*got resnet50"
     ):
         task.build("resnet50", 2)
-    with pytest.raises(FovealError, match="no channels_last"):
-        config(tmp_path, channels_last=True)
     with pytest.raises(FovealError, match="frames must be at least 1, got 0"):
         config(tmp_path, frames=0)
     with pytest.raises(FovealError, match="frames must be a whole number from 1 to 1024, got 100000"):
@@ -181,7 +180,8 @@ def test_the_default_size_is_the_data_s_up_to_96_pixels():
 def test_pictures_show_frames_spread_over_the_clip():
     clip = torch.arange(20, dtype=torch.uint8)[None, :, None, None].expand(3, -1, 4, 4)
     strip = film_strip(clip, most=3)
-    assert strip[0, [0, 6, 12], 0].tolist() == [0, 9, 19]
+    assert strip.shape == (80, 3 * 80 + 4, 3)
+    assert strip[0, [0, 82, 164], 0].tolist() == [0, 9, 19]
     assert ClipPrediction([("a", 0.5)]).draw(clip).shape[2] == 3
 
 
@@ -206,3 +206,15 @@ def test_a_clip_is_looked_at(run, tmp_path, capsys):
 def test_what_cannot_be_looked_at_is_refused(run, tmp_path, given, reason):
     with pytest.raises(FovealError, match=reason):
         look("scenes", str(run.weights), images=1, out=str(tmp_path / "out"), **given)
+
+
+@pytest.mark.slow
+def test_the_question_and_the_control_are_compared(tmp_path):
+    """With attention, without, and with a convolution over time in its place; on either data set."""
+    for data in ("scenes", "scenes:direction"):
+        found = compare(
+            seeds=2, engine="local", jobs=1, out=str(tmp_path / data[-4:]), self_check=False, quiet=True,
+            task="clips", data=data, data_options={"length": 32},
+        )  # fmt: skip
+        assert [row.name for row in found.rows] == ["none", "control", "nonlocal"]
+        assert found.report.stat().st_size > 10_000

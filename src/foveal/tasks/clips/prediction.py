@@ -14,6 +14,8 @@ from foveal.tasks.picture import captioned, png_bytes
 # the logarithm of a probability of 0 stays finite
 TINY = 1e-30
 SHOWN_FRAMES = 8
+SMALLEST_HEIGHT = 80
+"""Pixels of a frame in a picture."""
 
 
 def view_logits(net: nn.Module, clips: Float[Tensor, "b *views c t h w"]) -> Float[Tensor, "b k"]:
@@ -69,14 +71,18 @@ class ClipPrediction:
 def film_strip(clip: UInt8[Tensor, "3 t h w"], most: int = SHOWN_FRAMES) -> np.ndarray:
     """At most ``most`` frames of a clip, evenly spread and side by side, uint8 (h, w, 3), with a gap between.
 
+    Small frames are enlarged by a whole number.
+
     Example:
         >>> film_strip(torch.zeros(3, 20, 10, 12, dtype=torch.uint8), most=4).shape
-        (10, 54, 3)
+        (80, 390, 3)
     """
     count = min(most, clip.shape[1])
     chosen = [n * (clip.shape[1] - 1) // max(1, count - 1) for n in range(count)]
-    gap = np.full((clip.shape[2], 2, 3), 255, dtype=np.uint8)
+    factor = max(1, SMALLEST_HEIGHT // clip.shape[2])
+    gap = np.full((factor * clip.shape[2], 2, 3), 255, dtype=np.uint8)
     parts: list[np.ndarray] = []
     for frame in chosen:
-        parts += [clip[:, frame].permute(1, 2, 0).cpu().numpy(), gap]
+        picture = clip[:, frame].permute(1, 2, 0).cpu().numpy()
+        parts += [picture.repeat(factor, axis=0).repeat(factor, axis=1), gap]
     return np.concatenate(parts[:-1], axis=1)
