@@ -228,7 +228,9 @@ def test_the_transparent_grey_of_a_png_shows_white_at_every_depth(bits: int) -> 
         (tiff(np.array([[-5, 5]], np.int16), t339=2), "grey values must be 0 to 65535"),
         (tiff(np.array([[0.0, 1.5]], np.float32), t339=3), "must lie in 0..1, got 0 to 1.5"),
         (tiff(np.array([[0.0, np.nan]], np.float32), t339=3), "must lie in 0..1"),
-        (tiff(np.zeros((4, 4, 8), np.uint8)), "got 8 of 8 bits"),
+        (tiff(np.zeros((4, 4, 8), np.uint8)), "got 8 of 8 bits in .*bands must be chosen first"),
+        (tiff(np.zeros((4, 4), np.float64), t339=3), "got 1 of 64 floating-point bits in .*save it as PNG"),
+        (tiff(np.zeros((4, 4), np.int64), t339=2), "got 1 of 64 signed bits in .*save it as PNG"),
     ],
 )
 def test_values_without_a_place_in_a_byte_are_a_kind_of_their_own(content: bytes, message: str) -> None:

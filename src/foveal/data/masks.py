@@ -136,6 +136,10 @@ def refuse_unfit(image: Image, name: str) -> None:
         raise LabelError(
             f"a mask must be stored without loss, such as PNG, got {lossy}, which changes the numbers, in {name}"
         )
+    if image.mode == "F":
+        raise LabelError(
+            f"mask values must be whole numbers, 0 to 255, got floating-point ones in {name}; store them as such first"
+        )
     if image.mode not in ONE_CHANNEL:
         raise LabelError(
             f"a mask must have one channel of class indices, got mode {image.mode} in {name}; "

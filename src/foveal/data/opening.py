@@ -93,11 +93,13 @@ def _unidentified(file: BinaryIO, name: str) -> FovealError:
             file.seek(tags.next)
             tags.load(file)
             bands, bits = int(tags.get(277, 1)), int(np.ravel(tags.get(258, 1))[0])
+            kind = {2: "signed ", 3: "floating-point "}.get(int(np.ravel(tags.get(339, 1))[0]), "")
         except Exception:  # damaged beyond its first bytes
             return FovealError(f"unreadable image header, got {name}")
         return ImageKindError(
-            f"a TIFF must have 1, 3 or 4 bands of 8 bits or 1 of 16 or 32, got {bands} of {bits} bits in {name}; "
-            "bands must be chosen first"
+            f"a TIFF must have 1, 3 or 4 bands of 8 bits or 1 of 16 or 32, got {bands} of {bits} {kind}bits"
+            f"{', big-endian,' if head[:2] == b'MM' else ''} in {name}; "
+            + ("bands must be chosen first" if bands > 1 else "save it as PNG, or as a TIFF of 8 or 16 bits")
         )
     if head[4:8] == b"ftyp":
         kind = (

@@ -64,6 +64,15 @@ def test_a_list_of_paths_and_labels(tmp_path):
     assert len(opened(tmp_path, "val", root=str(tmp_path / "videos"))) == 2
 
 
+def test_a_list_written_on_windows(tmp_path):
+    animations(tmp_path, ["run/a.webp", "walk/b.webp"])
+    (tmp_path / "train.csv").write_text(
+        "path,label\r\nrun\\a.webp,1\r\nwalk\\b.webp,2\r\n", encoding="utf-16"
+    )
+    data = opened(tmp_path / "train.csv")
+    assert (data.names, data.left_out) == (["run/a.webp", "walk/b.webp"], {})
+
+
 def test_the_list_of_kinetics(tmp_path):
     animations(tmp_path, ["riding/abc_000012_000022.webp", "x/def.webp", "y/ghi_000000_000010.webp"])
     table = tmp_path / "kinetics.csv"

@@ -73,6 +73,15 @@ def test_an_image_that_no_file_lists_is_told_and_is_no_negative(tmp_path):
     assert data.names == ["images/1.png", "images/2.png"]
 
 
+def test_names_written_on_windows_are_found(tmp_path):
+    coco(tmp_path, [box(1, [2, 3, 10, 20])], images=[{"id": 1, "file_name": "a\\1.png"}])
+    coco(tmp_path, [], name="instances_val.json", images=[{"id": 5, "file_name": "b\\5.png"}])
+    for name in ("a/1.png", "b/5.png"):
+        image(tmp_path / "images" / name)
+    data = opened(tmp_path)
+    assert (data.names, data.left_out) == (["images/a/1.png"], {})
+
+
 def test_a_missing_image_is_named_and_counted_among_the_unreadable(tmp_path):
     coco(tmp_path, [box(1, [2, 3, 10, 20])])
     coco(tmp_path, [], name="instances_val.json")

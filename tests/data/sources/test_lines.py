@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from foveal.data.sources.lines import read_json_lists, read_xml
+from foveal.data.sources.lines import read_json_lists, read_text, read_xml
 from foveal.errors import FovealError
 
 
@@ -43,3 +43,23 @@ def test_xml_beyond_any_annotation_is_refused_before_it_is_read(tmp_path, monkey
     path.write_text("<a>" + " " * 20 + "</a>")
     with pytest.raises(FovealError, match="at most 10 bytes"):
         read_xml(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_text_may_have_a_mark(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("große 图\n", encoding=encoding)
+    assert read_text(tmp_path / "a.txt") == "große 图\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("latin-1", "got another encoding"),
+        ("utf-16-le", "got zeros between"),
+        ("utf-32", "got zeros between"),
+    ],
+)
+def test_a_text_of_another_encoding_is_refused_by_name(tmp_path, encoding, message):
+    (tmp_path / "a.txt").write_text("ö\n" if encoding == "latin-1" else "o\n", encoding=encoding)
+    with pytest.raises(FovealError, match=rf"a list of videos must be UTF-8, {message}.*a\.txt"):
+        read_text(tmp_path / "a.txt", "a list of videos")

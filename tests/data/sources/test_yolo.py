@@ -74,3 +74,15 @@ def test_labels_without_an_image_are_told(tmp_path):
     root = written(tmp_path, "1 0.5 0.5 0.5 0.2")
     (root / "labels" / "train" / "lost.txt").write_text("")
     assert list(opened(root).left_out) == ["labels/train/lost.txt"]
+
+
+def test_paths_written_on_windows_are_found(tmp_path):
+    written(
+        tmp_path,
+        "1 0.5 0.5 0.5 0.2\n",
+        "names: [cat, dog]\npath: .\\\ntrain: lists\\train.txt\nval: images\\val\n",
+    )
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.txt").write_text("..\\images\\train\\1.png\r\n", encoding="utf-16")
+    assert opened(tmp_path).names == ["images/train/1.png"]
+    assert opened(tmp_path, "val").names == ["images/val/1.png", "images/val/2.png"]

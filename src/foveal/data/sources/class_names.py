@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 import unicodedata
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from foveal.data.sources.lines import read_text
 from foveal.errors import FovealError
 
 ADE20K_CLASSES = "objectInfo150.txt"
@@ -63,7 +63,8 @@ def read_class_list(path: Path) -> ClassList:
     count from 0. LabelMe's ``__ignore__`` at the top is no class, and what follows counts from 0.
 
     Raises:
-        FovealError: the file is not UTF-8 (or UTF-16 with its mark), or does not say which number is which class.
+        FovealError: the file is not UTF-8 (or UTF-16 with its mark), has control characters, or does not say which
+            number is which class.
     """
     text = _text(path)
     lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
@@ -88,16 +89,11 @@ def read_class_list(path: Path) -> ClassList:
 
 
 def _text(path: Path) -> str:
-    content = path.read_bytes()
-    encoding = "utf-8-sig"
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise FovealError(
-            f"a list of classes must be UTF-8, got another encoding in {path}: {error}"
-        ) from None
+    text = read_text(path, "a list of classes")
+    strange = next((c for c in text if unicodedata.category(c) == "Cc" and c not in "\t\r\n"), None)
+    if strange is not None:
+        raise FovealError(f"names of classes must be plain text, got the character {strange!r} in {path}")
+    return text
 
 
 def _in_order(path: Path, pairs: Sequence[tuple[str, ...]]) -> list[str]:

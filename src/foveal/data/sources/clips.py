@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from foveal.data.dataset import StoredDataset, empty_classes, few, file_looks_whole, refuse_repeated
 from foveal.data.opening import LabelError
 from foveal.data.sources.folder import find_layout
+from foveal.data.sources.lines import read_text, with_slashes
 from foveal.data.split import SPLIT_NAMES, choose_part, hold_out
 from foveal.data.video import ANIMATED, FORMATS, Video, find_videos, require_pyav
 from foveal.errors import FovealError
@@ -181,7 +182,7 @@ def _listed(tables: Sequence[Path], root: Path) -> tuple[list[Listed], dict[str,
             if path is None:
                 by_stem = _stems(root) if by_stem is None else by_stem
                 path = _kinetics_path(row, by_stem, f"{table}, line {line}")
-            rows.append((Listed(path, label.strip(), said), f"{table.name}, line {line}"))
+            rows.append((Listed(with_slashes(path), label.strip(), said), f"{table.name}, line {line}"))
     splits = {one.split for one, _ in rows}
     if None in splits and len(splits) > 1:
         raise FovealError(f"all videos must be of a part, or none, got both in {', '.join(map(str, tables))}")
@@ -191,12 +192,7 @@ def _listed(tables: Sequence[Path], root: Path) -> tuple[list[Listed], dict[str,
 
 def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
     """(line, column -> value) of a table; without a line of names the columns are path and label."""
-    try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise FovealError(
-            f"a list of videos must be UTF-8, got another encoding in {table}: {error}"
-        ) from None
+    lines = read_text(table, "a list of videos").splitlines()
     if len(lines) > MOST_LINES:
         raise FovealError(f"a list may have at most {MOST_LINES:,} lines, got {len(lines):,} in {table}")
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]

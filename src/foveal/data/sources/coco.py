@@ -9,7 +9,7 @@ from typing import Any
 from foveal.data.boxes import Annotations, boxed_image
 from foveal.data.dataset import few
 from foveal.data.findings import Finding
-from foveal.data.sources.lines import read_json_lists
+from foveal.data.sources.lines import read_json_lists, with_slashes
 from foveal.data.split import choose_part, splits_in
 from foveal.errors import FovealError
 from foveal.image_files import folders_in, survey_images
@@ -77,7 +77,7 @@ def read_coco(
     findings: list[Finding] = []
     listed = _listed(entries["images"], at["images"], findings)
     rows = _rows(entries["annotations"], at["annotations"], listed, place_of, box_format or "xywh", findings)
-    names = [str(image["file_name"]).replace("\\", "/") for image in listed.values()]
+    names = [with_slashes(str(image["file_name"])) for image in listed.values()]
     base = root if root.is_dir() else root.parent
     where = _image_folder(base, file, names, images)
     chosen = [
@@ -267,7 +267,9 @@ def _unlisted(
             except FovealError:
                 continue
             elsewhere = {
-                str(entry.get("file_name")) for entry in content.get("images", ()) if isinstance(entry, dict)
+                with_slashes(str(entry.get("file_name")))
+                for entry in content.get("images", ())
+                if isinstance(entry, dict)
             }
             unlisted = {path: name for path, name in unlisted.items() if name not in elsewhere}
     found = dict.fromkeys(

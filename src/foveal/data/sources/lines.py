@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from bisect import bisect_right
@@ -18,8 +19,11 @@ LARGEST_XML = 2**24
 WHITE = re.compile(r"[ \t\n\r]*")
 
 
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a mark.
+def read_text(path: Path, what: str = "annotations") -> str:
+    """A text file in UTF-8, with or without a mark, or in UTF-16 with its mark.
+
+    Args:
+        what: what the file is, for the message.
 
     Raises:
         FovealError: it has another encoding, or is no regular file.
@@ -27,10 +31,26 @@ def read_text(path: Path) -> str:
     """
     with open_regular(path) as file:
         content = file.read()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FovealError(f"annotations must be UTF-8, got another encoding in {path}: {error}") from None
+        raise FovealError(f"{what} must be UTF-8, got another encoding in {path}: {error}") from None
+    if "\0" in text:
+        raise FovealError(
+            f"{what} must be UTF-8, got zeros between the letters in {path}, as UTF-16 and UTF-32 have them"
+        )
+    return text
+
+
+def with_slashes(name: str) -> str:
+    """The name of a file as a list gives it, with ``/`` between its parts where Windows wrote the list.
+
+    Example:
+        >>> with_slashes("images\\\\1.png")
+        'images/1.png'
+    """
+    return name.replace("\\", "/")
 
 
 def read_json_lists(path: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:

@@ -13,7 +13,7 @@ from foveal.data.boxes import Annotations, boxed_image
 from foveal.data.dataset import few
 from foveal.data.findings import Finding
 from foveal.data.sources.class_names import find_class_list
-from foveal.data.sources.lines import read_text
+from foveal.data.sources.lines import read_text, with_slashes
 from foveal.data.split import choose_part, split_of
 from foveal.errors import FovealError
 from foveal.image_files import folders_in, is_image_name, survey_images
@@ -158,7 +158,7 @@ def _names(value: Any, count: Any, file: Path) -> list[str]:
 
 def _place(base: Path, path: Any, given: str, file: Path) -> Path:
     """A folder or a list of files: below ``path``, or below the YAML's folder, as some exports have one ../ more."""
-    starts = [base / str(path)] if path else []
+    starts, given = [base / with_slashes(str(path))] if path else [], with_slashes(given)
     tried = [start / name for name in (given, given.removeprefix("../")) for start in [*starts, base]]
     for candidate in tried:
         if candidate.exists():
@@ -171,7 +171,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _listed_in(file: Path) -> list[Path]:
-    lines = [line.strip() for line in read_text(file).splitlines()]
+    lines = [with_slashes(line.strip()) for line in read_text(file).splitlines()]
     return [(file.parent / line).resolve() for line in lines if line and is_image_name(line)]
 
 
