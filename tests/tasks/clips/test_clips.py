@@ -4,9 +4,10 @@ import csv
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
-from tests.data.videos import flat_frames, write_animation, write_frames
+from tests.data.videos import flat_frames, write_animation, write_frames, write_video
 
 import foveal
 from foveal.checkpoint import load
@@ -218,3 +219,25 @@ def test_the_question_and_the_control_are_compared(tmp_path):
         )  # fmt: skip
         assert [row.name for row in found.rows] == ["none", "control", "nonlocal"]
         assert found.report.stat().st_size > 10_000
+
+
+def test_check_reads_every_video_to_its_end(tmp_path):
+    pytest.importorskip("av")
+    frames = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    for part, label in ((part, label) for part in ("train", "val") for label in ("run", "walk")):
+        (tmp_path / part / label).mkdir(parents=True)
+        write_animation(tmp_path / part / label / "short.webp", flat_frames(5, 20, 20))
+    times = [*range(10), *range(10, 50, 4)]
+    write_video(tmp_path / "train" / "run" / "uneven.mp4", frames, times=times)
+    write_video(tmp_path / "train" / "run" / "damaged.mp4", frames)
+    data = bytearray((tmp_path / "train" / "run" / "damaged.mp4").read_bytes())
+    at = data.index(b"mdat") + 4
+    data[at + len(data) // 2 : at + len(data) // 2 + 8000] = b"\xff" * 8000
+    (tmp_path / "train" / "run" / "damaged.mp4").write_bytes(data)
+    found = task_named("clips").check(str(tmp_path), "train", {})
+    told = {(f.kind, f.where) for f in found.findings}
+    assert ("a variable frame rate", "train/run/uneven.mp4") in told
+    assert ("videos that cannot be read", "train/run/damaged.mp4") in told
+    assert ("videos of fewer than 16 frames", "train/walk/short.webp") in told
+    assert found.classes == {"run": 2, "walk": 1}
+    assert found.pictures["train/walk/short.webp"]([]).shape[2] == 3

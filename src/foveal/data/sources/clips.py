@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from foveal.image_files import fingerprint
 LABEL_COLUMNS = ("label", "class", "action")
 PATH_COLUMNS = ("path", "file", "filename", "video", "video_path")
 MOST_LINES = 10**7
+TOGETHER = 32
+"""Frames of a video that are decoded together where all of them are."""
 
 
 class Listed(NamedTuple):
@@ -74,6 +76,18 @@ class StoredClips(StoredDataset):
             FovealError: too many cannot be read.
         """
         return self.readable(index, lambda place: self.source.clip(place, choose))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def examined(self) -> Iterator[tuple[str, int, Video, str]]:
+        """Of every item: its name, its label, its video, and why it cannot be read to its end, or nothing."""
+        for place, name in zip(self._indices, self.names, strict=True):
+            sample, reason = {"image": None, "label": -1}, ""
+            try:
+                sample = self.source.sample(place)
+                for start in range(0, sample["image"].shape[1], TOGETHER):
+                    sample["image"][:, start : start + TOGETHER]
+            except (ValueError, OSError) as error:
+                reason = str(error)
+            yield name, sample["label"], sample["image"], reason
 
 
 def open_clips(

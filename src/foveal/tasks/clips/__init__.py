@@ -253,9 +253,9 @@ class Clips:
         return evaluation_table(evaluation, views=evaluation.inference.views)
 
     def check(self, data: str, split: str, options: dict[str, Any]) -> Checked:
-        from foveal.tasks.check import check_stored
+        from foveal.tasks.clips.check import check_clips
 
-        return check_stored(self, data, split, options, lambda sample: [int(sample["label"])])
+        return check_clips(self, data, split, options)
 
     def caption(self, sample: dict[str, Any], classes: Sequence[str]) -> str:
         return classes[int(sample["label"])]
