@@ -3,8 +3,11 @@
 import copy
 import json
 import re
+import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -77,7 +80,8 @@ def test_batches_are_real_images_of_two_sizes_and_three_batches(batches):
 
 
 def test_the_file_stands_with_a_description_and_a_script(onnx_folder, ready):
-    assert sorted(path.name for path in onnx_folder.iterdir()) == ["foveal.json", "infer.py", "model.onnx"]
+    names = ["build_engine.py", "foveal.json", "infer.py", "model.onnx"]
+    assert sorted(path.name for path in onnx_folder.iterdir()) == names
     about = json.loads((onnx_folder / "foveal.json").read_text())
     assert about["classes"] == ready.info.classes
     assert [one["block"] for one in about["plan"]] == ["cbam", "nonlocal", "dual"]
@@ -191,6 +195,31 @@ def test_eight_bits_are_calibrated_measured_and_told(to, recorded, ready, calibr
     assert left == {"foveal.json", "infer.py", done.file.name} | (
         {"model.bin"} if to == "openvino" else set()
     )
+
+
+def test_the_script_for_tensorrt_keeps_gates_and_softmax_in_float32(onnx_folder, tmp_path, monkeypatch):
+    """Run against an object that takes every call: TensorRT itself is on no machine of these tests."""
+    trt, network = MagicMock(), MagicMock()
+    trt.float32 = "float32"
+    trt.Builder.return_value.create_network.return_value = network
+    trt.Builder.return_value.build_serialized_network.return_value = b"engine"
+    names = format_named("onnx").nodes(onnx_folder / "model.onnx")
+    layers = {name: MagicMock(num_outputs=1, precision="any") for name in names}
+    for name, layer in layers.items():
+        layer.name, layer.get_output.return_value.dtype = name, "float32"
+    network.num_layers, network.get_layer = len(names), list(layers.values()).__getitem__
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(sys, "argv", ["build_engine.py", "--fp16"])
+    script = tmp_path / "build_engine.py"
+    script.write_text((onnx_folder / "build_engine.py").read_text())
+    runpy.run_path(str(script))
+    assert (tmp_path / "model.engine").read_bytes() == b"engine"
+    kept = {name for name, layer in layers.items() if layer.precision == "float32"}
+    assert {name for name in names if "Softmax" in name} < kept
+    assert any(".cbam/" in name for name in kept)
+    assert not any("/Conv" in name and "cbam" not in name for name in kept)
+    shapes = trt.Builder.return_value.create_optimization_profile.return_value.set_shape.call_args.args
+    assert shapes == ("images", (1, 3, 16, 16), (1, 3, 32, 32), (8, 3, 64, 64))
 
 
 def test_gates_and_softmax_are_the_nodes_that_may_stay_in_float(ready, graph):

@@ -478,7 +478,7 @@ def bench(
 
 def export(
     weights: str,
-    to: Literal["onnx", "openvino", "aotinductor", "pt2"] = "onnx",
+    to: Literal["onnx", "openvino", "aotinductor", "pt2", "web"] = "onnx",
     static: bool = False,
     with_preprocessing: bool = False,
     half: bool = False,
@@ -492,7 +492,8 @@ def export(
 
     Args:
         weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published weights.
-        to: onnx, openvino, aotinductor (machine code for this processor) or pt2 (torch.export).
+        to: onnx, openvino, aotinductor (machine code for this processor), pt2 (torch.export) or web (one page for a
+            browser).
         static: One image of one size; by default batch, height and width are free.
         with_preprocessing: The file takes the bytes 0 to 255 of resized images and normalises them itself.
         half: Compute in float16.

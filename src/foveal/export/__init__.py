@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -33,6 +34,7 @@ from foveal.export.proof import (
 )
 from foveal.export.quantize import to_int8
 from foveal.export.script import label_difference, run_script, script_text
+from foveal.export.tensorrt import engine_script
 from foveal.files import write_json, write_text
 from foveal.folders import whole_folder
 from foveal.inference import Predictor, image_files, predictor
@@ -42,7 +44,7 @@ from foveal.tasks.shipping import Shipment
 
 __all__ = ["FORMATS", "Exported", "export"]
 
-FORMATS = ("onnx", "openvino", "aotinductor", "pt2")
+FORMATS = ("onnx", "openvino", "aotinductor", "pt2", "web")
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "aotinductor": "torch", "pt2": "torch"}
 SAME_SCORE = {"float32": 1e-3, "float16": 5e-3, "int8": 0.02}
 """By so much the script's scores may differ from those of `foveal predict`, or, in less than float32, from those of the
@@ -55,9 +57,10 @@ class Exported:
 
     Attributes:
         folder: with the file, ``foveal.json`` and ``infer.py``.
-        file: what the runtime loads.
+        file: what the runtime loads, or the page.
         checks: outputs beside the network's.
-        answer_difference: of the scores of ``infer.py`` from those of `foveal predict`.
+        answer_difference: of the scores of ``infer.py``, or of the page, from those of `foveal predict`; nan where
+            there is no Node.js to try the page in.
         seconds: that it took.
     """
 
@@ -88,7 +91,8 @@ def export(
 
     Args:
         weights: a file of `foveal train`, the name of a model with published weights, or a predictor.
-        to: "onnx", "openvino", "aotinductor" (machine code for this processor) or "pt2" (torch.export).
+        to: "onnx", "openvino", "aotinductor" (machine code for this processor), "pt2" (torch.export) or "web" (one
+            page for a browser).
         static: record one image of one size; by default batch, height and width are free.
         with_preprocessing: the file takes the bytes 0..255 of resized images and normalises them itself.
         half: compute in float16.
@@ -118,6 +122,8 @@ def export(
             raise FovealError(f"image_size must be 1 to {LARGEST_SIZE}, got {image_size}")
         ready = replace(ready, info=replace(ready.info, image_size=image_size))
     check_int8(kind, to, int8=int8, half=half, normalise=with_preprocessing, calibrate=calibrate)
+    if to == "web":
+        kind.require(shipment_of(ready), half=half)
     shipment, precision = shipment_of(ready), "int8" if int8 else "float16" if half else "float32"
     with whole_folder(out, "runs/export", f"{ready.info.model or 'network'}-{to}") as (folder, place):
         batches = make_batches(ready, real_images(ready, images), static=static, normalise=with_preprocessing)
@@ -134,16 +140,24 @@ def export(
         run = kind.load(str(folder / kind.FILE))
         checks = prove(ready, program, kind, folder / kind.FILE, run, batches, TOLERANCES[precision], say)
         write_json(folder / "foveal.json", {**facts, "checks": [asdict(one) for one in checks]})
-        text = script_text(RUNTIMES[to], [kind.load, *shipment.script], ready.info.channels)
-        write_text(folder / "infer.py", text)
         reference = (
             ready if precision == "float32" else replace(ready, net=RuntimeNet(run, shipment, ready.net))
         )
-        difference = prove_script(reference, folder / "infer.py", script_image(images), SAME_SCORE[precision])
-        say(f"infer.py answers as foveal predict: scores within {difference:.1e}")
+        example_file, allowed = script_image(images), SAME_SCORE[precision]
+        if to == "web":
+            difference = finish_page(reference, folder, facts, shipment, example_file, allowed, say)
+        else:
+            text = script_text(RUNTIMES[to], [kind.load, *shipment.script], ready.info.channels)
+            write_text(folder / "infer.py", text)
+            difference = prove_script(reference, folder / "infer.py", example_file, allowed)
+            say(f"infer.py answers as foveal predict: scores within {difference:.1e}")
+        if to == "onnx" and not int8:
+            text = engine_script(folder / kind.FILE, ready.net, facts["input"], example.shape)
+            write_text(folder / "build_engine.py", text)
+        made = next(folder.glob("index.html"), folder / kind.FILE).name
     seconds = time.monotonic() - began
     say(f"{place}: {', '.join(sorted(path.name for path in place.iterdir()))} in {seconds:.1f} s")
-    return Exported(place, place / kind.FILE, checks, difference, seconds)
+    return Exported(place, place / made, checks, difference, seconds)
 
 
 def format_named(name: str) -> Any:
@@ -281,6 +295,40 @@ def prove_script(reference: Predictor, script: Path, image: Path, allowed: float
             f"infer.py must answer as foveal predict, got {said['labels'][:2]} instead of {wanted.labels[:2]} "
             f"for {image}; nothing was kept"
         )
+    return difference
+
+
+def finish_page(
+    reference: Predictor,
+    folder: Path,
+    facts: Mapping[str, Any],
+    shipment: Shipment,
+    image: Path,
+    allowed: float,
+    say: Callable[[str], object],
+) -> float:
+    """Put the graph into a page, and run the page's script on its example: the largest difference of a score.
+
+    Raises:
+        FovealError: it fails, or its answer is another.
+    """
+    from foveal.export import web
+
+    web.write_page(folder, facts, shipment, reference.name, image)
+    png = web.example_png(image)
+    said = web.run_page(folder, facts, shipment, png)
+    (folder / web.FILE).unlink()
+    if said is None:
+        say("index.html was not tried: there is no Node.js on this machine")
+        return math.nan
+    wanted = reference(png)
+    difference = label_difference(wanted.labels, said["labels"], allowed)
+    if not difference <= allowed:
+        raise FovealError(
+            f"index.html must answer as foveal predict, got {said['labels'][:2]} instead of {wanted.labels[:2]} "
+            f"for {image}; nothing was kept"
+        )
+    say(f"index.html answers as foveal predict: scores within {difference:.1e}")
     return difference
 
 

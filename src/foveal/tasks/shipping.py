@@ -30,6 +30,8 @@ class Shipment:
             ``prepare(image, facts)`` takes an upright Pillow image and returns the input of the file, and
             ``answer(outputs, image, name, about)`` returns a dictionary for JSON with ``labels`` as the task's
             predictions have them.
+        browser: JavaScript files beside this one that define ``prepare(rgba, width, height, facts)`` and
+            ``answer(outputs, about)`` with the same results; none where the task has no page.
         dynamic: whether one file takes images of any size, in batches of any size.
     """
 
@@ -40,6 +42,7 @@ class Shipment:
     agreement_of: str
     script: Sequence[Callable[..., Any]]
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    browser: Sequence[str] = ()
     dynamic: bool = True
 
 

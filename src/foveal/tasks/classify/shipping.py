@@ -25,6 +25,7 @@ def ship(info: ModelInfo) -> Shipment:
         agreement_of="top-1",
         preprocessing={"resize_shorter": math.floor(info.image_size / share), "crop": info.image_size},
         script=(resize, network_input, prepare, answer),
+        browser=("shipping.js", "classify/shipping.js"),
     )
 
 
