@@ -178,7 +178,7 @@ def check(
 
     Args:
         data: As for train.
-        task: Whose annotations to look at: classify, segment or detect.
+        task: Whose annotations to look at: classify, segment, detect, generate or clips.
         splits: Which of train, val and test; repeatable. Default: those that are there.
         data_options: More options of the data set.
         out: Folder for a page with pictures of the worst images and a table of all findings; must be new or empty.

@@ -48,8 +48,8 @@ class TrainConfig:
 
     # what
     task: str = "classify"
-    """What to learn: classify (one label an image), segment (one a pixel) or detect (a box and a label for each
-    object). Each has options of its own."""
+    """What to learn: classify (one label an image), segment (one a pixel), detect (a box and a label for each object),
+    generate (images from noise) or clips (one label a video). Each has options of its own."""
     task_options: dict = field(default_factory=dict)
     """The options that only this task has, by name."""
     model: str = ""
@@ -70,7 +70,7 @@ class TrainConfig:
     """Inserted blocks begin by changing no output (identity), or initialised as in their papers (paper)."""
     data: str = "scenes"
     """The bundled "scenes", a folder with one folder a class, a folder of Parquet files, or torchvision:NAME; to
-    segment or to detect, what `foveal.data.open_dataset` says of them."""
+    segment, to detect or of clips, what `foveal.data.open_dataset` says of them."""
     data_options: dict = field(default_factory=dict)
     """More options of the data set, such as --data_options.size 48 for scenes."""
     image_size: int | None = None
