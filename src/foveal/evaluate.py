@@ -113,7 +113,7 @@ def evaluate(
         dataset,
         task.eval_transform(info, options),
         SequentialBatchSampler(
-            len(dataset), 2 * task.default_batch_size if batch_size is None else batch_size
+            len(dataset), _usual_batch(task, options) if batch_size is None else batch_size
         ),
         task.collate,
         workers=worker_count(workers, info.image_size),
@@ -142,6 +142,11 @@ def evaluate(
         gathered=metric,
         dataset=dataset,
     )
+
+
+def _usual_batch(task: Any, options: Any) -> int:
+    """Twice as many as in training; fewer where each item goes through the network in several views."""
+    return max(1, 2 * task.default_batch_size // getattr(options, "inputs_each", 1))
 
 
 def data_options_for(

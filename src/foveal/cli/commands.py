@@ -395,6 +395,11 @@ def serve(
     if not 0 <= port <= 65535:
         raise FovealError(f"port must be from 0 to 65535, got {port}")
     ready = [predictor(path, device, blocks) for path in weights or []] or [open_bundled()]
+    for one in ready:
+        if hasattr(one.task, "example_size"):
+            raise FovealError(
+                f"the page shows images, got weights of clips, {one.name}; foveal look draws them"
+            )
     examples, note = own_images(ready[0])
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = listener.getsockname()[1]

@@ -145,7 +145,8 @@ class Task(Protocol):
     Attributes:
         Options: dataclass of the task's own options of training, each with a docstring; `foveal train --task NAME`
             takes them.
-        InferenceOptions: dataclass of the options that evaluation and prediction take.
+        InferenceOptions: dataclass of the options that evaluation and prediction take. It may have a property
+            ``inputs_each``, how many inputs of the network one item becomes.
         default_model, default_batch_size: where the person names none.
         metric: the figure that says how good a network is.
         higher_is_better: which way the metric points.

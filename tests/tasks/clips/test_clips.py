@@ -11,7 +11,7 @@ from tests.data.videos import flat_frames, write_animation, write_frames, write_
 
 import foveal
 from foveal.checkpoint import load
-from foveal.cli.commands import look
+from foveal.cli.commands import look, serve
 from foveal.compare import compare
 from foveal.data import open_dataset
 from foveal.errors import FovealError
@@ -20,6 +20,7 @@ from foveal.model_info import ModelInfo
 from foveal.predict import predict
 from foveal.tasks import task_named
 from foveal.tasks.clips import ClipInference
+from foveal.tasks.clips import prediction as run_of_views
 from foveal.tasks.clips.prediction import ClipPrediction, film_strip, view_logits
 from foveal.train import TrainConfig, fit
 
@@ -207,6 +208,24 @@ def test_a_clip_is_looked_at(run, tmp_path, capsys):
 def test_what_cannot_be_looked_at_is_refused(run, tmp_path, given, reason):
     with pytest.raises(FovealError, match=reason):
         look("scenes", str(run.weights), images=1, out=str(tmp_path / "out"), **given)
+
+
+def test_the_page_refuses_weights_of_clips(run):
+    with pytest.raises(FovealError, match="the page shows images, got weights of clips"):
+        serve([str(run.weights)], port=0)
+
+
+def test_many_views_are_evaluated_in_smaller_batches(run, monkeypatch):
+    seen = []
+    real = run_of_views.view_logits
+
+    def spy(net, clips):
+        seen.append(clips.shape[:2])
+        return real(net, clips)
+
+    monkeypatch.setattr(run_of_views, "view_logits", spy)
+    evaluate(run.weights, inference={"clips": 4, "crops": 2}, data_options={"length": 8})
+    assert seen == [(4, 8), (4, 8)]
 
 
 @pytest.mark.slow

@@ -79,6 +79,11 @@ class ClipInference:
                 raise FovealError(f"{name} must be from 1 to {most}, got {getattr(self, name)}")
 
     @property
+    def inputs_each(self) -> int:
+        """Views of one video, all of which are in memory together."""
+        return self.clips * self.crops
+
+    @property
     def views(self) -> str:
         """What is averaged, in words."""
         counts = ((self.clips, "clip"), (self.crops, "crop"))
