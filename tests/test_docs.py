@@ -1,6 +1,7 @@
 """The Python of the docs runs as written, given what a reader has at that point."""
 
 import re
+import shlex
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,3 +90,28 @@ def test_examples_run(page, given):
     with undone(TASKS):
         for code in blocks(page):
             exec(compile(code, name, "exec"), given)
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(page, words) of every command line of the docs and the README."""
+    found = []
+    for page in (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^ *foveal ([a-z]+ .*|[a-z]+)$", text, flags=re.MULTILINE):
+            found.append((page.stem, shlex.split(line, comments=True)))
+    return found
+
+
+# pages whose weights are of another task than to classify
+TASK_OF = {"segmentation": "segment", "detection": "detect", "generating": "generate", "clips": "clips"}
+
+
+def test_every_command_shown_has_these_options(monkeypatch):
+    """Names and types of options; what the files hold is another matter."""
+    from foveal.cli import COMMANDS, options
+
+    shown = commands()
+    assert len(shown) > 70
+    for page, (name, *words) in shown:
+        monkeypatch.setattr(options, "_task_of", lambda weights, page=page: TASK_OF.get(page, "classify"))
+        options.parse(name, COMMANDS[name], words)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -96,6 +97,16 @@ def test_predict_writes_csv_to_a_pipe_and_complaints_beside_it(said, run, tmp_pa
     assert float(rows[0]["probability"]) >= float(rows[0]["probability_2"]) >= float(rows[0]["probability_3"])
     assert "b.png" in err
     assert err.endswith("predict: 1 of 2 files could not be read\n")
+
+
+def test_predict_takes_a_pattern_that_no_shell_has_replaced(said, run, tmp_path):
+    for name in ("a1.png", "a2.png", "b.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    weights = run / "weights/last.safetensors"
+    _, out, _ = said("predict", tmp_path / "a*.png", "--weights", weights)
+    assert [Path(row["file"]).name for row in csv.DictReader(out.splitlines())] == ["a1.png", "a2.png"]
+    status, _, err = said("predict", tmp_path / "c*.png", "--weights", weights)
+    assert (status, err) == (2, f"predict: a path must exist, got {tmp_path / 'c*.png'}\n")
 
 
 def test_predict_writes_json_to_a_file(said, run, tmp_path):

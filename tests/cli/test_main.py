@@ -82,7 +82,14 @@ def test_a_printed_config_is_a_config(said, tmp_path):
         (["train", "--image-size", "big"], "train: --image_size must be int, got big"),
         (["train", "--optimizer", "lion"], "train: --optimizer must be one of ['sgd', 'adamw'], got lion"),
         (["train", "--epochs", "0"], "train: epochs must be at least 1, got 0"),
-        (["train", "photo.jpg"], "train: unknown option photo.jpg"),
+        (["train", "photo.jpg"], "train: unknown option photo.jpg; options are written --name value"),
+        (["train", "/"], "train: unknown option /; did you mean --data /?"),
+        (
+            ["plan", "--model", "resnet18"],
+            "plan: unknown option --model; its value stands alone: foveal plan MODEL",
+        ),
+        (["train", "--config", "{typo}"], "train: unknown option --modle; did you mean --model?"),
+        (["train", "--config", "{broken}"], "broken.yaml: while parsing a flow sequence, line 1, column 8"),
         (["train", "--config", "nowhere.yaml"], "does not exist"),
         (["train", "--model", "resnet5"], "train: name must be one of"),
         (["train", "--insert", "sse"], "train: block must be one of"),
@@ -106,9 +113,13 @@ def test_a_printed_config_is_a_config(said, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_line_and_status_2(said, words, line, tmp_path, monkeypatch):
+def test_a_mistake_is_one_line_and_status_2(said, words, line, tmp_path, tmp_path_factory, monkeypatch):
+    files = {"typo": "modle: resnet18\n", "broken": "model: [resnet18\nlr: {\n"}
+    places = {name: tmp_path_factory.mktemp("config") / f"{name}.yaml" for name in files}
+    for name, path in places.items():
+        path.write_text(files[name])
     monkeypatch.chdir(tmp_path)
-    status, out, err = said(*words)
+    status, out, err = said(*(places.get(word.strip("{}"), word) for word in words))
     assert (status, out) == (2, "")
     assert line in err
     assert err.count("\n") == 1, err

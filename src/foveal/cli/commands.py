@@ -5,6 +5,7 @@ Importing this file imports no torch, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import glob
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -134,12 +135,13 @@ def predict(
 
     # before weights are read
     endless = watch or any(path.startswith("camera:") for path in paths or [])
-    for path in paths or []:
+    paths = [one for path in paths or [] for one in _matching(path)]
+    for path in paths:
         if not Path(path).exists() and not endless:
             raise FileNotFoundError(f"a path must exist, got {path}")
-    if endless and (len(paths or []) != 1 or format == "json"):
+    if endless and (len(paths) != 1 or format == "json"):
         raise FovealError(
-            f"a camera or --watch answers for one source, as csv, got {len(paths or [])} paths and {format or 'csv'}"
+            f"a camera or --watch answers for one source, as csv, got {len(paths)} paths and {format or 'csv'}"
         )
     if format is None:
         format = "json" if out is not None and out.endswith(".json") else "csv"
@@ -165,6 +167,13 @@ def predict(
         broken = len(found.unreadable)
         write_error(f"predict: {broken} of {found.count + broken} files could not be read")
     return 0 if found.count else 2
+
+
+def _matching(path: str) -> list[str]:
+    """The files of a pattern that no shell has replaced, as it was quoted or on Windows; a path is itself."""
+    if Path(path).exists() or not glob.has_magic(path):
+        return [path]
+    return sorted(glob.glob(path, recursive=True)) or [path]
 
 
 def check(

@@ -135,7 +135,8 @@ def _from_config(path: str, option: str) -> str | None:
         # the parser says what is wrong with it
         return None
     except yaml.YAMLError as error:
-        raise FovealError(f"config must be a YAML file, got {path}: {' '.join(str(error).split())}") from None
+        reason = re.sub(r' in "<[a-z ]*string>"', "", " ".join(str(error).split()))
+        raise FovealError(f"config must be a YAML file, got {path}: {reason}") from None
     value = content.get(option) if isinstance(content, dict) else None
     return value if isinstance(value, str) else None
 
@@ -278,7 +279,7 @@ def error_line(error: ArgumentError, parser: ArgumentParser) -> str:
     if unknown:
         return _unknown_option(unknown[1].partition("=")[0], parser)
     key = re.search(r'Parser key "([^"]+)".*(?:not accepted|is not expected)', message) or re.search(
-        r"Key '([^']+)' is not expected", message
+        r"(?:Key|Option) '([^']+)' is not (?:expected|accepted)", message
     )
     if key:
         return _unknown_option(f"--{key[1]}", parser)
@@ -305,7 +306,12 @@ def _unknown_option(name: str, parser: ArgumentParser) -> str:
         for kind in (one.Options, one.InferenceOptions):
             if plain in {f.name for f in fields(kind)}:
                 return f"{name} is an option of task {task} only"
+    if plain in {action.dest for action in parser._actions if not action.option_strings}:
+        return f"unknown option {name}; its value stands alone: {parser.prog} {plain.upper()}"
     known = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
+    if not name.startswith("-"):
+        meant = f"did you mean --data {name}?" if "--data" in known and Path(name).exists() else ""
+        return f"unknown option {name}; {meant or 'options are written --name value'}"
     return f"unknown option {name}{did_you_mean(name, known, cutoff=0.7)}"
 
 

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
@@ -76,7 +76,7 @@ class Progress:
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("batch {task.fields[place]}"),
             TextColumn("loss {task.fields[loss]}"),
             TimeRemainingColumn(),
             console=self.console,
@@ -91,6 +91,7 @@ class Progress:
             total=self.epochs * self.batches,
             completed=epochs_done * self.batches + batches_done,
             loss="-",
+            place=f"{batches_done}/{self.batches}",
         )
         self.bars.start()
 
@@ -99,7 +100,11 @@ class Progress:
         if not self.bars.disable:
             completed = (epoch - 1) * self.batches + batches_done
             self.bars.update(
-                self.bar, completed=completed, loss=f"{loss:.3f}", description=f"epoch {epoch}/{self.epochs}"
+                self.bar,
+                completed=completed,
+                loss=f"{loss:.3f}",
+                description=f"epoch {epoch}/{self.epochs}",
+                place=f"{batches_done}/{self.batches}",
             )
 
     def epoch(self, row: dict[str, Any], better: bool) -> None:
