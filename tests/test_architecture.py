@@ -119,6 +119,46 @@ def test_no_file_has_a_name_that_says_nothing():
     ] == []
 
 
+def test_most_files_are_short():
+    lengths = sorted(len(file.read_text(encoding="utf-8").splitlines()) for file in FILES)
+    assert lengths[-1] <= 600, "one file, one idea"
+    assert sum(length > 300 for length in lengths) <= len(lengths) // 10
+
+
+# tests of what lies in no file of its own: the house as a whole, what is beside the source, journeys through a room
+JOURNEYS = {
+    "test_architecture.py", "test_contract.py", "test_docs.py", "test_docstrings.py", "test_public_names.py",
+    "test_readme.py", "checkpoint/test_init.py", "cli/test_look.py", "cli/test_main.py", "cli/test_serve.py",
+    "compare/test_compare.py", "insertion/test_survival.py", "look/test_default.py", "models/test_article.py",
+    "models/test_sizes.py", "ops/kernels/test_interpreter.py", "look/page/test_page.py", "tasks/test_toy_task.py",
+}  # fmt: skip
+
+
+def test_every_test_is_where_one_looks_for_it():
+    """Beside its source in the same place, or named for its room or for a journey (run, families) through it."""
+    tests, lost = Path(__file__).parent, []
+    for test in sorted(tests.rglob("test_*.py")):
+        place, name = test.relative_to(tests).parent, test.stem.removeprefix("test_")
+        of_room = name in (place.name, "run", "families")
+        there = (ROOT / place / f"{name}.py").exists() or (ROOT / place / name / "__init__.py").exists()
+        named = str(test.relative_to(tests)) in JOURNEYS or place.name == "faults"
+        lost += [] if there or of_room or named else [str(test.relative_to(tests))]
+    assert lost == []
+
+
+def test_no_room_is_without_tests():
+    tests = Path(__file__).parent
+    rooms = {room_of(file) for file in FILES} - {"__init__"}
+    tested = {path.name for path in tests.iterdir()} | {
+        path.stem.removeprefix("test_") for path in tests.iterdir()
+    }
+    assert rooms - tested == SEEN_THROUGH_OTHERS
+
+
+# small rooms, which the tests of the rooms that use them see
+SEEN_THROUGH_OTHERS = {"errors", "figure", "model_info", "palette", "signals"}
+
+
 def test_no_room_of_the_list_is_missing():
     """A room that does not exist any more must leave the list."""
     assert set(ROOMS) <= {room_of(file) for file in FILES}
