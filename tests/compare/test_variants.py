@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from foveal.compare.plan import plan_comparison
 from foveal.compare.variants import NONE, PlainConvolution, awake_norms, build, control_of, parse_variants
 from foveal.insertion import inserted
 from foveal.measure import count_parameters
@@ -79,3 +80,17 @@ def test_norms_before_a_block_start_at_one_in_every_variant_alike():
 
 def test_no_norm_is_touched_where_none_sleeps():
     assert awake_norms(parse_variants(["se(reduction=4)"]), CONFIG, classes=THREE, image_size=32) == []
+
+
+def test_networks_with_recipes_of_their_own_are_compared_each_by_its_own():
+    plan = plan_comparison(
+        None,
+        models=["detr_test_resnet", "sparse_rcnn_test_resnet(width=32)"],
+        seeds=1,
+        control=False,
+        training={"task": "detect", "data_options": {"length": 4}, "model_options": {"num_queries": 5}},
+    )
+    nets = [build(v, plan.job.config, plan.job.info.classes, plan.job.info.image_size) for v in plan.variants]
+    assert [type(net).__name__ for net in nets] == ["DETR", "SparseRCNN"]
+    assert [net.num_queries for net in nets] == [5, 5]
+    assert (nets[0].queries, nets[1].init_proposal_features.weight.shape[1]) == ("selected", 32)

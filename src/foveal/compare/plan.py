@@ -126,7 +126,8 @@ def plan_comparison(
     variants = parse_models(models) if models else [NONE, *parse_variants(blocks)]
     config = _config(training)
     if models:
-        config = replace(config, model=variants[0].model or "")
+        variants = [with_own_options(variant, training) for variant in variants]
+        config = replace(config, model=variants[0].model or "", model_options=variants[0].model_options)
         if config.from_weights is not None:
             raise FovealError(f"from_weights must be left out with models, got {config.from_weights}")
     data = open_parts(config, val=split)
@@ -169,6 +170,13 @@ def plan_comparison(
     if detect is not None and config.the_task.is_share:
         detect /= 100
     return Plan(variants, most, data, job, trials, detect=detect, looks=looks)
+
+
+def with_own_options(variant: Variant, training: Mapping[str, Any]) -> Variant:
+    """A network to compare with all its options: those of the person, and what its task settles for this network."""
+    given = {**training.get("model_options", {}), **variant.model_options}
+    own = _config({**training, "model": variant.model, "model_options": given})
+    return replace(variant, model_options=own.model_options)
 
 
 def _config(training: Mapping[str, Any]) -> TrainConfig:

@@ -29,7 +29,7 @@ class Variant:
         insert: the insertion as a user writes it; None for the network as it is. For the control, that of the
             attention variant whose sites and number of parameters it takes.
         control: whether a plain convolution block takes the attention's place.
-        model: another network than that of the comparison, with ``model_options`` besides those of all.
+        model: another network than that of the comparison, with all its ``model_options``.
         baseline: whether the others are compared with this one.
         width: of a control, times as wide as the one of equal parameters.
     """
@@ -209,8 +209,7 @@ def build(
     """
     chosen = [variant.insert] if variant.insert is not None and not variant.control else []
     if variant.model is not None:
-        options = {**config.model_options, **variant.model_options}
-        config = replace(config, model=variant.model, model_options=options)
+        config = replace(config, model=variant.model, model_options=variant.model_options)
     net = build_network(config, classes)
     for name in norms:
         nn.init.ones_(net.get_submodule(name).weight)  # pyright: ignore[reportArgumentType]

@@ -223,7 +223,7 @@ def attention_shares(net: nn.Module, val: ArrayDataset, job: Job) -> dict[str, l
         objects = job.config.the_task.object_mask(batch)  # pyright: ignore[reportAttributeAccessIssue]
         if objects is None:
             return {}
-        with watch(net) as seen:
+        with watch(net, required=False) as seen:
             net(batch["image"])
         for name, record in seen.items():
             if has_map(record):
