@@ -172,7 +172,7 @@ def test_a_run_from_weights_keeps_all_but_the_rows_of_new_classes(model, options
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 2.5e-3}, "lr must be 1e-06 to 0.002 for detr_test_resnet"),
+        ({"lr": 2.5e-3}, "lr must be 1e-06 to 0.002 for sparse_rcnn_test_resnet"),
         (
             {"lr": 2.5e-3, "recipe": "paper", "model": "sparse_rcnn_resnet18"},
             "lr must be 1e-06 to 0.00025 for sparse_rcnn_resnet18",
@@ -196,7 +196,10 @@ def test_recipes_follow_what_is_at_hand():
     assert TASKS["detect"].backbone_lr(paper) == 0.1
     own = TrainConfig(task="detect", epochs=3, model_options={"num_queries": 5})
     assert (own.epochs, own.model_options["num_queries"]) == (3, 5)
-    assert own.model_options["queries"] == "selected"
+    assert "roi_reference" not in own.model_options, (
+        "the paper's: boxes of few pixels are read from the finest map"
+    )
+    assert TrainConfig(task="detect", model="detr_test_resnet").model_options["queries"] == "selected"
     assert TrainConfig(task="detect", task_options={"overfit": 4}).epochs == 150
 
 

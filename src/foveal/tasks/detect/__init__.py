@@ -98,7 +98,7 @@ class Detect:
 
     Options: ClassVar[type] = DetectOptions
     InferenceOptions: ClassVar[type] = DetectInference
-    default_model: ClassVar[str] = "detr_test_resnet"
+    default_model: ClassVar[str] = "sparse_rcnn_test_resnet"
     default_batch_size: ClassVar[int] = 16
     metric: ClassVar[str] = "ap"
     higher_is_better: ClassVar[bool] = True

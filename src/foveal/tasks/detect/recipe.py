@@ -125,7 +125,7 @@ def _small_detr(scenes: bool) -> Recipe:
         "num_queries": SCENE_QUERIES if scenes else STORED_QUERIES,
     }  # fmt: skip
     training: dict[str, Any] = {**SMALL_TRAINING, **({"batch_size": 32} if scenes else {})}
-    training |= {"epochs": 3 if scenes else 100, "warmup_epochs": 0.2 if scenes else 4.0}
+    training |= {"epochs": 5 if scenes else 100, "warmup_epochs": 0.2 if scenes else 4.0}
     return Recipe("small", FROM_NOTHING, training, options, 1.0, (1e-6, 2e-3))
 
 
