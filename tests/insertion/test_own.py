@@ -14,6 +14,7 @@ from foveal.compare.plan import plan_comparison
 from foveal.insertion.own import from_file
 from foveal.train import Interrupted, TrainConfig, fit
 from foveal.train import run as run_module
+from foveal.train.start import network_from
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-blocks.md"
 CODE = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)[0]
@@ -105,11 +106,33 @@ def test_a_run_continues_with_the_file_that_is_named_again(mine, monkeypatch):
         fit(resume="run", quiet=True)
     assert not Path("was-run").exists()
     assert Path("run/mine.py").read_text() == mine.read_text()
-    result = fit(resume="run", blocks=["mine.py"], quiet=True)
+    result = fit(TrainConfig(blocks=["mine.py"]), resume="run", quiet=True)
     assert len(result.rows) == 2
     mine.write_text(mine.read_text() + "\n# changed\n")
     with pytest.raises(foveal.FovealError, match=r"mine\.py must be as it was when the run in run began"):
-        fit(resume="run", blocks=["mine.py"], quiet=True)
+        fit(TrainConfig(blocks=["mine.py"]), resume="run", quiet=True)
+
+
+def test_a_run_begins_from_weights_that_hold_it_where_the_file_is_named(mine):
+    """With the same classes and with others; it continues with the file, and never without."""
+    first = fit(training(), quiet=True)
+    forget()
+
+    def again(**changes):
+        return training(insert=[], from_weights=str(first.weights), out="again", **changes)
+
+    with pytest.raises(foveal.FovealError, match="ECA"):
+        fit(again(), quiet=True)
+    assert not Path("was-run").exists()
+    second = fit(again(blocks=["mine.py"]), quiet=True)
+    assert [one.block for one in foveal.inserted(foveal.load(second.weights, blocks="mine.py"))] == ["ECA"]
+    other = network_from(again(blocks=["mine.py"]), ["0", "new"])
+    assert [one.block for one in foveal.inserted(other)] == ["ECA"]
+    forget()
+    with pytest.raises(foveal.FovealError, match="ECA"):
+        fit(resume="again", quiet=True)
+    assert not Path("was-run").exists()
+    assert len(fit(TrainConfig(blocks=["mine.py"]), resume="again", quiet=True).rows) == 1
 
 
 def test_a_comparison_trains_anew_what_a_changed_file_changed(mine):

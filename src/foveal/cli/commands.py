@@ -18,19 +18,18 @@ DEFAULT_PICTURES = 12
 DEFAULT_SCORED = 256
 
 
-def train(config: TrainConfig, resume: str | None = None, blocks: list[str] | None = None) -> int:
+def train(config: TrainConfig, resume: str | None = None) -> int:
     """Train a network, with attention blocks if wanted, and keep all it made in one run folder.
 
     Args:
         config: every option of training.
         resume: Folder of a run that was stopped; it continues as if it never had been. auto: continue the run in
             --out if there is one, else begin it.
-        blocks: With --resume: Python files with the run's blocks of your own; they are run. Repeatable.
     """
     from foveal.cli.tables import run_summary
     from foveal.train.run import fit
 
-    result = fit(config, resume=resume, blocks=blocks or ())
+    result = fit(config, resume=resume)
     if result.first_process:
         _print(run_summary(result))
     return 0

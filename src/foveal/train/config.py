@@ -92,6 +92,9 @@ class TrainConfig:
     lr: float | None = None
     """Highest learning rate, reached after the warm-up. Default: 0.1 for sgd, 0.001 for adamw; a tenth
     of that with pretrained or from_weights; to detect, the recipe's."""
+    blocks: list[str] = field(default_factory=list)
+    """Python files with the blocks of your own that the weights of --from hold, or, with --resume, that the run has;
+    they are run. Repeatable."""
     inserted_lr: float | None = None
     """Learning rate of inserted blocks. Default: lr for sgd, a tenth of it for adamw."""
     momentum: float = 0.9
@@ -231,7 +234,7 @@ class TrainConfig:
 
 
 # options that say where a run computes, not what: these alone may change when it is resumed
-RESUMABLE_OPTIONS = ("accelerator", "strategy", "workers")
+RESUMABLE_OPTIONS = ("accelerator", "strategy", "workers", "blocks")
 # options that a comparison varies itself, or that change none of its results
 NOT_OF_COMPARISONS = (
     "insert", "out", "seed", "devices", "nodes", "strategy", "workers", "checkpoint_steps", "logger",

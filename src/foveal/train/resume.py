@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -15,13 +14,13 @@ from foveal.train.start import with_start
 
 
 def settled(
-    config: TrainConfig | None, resume: str | os.PathLike[str] | None, blocks: Sequence[str] = ()
+    config: TrainConfig | None, resume: str | os.PathLike[str] | None
 ) -> tuple[TrainConfig, Path | None]:
     """The config to run with (the caller's own is left alone), and its folder if it exists already.
 
     Args:
         config: what the caller asked for; None is the defaults.
-        resume, blocks: as `foveal.train.fit` takes them.
+        resume: as `foveal.train.fit` takes it.
 
     Raises:
         FovealError: there is nothing to continue, or an option would change what the run trains.
@@ -53,7 +52,8 @@ def settled(
         return replace(given), None
     folder = Path(resume)
     stored = run_folder.read_config(folder)
-    stored.insert = run_folder.with_blocks(folder, stored.insert, blocks)
+    # what is run is named by the person, not by the folder
+    stored.insert, stored.blocks = run_folder.with_blocks(folder, stored.insert, given.blocks), []
     changed = {f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)}
     if changed - set(RESUMABLE_OPTIONS):
         raise FovealError(

@@ -6,7 +6,6 @@ import copy
 import math
 import os
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,19 +89,17 @@ def fit(
     config: TrainConfig | None = None,
     *,
     resume: str | os.PathLike[str] | None = None,
-    blocks: Sequence[str] = (),
     quiet: bool = False,
 ) -> RunResult:
     """Train a network and write its run folder; or continue a run that was stopped.
 
     Args:
         config: what to train. With ``resume`` it may be left out, and only its options that say where the run
-            computes (accelerator, strategy, workers) may differ from their defaults.
+            computes (accelerator, strategy, workers) may differ from their defaults, and ``blocks``, the files of
+            its blocks of one's own: what a run folder names is not run unless it is named here too.
         resume: folder of a run that was stopped. It continues from its last checkpoint, to the same weights as a
             run that was never stopped (bit for bit on a CPU with the same number of threads). "auto" continues
             the run in ``config.out`` if there is one, and begins it otherwise.
-        blocks: with ``resume``, the Python files of the run's blocks of one's own: what a run folder names is not run
-            unless it is named here too.
         quiet: print nothing.
 
     Returns:
@@ -120,7 +117,7 @@ def fit(
         >>> result.weights.name, len(result.rows), result.best["step"]
         ('best.safetensors', 1, 10)
     """
-    config, folder = settled(config, resume, blocks)
+    config, folder = settled(config, resume)
     # random states are put back when the run is over, those of GPUs too
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         run = Run(config, folder, quiet=quiet)

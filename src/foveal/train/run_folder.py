@@ -83,7 +83,7 @@ def own_files(config: TrainConfig) -> list[Path]:
 
 def blocks_option(config: TrainConfig) -> str:
     """What the command that continues a run must say of the files of its own blocks."""
-    return "".join(f" --blocks {path}" for path in own_files(config))
+    return "".join(f" --blocks {path}" for path in dict.fromkeys([*own_files(config), *config.blocks]))
 
 
 def with_blocks(folder: Path, insert: Sequence[str], blocks: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from foveal.checkpoint import load
 from foveal.checkpoint.header import Header, read_header
 from foveal.checkpoint.rebuild import rebuild_for
 from foveal.errors import FovealError
+from foveal.insertion.own import own_blocks
 from foveal.model_info import ModelInfo
 from foveal.train.config import TrainConfig
 
@@ -75,14 +77,15 @@ def network_from(config: TrainConfig, classes: Sequence[str]) -> nn.Module:
     path = config.from_weights
     assert path is not None
     header, info = _read(path)
-    old = load(path)
+    blocks = own_blocks(config.blocks)
+    old = load(path, blocks=blocks)
     if list(classes) == info.classes:
         return old
-    net = rebuild_for(header, len(classes), {}, path)
+    net = rebuild_for(header, len(classes), blocks, path)
     old_state, new_state = old.state_dict(), net.state_dict()
     mixed = {
         name: _rows_by_name(old_state[name], new_state[name], info.classes, classes)
-        for name in _tensors_by_class(header, info, path)
+        for name in _tensors_by_class(header, info, path, blocks)
     }
     net.load_state_dict({**old_state, **mixed})
     return net
@@ -96,7 +99,7 @@ def start_lines(config: TrainConfig, classes: Sequence[str]) -> list[str]:
     header, info = _read(path)
     if list(classes) == info.classes:
         return [f"begins from {path}: all weights and classes are kept"]
-    by_class = _tensors_by_class(header, info, path)
+    by_class = _tensors_by_class(header, info, path, own_blocks(config.blocks))
     layers = sorted({name.rpartition(".")[0] for name in by_class})
     both = [name for name in classes if name in info.classes]
     new = [name for name in classes if name not in info.classes]
@@ -110,10 +113,10 @@ def start_lines(config: TrainConfig, classes: Sequence[str]) -> list[str]:
     return [f"begins from {path}: {kept}; of {', '.join(layers)} {counts}"]
 
 
-def _tensors_by_class(header: Header, info: ModelInfo, path: str) -> list[str]:
+def _tensors_by_class(header: Header, info: ModelInfo, path: str, blocks: dict[str, Any]) -> list[str]:
     """Names of the tensors with a row a class: they would have another shape with one class more."""
     with torch.device("meta"):
-        probe = rebuild_for(header, len(info.classes) + 1, {}, path).state_dict()
+        probe = rebuild_for(header, len(info.classes) + 1, blocks, path).state_dict()
     return [name for name, shape in header.shapes.items() if tuple(probe[name].shape) != shape]
 
 
