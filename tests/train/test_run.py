@@ -194,7 +194,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, uninterrupted, epoch,
     done = torch.load(folder / "checkpoint.ckpt", weights_only=True)
     assert (len(done["rows"]), done["training"]["batch"]) == ((1, 4) if epoch == 1 else (2, 0))
 
-    resumed = fit(resume=folder, quiet=True)
+    resumed = fit(TrainConfig(workers=epoch % 2), resume=folder, quiet=True)  # how images are read may change
     whole = uninterrupted.folder
     assert (folder / "weights/last.safetensors").read_bytes() == (
         whole / "weights/last.safetensors"
