@@ -175,7 +175,7 @@ def test_the_command_line_shows_its_options_and_no_other_task_s(said):
     assert "--mixup" not in shown
     assert said("train", "--power", "2")[2] == "train: --power is an option of task regress only\n"
     assert said("train", "--task", "regres")[2].startswith(
-        "train: task must be one of classify, segment, detect, generate, regress"
+        "train: task must be one of classify, segment, detect, generate, clips, regress"
     )
 
 

@@ -24,7 +24,7 @@ def test_every_option_explains_itself(kind):
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
         ({"mixup": -1.0}, "mixup must be at least 0, got -1.0"),
         ({"task": "segment", "mixup": 0.1}, "task segment only, got mixup"),
-        ({"task": "sing"}, "task must be one of classify, segment, detect, generate, got sing"),
+        ({"task": "sing"}, "task must be one of classify, segment, detect, generate, clips, got sing"),
         ({"optimizer": "lion"}, "optimizer must be one of sgd, adamw, got lion"),
         ({"ema": 1.0}, "ema must be below 1"),
         ({"image_size": 4}, "image_size must be at least 8, got 4"),
