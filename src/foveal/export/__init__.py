@@ -45,7 +45,8 @@ from foveal.tasks.shipping import Shipment
 __all__ = ["FORMATS", "Exported", "export"]
 
 FORMATS = ("onnx", "openvino", "aotinductor", "pt2", "web")
-RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "aotinductor": "torch", "pt2": "torch"}
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
+RUNTIMES |= dict.fromkeys(("aotinductor", "pt2"), "torch and torchvision")
 SAME_SCORE = {"float32": 1e-3, "float16": 5e-3, "int8": 0.02}
 """By so much the script's scores may differ from those of `foveal predict`, or, in less than float32, from those of the
 same file behind foveal's own preparation: its last bit may decide how a value is rounded to eight."""

@@ -31,6 +31,7 @@ def write(program: Program, path: Path, about: str) -> None:
 def load(path):
     """A function from the input of the file to its outputs."""
     import torch
+    import torchvision  # noqa: F401 - its operators may be in the graph
 
     net = torch._inductor.aoti_load_package(path)
     return lambda images: [output.numpy(force=True) for output in net(torch.from_numpy(images))]
