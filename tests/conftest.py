@@ -28,6 +28,14 @@ def said(capsys):
 
 
 @pytest.fixture
+def in_this_process(monkeypatch):
+    """Comparisons start no workers, which would import everything again for each test."""
+    from tests.engine import InThisProcess
+
+    monkeypatch.setattr("foveal.compare.runner.make_engine", lambda *_, **__: InThisProcess())
+
+
+@pytest.fixture
 def latin_folder(tmp_path):
     """A folder whose name is in Latin-1, as old archives unpack; skips where a file system takes UTF-8 alone."""
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))

@@ -79,7 +79,7 @@ def test_a_network_for_grey_images_is_measured_on_any_data(coloured_folder, tmp_
     assert evaluate(scenes.weights, device="cpu").figures["accuracy"] == scenes.best["val_accuracy"]
 
 
-def test_weights_that_compare_kept_are_measured_too(tmp_path):
+def test_weights_that_compare_kept_are_measured_too(tmp_path, in_this_process):
     from foveal.compare import compare
 
     drawn = {"length": 64, "size": 16, "digit_size": (8, 8)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.engine import InThisProcess
 
 from foveal.compare import compare
 from foveal.compare.engines.local import LocalEngine
@@ -84,8 +85,9 @@ def test_the_report_is_one_file_that_asks_for_nothing(outcome):
     assert "$" not in re.sub(r"data:[^\"]*", "", page)
 
 
-def test_a_stopped_comparison_continues_to_the_same_result(outcome, tmp_path, monkeypatch):
-    do = LocalEngine.run
+def test_a_stopped_comparison_continues_to_the_same_result(outcome, tmp_path, in_this_process, monkeypatch):
+    """And to that of two worker processes."""
+    do = InThisProcess.run
 
     def stop_after_three(self, jobs, images):
         done = 0
@@ -95,7 +97,7 @@ def test_a_stopped_comparison_continues_to_the_same_result(outcome, tmp_path, mo
             if done == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(LocalEngine, "run", stop_after_three)
+    monkeypatch.setattr(InThisProcess, "run", stop_after_three)
     with pytest.raises(
         Interrupted, match=r"3 of 8 runs are finished and kept in .*the same command continues"
     ):
@@ -104,7 +106,7 @@ def test_a_stopped_comparison_continues_to_the_same_result(outcome, tmp_path, mo
     assert len(kept) == 3
     assert not list(tmp_path.glob(".images-*"))
 
-    monkeypatch.undo()
+    monkeypatch.setattr(InThisProcess, "run", do)
     (tmp_path / ".images-killed").mkdir()
     again = compare(out=str(tmp_path), jobs=1, **TINY)
     assert not list(tmp_path.glob(".images-*"))
@@ -134,7 +136,7 @@ def test_a_damaged_result_is_not_taken_for_a_finished_run(tmp_path):
     assert finished_result(tmp_path, job)["metric"] == 0.5
 
 
-def test_runs_are_done_again_when_the_images_changed(tmp_path, monkeypatch):
+def test_runs_are_done_again_when_the_images_changed(tmp_path, in_this_process):
     """The same command on the same names: a corrected label must not get the old result."""
     folder = tmp_path / "data"
     for part in ("train", "val"):
@@ -159,7 +161,7 @@ def test_two_comparisons_never_work_in_one_folder(tmp_path):
         compare(out=str(tmp_path), **TINY)
 
 
-def test_networks_by_name_are_compared_for_any_task(tmp_path):
+def test_networks_by_name_are_compared_for_any_task(tmp_path, in_this_process):
     """Segmentation: a head with attention against one without, from the same backbone."""
     result = compare(
         models=["fcn_test_resnet", "danet_test_resnet(channel_form=paper)"], task="segment", seeds=1, epochs=1,

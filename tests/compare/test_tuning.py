@@ -110,7 +110,9 @@ def test_runs_take_the_rate_that_was_chosen(plan):
     assert {job.key for job in tuned.jobs}.isdisjoint(job.key for job in plan.jobs)
 
 
-def test_the_report_shows_what_was_tried_and_the_same_command_tries_nothing_again(tmp_path, monkeypatch):
+def test_the_report_shows_what_was_tried_and_the_same_command_tries_nothing_again(
+    tmp_path, monkeypatch, in_this_process
+):
     options = {
         **TRAINING,
         "seeds": 1,

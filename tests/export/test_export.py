@@ -332,5 +332,7 @@ def test_a_size_that_the_network_cannot_take_is_said(ready, tmp_path):
 
 def test_a_format_is_known_by_its_name():
     assert format_named("pt2").FILE == "model.pt2"
-    with pytest.raises(foveal.FovealError, match="to must be one of onnx, openvino, aotinductor, pt2, got x"):
+    with pytest.raises(
+        foveal.FovealError, match="to must be one of onnx, openvino, aotinductor, pt2, web, got x"
+    ):
         format_named("x")

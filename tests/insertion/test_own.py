@@ -135,7 +135,7 @@ def test_a_run_begins_from_weights_that_hold_it_where_the_file_is_named(mine):
     assert len(fit(TrainConfig(blocks=["mine.py"]), resume="again", quiet=True).rows) == 1
 
 
-def test_a_comparison_trains_anew_what_a_changed_file_changed(mine):
+def test_a_comparison_trains_anew_what_a_changed_file_changed(mine, in_this_process):
     texts = ["mine.py:ECA@residual:3", "mine.py:ECA(kernel=7)@residual:3"]
     options = {"data_options": SCENES, "epochs": 1, "accelerator": "cpu"}
     result = compare(texts, seeds=1, jobs=1, out="out", quiet=True, self_check=False, **options)

@@ -179,29 +179,8 @@ def test_the_command_line_shows_its_options_and_no_other_task_s(said):
     )
 
 
-def test_it_is_compared_and_lower_is_better(tmp_path, monkeypatch):
-    from foveal.compare import engines
-    from foveal.compare.engines import Event
-    from foveal.compare.worker import run_job
-
-    class InThisProcess:
-        """A worker process imports the library alone, and would not know this task."""
-
-        description = "one after the other, here"
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def run(self, jobs, images):
-            for job in jobs:
-                result, weights = run_job(job, images)
-                yield Event(job, result=result, weights=weights)
-
-    monkeypatch.setattr("foveal.compare.runner.make_engine", lambda *_, **__: InThisProcess())
-    assert engines.ENGINES == ("local",)
+def test_it_is_compared_and_lower_is_better(tmp_path, in_this_process):
+    """A worker process imports the library alone, and would not know this task."""
     result = compare(
         ["se(reduction=4)@residual:3"], task="regress", seeds=6, control=False, epochs=1, batch_size=8, lr=0.02,
         data_options={"length": 32}, accelerator="cpu", out=str(tmp_path), quiet=True,

@@ -82,6 +82,8 @@ class CifarResNet(nn.Module):
             )
         ][: stages + 1]
         self.num_features = WIDTHS[stages - 1]
+        # foveal.models.video adds a clip's frames
+        self.pooled: tuple[int, ...] = (2, 3)
         self.reset_classifier(num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -90,8 +92,7 @@ class CifarResNet(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        # a clip's frames too, where the layers are inflated (foveal.models.video)
-        return self.fc(x.mean(tuple(range(2, x.ndim))))
+        return self.fc(x.mean(self.pooled))
 
     def get_classifier(self) -> nn.Module:
         return self.fc

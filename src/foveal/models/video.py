@@ -222,6 +222,7 @@ class SmallVideoResNet(nn.Module):
         if options and not blocks:
             raise FovealError(f"blocks=0 takes no options of a block, got {', '.join(options)}")
         self.net, self.num_classes = CifarResNet(depth, num_classes, in_chans), num_classes
+        self.net.pooled = (2, 3, 4)
         times: dict[str, int] = {}
         if kind == "i3d":
             times = {"conv1": 3}

@@ -25,7 +25,11 @@ def test_scenes_need_no_options() -> None:
             "data must be 'scenes', 'scenes:cue', 'scenes:local', 'digits', 'torchvision:NAME', or a .*, got 'scense'",
         ),
         ("scenes", {"lenght": 5}, "options of 'scenes' are length, size, .*, got 'lenght'"),
-        ("scenes", {"task": "generate"}, "task must be one of classify, segment, detect, got 'generate'"),
+        (
+            "scenes",
+            {"task": "generate"},
+            "task must be one of classify, segment, detect, clips, got 'generate'",
+        ),
         ("scenes", {"task": "segment", "root": "x"}, "options of 'scenes' are .*, got 'root'"),
         (
             "torchvision:MNIST",
