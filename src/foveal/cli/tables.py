@@ -31,13 +31,17 @@ def run_summary(result: RunResult) -> RenderableType:
         parts.append(Text(f"{len(result.skipped)} files could not be read and were left out: {shown}{more}"))
     if result.blocks:
         parts.append(blocks_table(result.blocks))
+    # a task whose networks make images shows those of each epoch
+    makes = hasattr(result.config.the_task, "sample")
     parts += [
         Text(f"best weights  {result.weights}"),
         Text(f"curves        {result.folder / 'curves.png'}"),
-        Text(f"examples      {result.folder / 'examples.png'}"),
+        Text(
+            f"{'samples ' if makes else 'examples'}      {result.folder / ('samples' if makes else 'examples.png')}"
+        ),
         Text(f"figures       {result.folder / 'metrics.csv'}"),
         Text(f"next          foveal eval --weights {result.weights}"),
-        Text(f"              foveal predict PHOTO --weights {result.weights}"),
+        Text(f"              foveal predict {'--count 64' if makes else 'PHOTO'} --weights {result.weights}"),
     ]
     return Group(*parts)
 
