@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from foveal.data.joint import grey
-from foveal.data.video import FORMATS, Video, require_pyav
+from foveal.data.video import FORMATS, Video, frame_pixels, require_pyav
 from foveal.errors import FovealError
 
 CAMERA = "camera:"
@@ -101,11 +98,7 @@ def camera_frames(path: str, channels: int, every: int, stopped: Callable[[], bo
                 if stopped():
                     return
                 if passed % every == 0:
-                    pixels = np.ascontiguousarray(frame.to_ndarray(format="rgb24").transpose(2, 0, 1))
-                    image = torch.from_numpy(pixels)
-                    yield Frame(
-                        Path(f"camera-{number}#{passed:06d}"), grey(image) if channels == 1 else image
-                    )
+                    yield Frame(Path(f"camera-{number}#{passed:06d}"), frame_pixels(frame, channels))
     except (FFmpegError, OSError, IndexError) as error:
         raise FovealError(f"{path} must be a camera that can be read, got: {error}") from error
 

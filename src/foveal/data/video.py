@@ -197,7 +197,7 @@ class Video:
                 number = passed if counted else number_of.get(frame.pts or 0)
                 if number in left:
                     left.remove(number)
-                    yield number, _pixels(frame, self.channels)
+                    yield number, frame_pixels(frame, self.channels)
                 if not left:
                     return
 
@@ -269,7 +269,7 @@ def _quarter_turns(frame: VideoFrame) -> int:
     return round(frame.rotation / 90) % 4
 
 
-def _pixels(frame: VideoFrame, channels: int) -> Tensor:
+def frame_pixels(frame: VideoFrame, channels: int) -> Tensor:
     """A decoded frame, upright, (channels, h, w)."""
     pixels = frame.to_ndarray(format="rgb24")
     turned = np.ascontiguousarray(np.rot90(pixels, _quarter_turns(frame)).transpose(2, 0, 1))

@@ -112,10 +112,7 @@ class Scenes(RenderedDataset):
         Raises:
             IndexError: an index is outside 0..length-1 (negative ones count from the end).
         """
-        index = np.asarray(list(indices), dtype=np.int64)
-        if ((index < -self.length) | (index >= self.length)).any():
-            raise IndexError(f"indices must be below {self.length}, got {index.tolist()}")
-        index = np.where(index < 0, index + self.length, index)
+        index = self.places(indices)
         return draw_scenes(
             self.split, index, size=self.size, objects=self.objects, distractors=self.distractors,
             frames=self.frames, digit_size=self.digit_size, seed=self.seed,

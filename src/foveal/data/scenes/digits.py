@@ -57,10 +57,7 @@ class Digits(RenderedDataset):
         Raises:
             IndexError: an index is outside (negative ones count from the end).
         """
-        index = np.asarray(list(indices), dtype=np.int64)
-        if ((index < -self.length) | (index >= self.length)).any():
-            raise IndexError(f"indices must be below {self.length}, got {index.tolist()}")
-        index = np.where(index < 0, index + self.length, index)
+        index = self.places(indices)
         glyphs, labels, _ = sources(self.split, self.size)
         which, scale, y, x = uniform(self.seed, STREAM + SPLITS.index(self.split), index, 4).T
         chosen = (which * len(glyphs)).astype(np.int64)

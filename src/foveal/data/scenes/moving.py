@@ -82,10 +82,7 @@ class MovingDigits(RenderedDataset):
         Raises:
             IndexError: an index is outside (negative ones count from the end).
         """
-        index = np.asarray(list(indices), dtype=np.int64)
-        if ((index < -self.length) | (index >= self.length)).any():
-            raise IndexError(f"indices must be below {self.length}, got {index.tolist()}")
-        index = np.where(index < 0, index + self.length, index)
+        index = self.places(indices)
         u = uniform(self.seed, STREAM + SPLITS.index(self.split), index, DRAWS)
         glyphs, labels = _digits(self.split)
         moving = (u[:, 0] * len(labels)).astype(np.int64)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -59,6 +60,17 @@ class RenderedDataset(Dataset):
     def described(self) -> tuple[Any, ...]:
         """The options, which are all that decides what the items show."""
         raise NotImplementedError
+
+    def places(self, indices: Iterable[int]) -> np.ndarray:
+        """Indices as int64 from 0 on; negative ones count from the end.
+
+        Raises:
+            IndexError: an index is outside.
+        """
+        index = np.asarray(list(indices), dtype=np.int64)
+        if ((index < -self.length) | (index >= self.length)).any():
+            raise IndexError(f"indices must be below {self.length}, got {index.tolist()}")
+        return np.where(index < 0, index + self.length, index)
 
     def __len__(self) -> int:
         return self.length

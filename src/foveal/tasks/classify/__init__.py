@@ -210,15 +210,11 @@ class Classify:
         inference: ClassifyInference | None = None,
     ) -> list[LabelPrediction]:
         from foveal.tasks.classify.loss import class_probabilities
-        from foveal.tasks.classify.prediction import LabelPrediction
+        from foveal.tasks.classify.prediction import LabelPrediction, best_labels
 
         inference = inference or ClassifyInference()
-        probabilities, top = class_probabilities(net, images, flip=inference.flip), inference.top
-        best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
-        return [
-            LabelPrediction([(info.classes[i], p) for i, p in zip(indices, values, strict=True)])
-            for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        probabilities = class_probabilities(net, images, flip=inference.flip)
+        return [LabelPrediction(labels) for labels in best_labels(probabilities, info.classes, inference.top)]
 
     def write(
         self,

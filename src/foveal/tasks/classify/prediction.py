@@ -7,23 +7,13 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from foveal.files import csv_cell, json_text, write_text
 from foveal.tasks.picture import captioned, png_bytes
-
-
-class Labelled(Protocol):
-    """A file and its labels."""
-
-    @property
-    def file(self) -> str: ...
-
-    @property
-    def labels(self) -> list[tuple[str, float]]: ...
 
 
 @dataclass(frozen=True)
@@ -51,15 +41,35 @@ class LabelPrediction:
 
     def draw(self, image: Tensor) -> np.ndarray:
         """The image with its most probable labels written below it."""
-        lines = [f"{label}  {probability:.1%}" for label, probability in self.labels[:3]]
-        return captioned(image.permute(1, 2, 0).cpu().numpy(), lines)
+        return self.captioned(image.permute(1, 2, 0).cpu().numpy())
+
+    def captioned(self, picture: np.ndarray) -> np.ndarray:
+        """A picture (h, w, 3) with the most probable labels written below it."""
+        return captioned(picture, [f"{label}  {probability:.1%}" for label, probability in self.labels[:3]])
 
     def _repr_png_(self) -> bytes | None:
         return None if self.image is None else png_bytes(self.draw(self.image))
 
 
+def best_labels(
+    probabilities: Float[Tensor, "b k"], classes: list[str], top: int
+) -> list[list[tuple[str, float]]]:
+    """For each image the ``top`` most probable classes with their probabilities, best first.
+
+    Example:
+        >>> import torch
+        >>> best_labels(torch.tensor([[0.25, 0.75]]), ["cat", "dog"], top=1)
+        [[('dog', 0.75)]]
+    """
+    best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
+    return [
+        [(classes[i], p) for i, p in zip(indices, values, strict=True)]
+        for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
 def write_labels(
-    found: Sequence[Labelled], out: Path | None, format: str, unreadable: Mapping[str, str]
+    found: Sequence[LabelPrediction], out: Path | None, format: str, unreadable: Mapping[str, str]
 ) -> tuple[int, str]:
     """Write labels to a file, or give their text where there is none: see `foveal.tasks.Task.write`."""
     text = predictions_text(found, unreadable, format)
@@ -70,7 +80,7 @@ def write_labels(
     return len(found), f"{len(found)} files labelled: {out}\n" if found else ""
 
 
-def predictions_text(found: Sequence[Labelled], unreadable: Mapping[str, str], format: str) -> str:
+def predictions_text(found: Sequence[LabelPrediction], unreadable: Mapping[str, str], format: str) -> str:
     """CSV with the columns file, label, probability, label_2, probability_2, ...; or JSON with the same.
 
     Example:

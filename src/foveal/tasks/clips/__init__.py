@@ -230,14 +230,11 @@ class Clips:
         info: ModelInfo,
         inference: ClipInference | None = None,
     ) -> list[ClipPrediction]:
+        from foveal.tasks.classify.prediction import best_labels
         from foveal.tasks.clips.prediction import ClipPrediction, view_logits
 
-        probabilities = view_logits(net, images).softmax(1)
-        best = probabilities.topk(min((inference or ClipInference()).top, probabilities.shape[1]), dim=1)
-        return [
-            ClipPrediction([(info.classes[i], p) for i, p in zip(indices, values, strict=True)])
-            for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        probabilities, top = view_logits(net, images).softmax(1), (inference or ClipInference()).top
+        return [ClipPrediction(labels) for labels in best_labels(probabilities, info.classes, top)]
 
     def write(
         self,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from foveal.tasks.picture import captioned, png_bytes
+from foveal.tasks.classify.prediction import LabelPrediction
 
 # the logarithm of a probability of 0 stays finite
 TINY = 1e-30
@@ -36,36 +34,12 @@ def view_logits(net: nn.Module, clips: Float[Tensor, "b *views c t h w"]) -> Flo
     return total.clamp_min(TINY).log()
 
 
-@dataclass(frozen=True)
-class ClipPrediction:
-    """What a network says of one clip.
-
-    Attributes:
-        labels: (class, probability) pairs, most probable first.
-        file: where the clip came from, if from a file.
-        image: the video itself, uint8 (3, frames, h, w).
-    """
-
-    labels: list[tuple[str, float]]
-    file: str = ""
-    image: Tensor | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def label(self) -> str:
-        """The most probable class."""
-        return self.labels[0][0]
-
-    def __repr__(self) -> str:
-        said = ", ".join(f"{label} {probability:.1%}" for label, probability in self.labels)
-        return f"<{self.file}: {said}>" if self.file else f"<{said}>"
+class ClipPrediction(LabelPrediction):
+    """What a network says of one clip, as of an image; ``image`` is the video itself, uint8 (3, frames, h, w)."""
 
     def draw(self, image: UInt8[Tensor, "3 t h w"]) -> np.ndarray:
         """Frames spread over the clip, side by side, with the most probable labels written below."""
-        lines = [f"{label}  {probability:.1%}" for label, probability in self.labels[:3]]
-        return captioned(film_strip(image), lines)
-
-    def _repr_png_(self) -> bytes | None:
-        return None if self.image is None else png_bytes(self.draw(self.image))
+        return self.captioned(film_strip(image))
 
 
 def film_strip(clip: UInt8[Tensor, "3 t h w"], most: int = SHOWN_FRAMES) -> np.ndarray:
