@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import foveal
-from foveal.cli.commands import look
+from foveal.cli.look import look
 from foveal.model_info import ModelInfo
 from foveal.tasks import TASKS
 

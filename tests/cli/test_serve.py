@@ -8,7 +8,7 @@ import pytest
 
 import foveal
 from foveal import inference
-from foveal.cli.commands import serve
+from foveal.cli.serve import serve
 from foveal.look.page import server
 
 
@@ -85,7 +85,7 @@ def test_a_model_is_looked_at_by_its_name(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published(monkeypatch)
-    foveal.cli.commands.look(str(photo), "seresnet18", sites="layer4.1.*", out=str(tmp_path / "out"))
+    foveal.cli.look.look(str(photo), "seresnet18", sites="layer4.1.*", out=str(tmp_path / "out"))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "index.html",
         "photo--layer4.1.se--gates.png",
@@ -97,7 +97,7 @@ def test_a_model_without_attention_is_refused_in_one_line(
 ) -> None:
     published(monkeypatch)
     with pytest.raises(ValueError, match="must have an attention site, got ResNet with none"):
-        foveal.cli.commands.look(str(photo), "resnet18", out=str(tmp_path / "out"))
+        foveal.cli.look.look(str(photo), "resnet18", out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

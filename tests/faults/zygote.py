@@ -53,6 +53,8 @@ def main():
     import torch
 
     import foveal.cli.commands
+    import foveal.cli.look
+    import foveal.cli.serve
     import foveal.compare
     import foveal.evaluate
     import foveal.look.pictures

@@ -60,14 +60,14 @@ COMMANDS = {
         options="inference",
     ),
     "predict": Command(
-        f"{HERE}:predict",
+        "foveal.cli.predict:predict",
         positional="paths",
         example="foveal predict photo.jpg folder/ --weights FILE",
         options="inference",
     ),
     "check": Command(f"{HERE}:check", positional="data", example="foveal check photos/ --task detect"),
-    "look": Command(f"{HERE}:look", positional="source", example="foveal look photo.jpg --weights FILE"),
-    "serve": Command(f"{HERE}:serve", example="foveal serve --weights FILE"),
+    "look": Command("foveal.cli.look:look", positional="source", example="foveal look photo.jpg --weights FILE"),
+    "serve": Command("foveal.cli.serve:serve", example="foveal serve --weights FILE"),
     "export": Command(f"{HERE}:export", positional="weights", example="foveal export FILE --to onnx"),
     "convert": Command(
         "foveal.published.verb:convert",

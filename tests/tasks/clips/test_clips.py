@@ -11,7 +11,8 @@ from tests.data.videos import flat_frames, write_animation, write_frames, write_
 
 import foveal
 from foveal.checkpoint import load
-from foveal.cli.commands import look, serve
+from foveal.cli.look import look
+from foveal.cli.serve import serve
 from foveal.compare import compare
 from foveal.data import open_dataset
 from foveal.errors import FovealError
