@@ -136,24 +136,48 @@ def test_a_damaged_result_is_not_taken_for_a_finished_run(tmp_path):
     assert finished_result(tmp_path, job)["metric"] == 0.5
 
 
-def test_runs_are_done_again_when_the_images_changed(tmp_path, in_this_process):
-    """The same command on the same names: a corrected label must not get the old result."""
+@pytest.fixture
+def coloured(tmp_path):
+    """Eight training and eight validation images of each of two colours, and options that compare on them."""
     folder = tmp_path / "data"
     for part in ("train", "val"):
         for name, colour in (("blue", (20, 30, 200)), ("red", (200, 30, 20))):
             (folder / part / name).mkdir(parents=True)
             for i in range(8):
                 Image.new("RGB", (24, 24), colour).save(folder / part / name / f"{i}.png")
-    again = {
+    options = {
         "insert": ["se(reduction=4)@residual:3"], "seeds": 1, "control": False, "data": str(folder), "epochs": 1,
-        "batch_size": 8, "accelerator": "cpu", "out": str(tmp_path / "out"), "jobs": 1, "quiet": True,
+        "batch_size": 8, "accelerator": "cpu", "out": str(tmp_path / "out"), "jobs": 1,
     }  # fmt: skip
-    compare(**again)
+    return folder, options
+
+
+def test_runs_are_done_again_when_the_images_changed(tmp_path, coloured, in_this_process):
+    """The same command on the same names: a corrected label must not get the old result."""
+    folder, options = coloured
+    compare(**options, quiet=True)
     first = {path.name for path in (tmp_path / "out" / "runs").glob("*.json")}
     Image.new("RGB", (24, 24), (200, 30, 20)).save(folder / "val" / "blue" / "0.png")
     os.utime(folder / "val" / "blue" / "0.png", ns=(1, 1))
-    compare(**again)
+    compare(**options, quiet=True)
     assert len({path.name for path in (tmp_path / "out" / "runs").glob("*.json")} - first) == 2
+
+
+def test_files_that_no_run_could_read_are_named_also_when_the_runs_are_finished(
+    coloured, in_this_process, capsys
+):
+    folder, options = coloured
+    broken = folder / "train" / "red" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:-30])
+    options["data_options"] = {"max_unreadable": 0.1}
+    compare(**options)
+    shown = capsys.readouterr().err
+    assert "unreadable and left out of all runs: 1" in shown
+    assert "red/3.png" in shown
+    again = compare(**options, quiet=True)
+    (name,) = read(again.folder, "results.json")["unreadable"]
+    assert name.endswith("red/3.png")
+    assert "red/3.png" in again.report.read_text(encoding="utf-8")
 
 
 def test_two_comparisons_never_work_in_one_folder(tmp_path):

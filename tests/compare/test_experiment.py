@@ -80,7 +80,7 @@ def simulate(monkeypatch, tmp_path):
         costs = Costs(1, 1, 1.0, 1.0, 1.0, 1.0, 1)
         monkeypatch.setattr(
             "foveal.compare.experiment.measure_costs",
-            lambda plan, folder: {variant.name: costs for variant in plan.variants},
+            lambda plan, folder, advance: {variant.name: costs for variant in plan.variants},
         )
         result = compare(list(insert), out=str(tmp_path / "out"), **{**OPTIONS, **options})
         document = json.loads((result.folder / "results.json").read_text(encoding="utf-8"))

@@ -66,7 +66,9 @@ COMMANDS = {
         options="inference",
     ),
     "check": Command(f"{HERE}:check", positional="data", example="foveal check photos/ --task detect"),
-    "look": Command("foveal.cli.look:look", positional="source", example="foveal look photo.jpg --weights FILE"),
+    "look": Command(
+        "foveal.cli.look:look", positional="source", example="foveal look photo.jpg --weights FILE"
+    ),
     "serve": Command("foveal.cli.serve:serve", example="foveal serve --weights FILE"),
     "export": Command(f"{HERE}:export", positional="weights", example="foveal export FILE --to onnx"),
     "convert": Command(

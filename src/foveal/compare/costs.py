@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from foveal.compare.experiment import Plan
 
 
-def measure_costs(plan: Plan, folder: Path) -> dict[str, Costs]:
+def measure_costs(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: None) -> dict[str, Costs]:
     """Costs by variant name. Kept in ``folder/costs.json`` and not measured again on the same machine.
 
     Times are of the network in eval mode, in float32, with PyTorch's own number of threads: one image, and one
     training batch. Memory is that of a training step of one batch; weights, gradients and the optimiser's state
-    are not in it.
+    are not in it. ``advance`` is called after each variant, and after each of the two rounds of times.
     """
     job = plan.job
     machine = {name: value for name, value in environment().items() if name != "command"}
@@ -51,9 +51,12 @@ def measure_costs(plan: Plan, folder: Path) -> dict[str, Costs]:
         peaks[name] = peak_bytes(step, device=job.device)
         net.zero_grad()
         net.eval()
+        advance()
     with torch.no_grad():
         one = measure_time({name: _forward(net, image) for name, net in nets.items()}, repeats=40)
+        advance()
         many = measure_time({name: _forward(net, batch) for name, net in nets.items()}, repeats=10)
+        advance()
     costs = {
         name: Costs(
             parameters=count_parameters(net),

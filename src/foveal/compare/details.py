@@ -130,6 +130,7 @@ def run_html(
     machine: Mapping[str, Any],
     runs: Sequence[Mapping[str, Any]],
     seeds: int,
+    unreadable: Mapping[str, str],
     language: Language,
 ) -> str:
     """Command, settings, machine and versions."""
@@ -152,6 +153,8 @@ def run_html(
     failed = [f"{row.name}, seed {s}: {reason}" for row in rows for s, reason in row.failed.items()]
     if failed:
         facts["failed"] = "; ".join(failed)
+    if unreadable:
+        facts["unreadable"] = f"{len(unreadable)}: {'; '.join(unreadable.values())}"
     return (
         "<dl>"
         + "".join(

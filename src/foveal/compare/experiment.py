@@ -129,8 +129,9 @@ class Comparison:
                         self.plan, tuning=tune(self.plan.variants, self.plan.job, self.plan.trials, do)
                     )
                 runs = self._do_seeds(runner)
-            progress.say("measuring time and memory, drawing the report")
-            costs = measure_costs(self.plan, self.folder)
+            with progress.bar("measuring time and memory", len(self.plan.variants) + 2) as advance:
+                costs = measure_costs(self.plan, self.folder, advance)
+            progress.say("drawing the report")
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped; {progress.done} of {progress.total} runs are finished and kept in {self.folder}; "

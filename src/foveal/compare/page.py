@@ -21,6 +21,7 @@ from foveal.compare.figures import (
 )
 from foveal.compare.language import Language
 from foveal.compare.markup import name_html, table_html
+from foveal.compare.runner import unreadable_files
 from foveal.compare.summary import Row
 from foveal.files import csv_text, write_json, write_text
 from foveal.machine import environment
@@ -79,7 +80,7 @@ def write_report(
         time_to=time_to_html(rows, runs, text, language),
         classes=classes_html(rows, runs, text, language),
         reading=reading_html(rows, plan, language),
-        run=run_html(rows, job, machine, runs, plan.seeds, language),
+        run=run_html(rows, job, machine, runs, plan.seeds, unreadable_files(folder), language),
         **{f"h_{name}": escape(say(f"h_{name}")) for name in headings},
     )
     write_text(folder / "report.html", page)
@@ -100,6 +101,7 @@ def results_document(
         "self_check": None if result.self_check is None else result.self_check.to_dict(),
         "tuning": plan.tuning.to_dict() if plan.tuning else None,
         "settings": plan.job.settings,
+        "unreadable": unreadable_files(result.folder),
         "environment": dict(machine),
         "runs": [{name: value for name, value in run.items() if name != "settings"} for run in runs],
     }

@@ -3,13 +3,15 @@
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import Progress as Bars
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -107,8 +109,20 @@ class Progress:
         self.values[result["variant"]][result["seed"]] = result.get("metric")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        self.console.print(text, markup=False)
+        """A line that stays; a path in it is not broken in two."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, text: str, steps: int) -> Iterator[Callable[[], None]]:
+        """A bar for something else, or its name in a line; what it gives is called after each step."""
+        self.stop()
+        if self.quiet or not self.console.is_terminal:
+            self.say(text)
+            yield lambda: None
+            return
+        with Bars(console=self.console, transient=True) as bars:
+            task = bars.add_task(text, total=steps)
+            yield lambda: bars.advance(task)
 
     def stop(self) -> None:
         if self.live is not None:

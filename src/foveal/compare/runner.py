@@ -15,6 +15,7 @@ from foveal.compare.engines import Engine, make_engine
 from foveal.compare.job import Job
 from foveal.compare.progress import Progress
 from foveal.files import write_bytes, write_json
+from foveal.train.progress import NAMED
 
 if TYPE_CHECKING:
     from foveal.compare.plan import Plan
@@ -28,6 +29,17 @@ def result_path(folder: Path, job: Job) -> Path:
 def weights_path(folder: Path, job: Job) -> Path:
     """Where the weights of a run are, if they are kept."""
     return folder / "runs" / f"{job.key}.safetensors"
+
+
+def unreadable_path(folder: Path) -> Path:
+    """Where the files that no run could read are listed, with the reason."""
+    return folder / "unreadable.json"
+
+
+def unreadable_files(folder: Path) -> dict[str, str]:
+    """The files that no run could read, name -> reason; of runs that are finished too."""
+    path = unreadable_path(folder)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def finished_result(folder: Path, job: Job) -> dict[str, Any] | None:
@@ -127,5 +139,11 @@ class Runner:
             place = self.place / str(len(self.images))
             place.mkdir()
             store_images(plan.data, plan.job, place)
+            unreadable = {name: why for part in plan.data.values() for name, why in part.skipped.items()}
+            if unreadable:
+                write_json(unreadable_path(folder), unreadable)
+                self.progress.say(f"unreadable and left out of all runs: {len(unreadable)}")
+            for reason in list(unreadable.values())[:NAMED]:
+                self.progress.say(f"left out: {' '.join(reason.split())}")
             self.images[folder] = place
         return self.images[folder]

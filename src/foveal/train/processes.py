@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,12 +53,14 @@ def launch_fabric(config: TrainConfig, lost_message: Callable[[str], str] = str)
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's banner of processes; its logger is as before afterwards."""
+    """Without Lightning's banner of processes, and its hint at srun on every machine that has one, asked for or not."""
     logger = logging.getLogger("lightning_fabric")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The `srun` command is available")
+            yield
     finally:
         logger.setLevel(level)
 

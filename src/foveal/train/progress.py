@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+NAMED = 3
+"""So many unreadable files are named before training begins."""
+
 
 def metric_name(metric: str) -> str:
     """A figure's name for people.
@@ -42,8 +45,8 @@ def opening_lines(
     from foveal.insertion import inserted
 
     counts = " and ".join(f"{len(part):,} {name}" for name, part in data.items())
-    unreadable = sum(len(part.skipped) for part in data.values())
-    broken = f", {unreadable} unreadable and left out" if unreadable else ""
+    unreadable = {name: reason for part in data.values() for name, reason in part.skipped.items()}
+    broken = f", {len(unreadable)} unreadable and left out" if unreadable else ""
     blocks = len(inserted(net))
     parameters = sum(parameter.numel() for parameter in net.parameters())
     with_blocks = f" with {blocks} inserted block{'s' * (blocks != 1)}" if config.insert else ""
@@ -51,6 +54,9 @@ def opening_lines(
         f"{config.data}: {counts} images of {len(data['train'].classes)} classes{broken}; {config.model}{with_blocks}, "
         f"{parameters:,} parameters, at {image_size} pixels, on {device}"
     )
+    reasons = [f"left out: {' '.join(reason.split())}" for reason in list(unreadable.values())[:NAMED]]
+    if len(unreadable) > NAMED:
+        reasons.append(f"left out: {len(unreadable) - NAMED} more; foveal check {config.data} names all")
     notes = dict.fromkeys(note for part in data.values() for note in getattr(part, "notes", ()))
     left_out = dict.fromkeys(name for part in data.values() for name in getattr(part, "left_out", ()))
     told = (
@@ -58,7 +64,7 @@ def opening_lines(
         if left_out
         else []
     )
-    return [first, *notes, *told]
+    return [first, *reasons, *notes, *told]
 
 
 class Progress:
