@@ -43,15 +43,26 @@ ROOMS = {
 }
 ROOMS["fusion"] = GROUND | {"nn", "insertion"}
 ROOMS["models"] = GROUND | {"nn", "insertion"}
-ROOMS["checkpoint"] = ROOMS["models"] | {"models"}
+ROOMS["hub"] = {"errors", "models"}
+ROOMS["checkpoint"] = ROOMS["models"] | {"hub", "models"}
 ROOMS["published"] = ROOMS["checkpoint"] | {"checkpoint"}
 ROOMS["bench"] = ROOMS["checkpoint"] | {"fusion"}
 ROOMS["tasks"] = GROUND | {"checkpoint", "data", "model_info", "models", "nn"}
 ROOMS["sources"] = {"data", "errors"}
-ROOMS["inference"] = GROUND | {"checkpoint", "data", "insertion", "model_info", "models", "sources", "tasks"}
+ROOMS["inference"] = GROUND | {
+    "checkpoint",
+    "data",
+    "hub",
+    "insertion",
+    "model_info",
+    "models",
+    "sources",
+    "tasks",
+}
 ROOMS["train"] = ROOMS["inference"] | {"nn"}
 ROOMS["evaluate"] = ROOMS["train"] | {"inference", "train"}
 ROOMS["evaluation_page"] = ROOMS["evaluate"] | {"evaluate"}
+ROOMS["push"] = GROUND | {"checkpoint", "data", "hub", "insertion", "model_info", "models", "nn", "tasks"}
 ROOMS["check"] = GROUND | {"data", "tasks"}
 ROOMS["predict"] = {"errors", "folders", "image_files", "inference", "signals", "sources"}
 ROOMS["look"] = GROUND | {"data", "inference", "insertion", "nn", "tasks"}

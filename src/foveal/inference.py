@@ -19,6 +19,7 @@ from foveal.checkpoint import BlockSource, load
 from foveal.data import decode_image
 from foveal.data.joint import grey
 from foveal.errors import FovealError
+from foveal.hub import is_repository
 from foveal.image_files import find_images
 from foveal.machine import choose_device
 from foveal.model_info import ModelInfo
@@ -241,8 +242,9 @@ def predictor(
     """A network ready for use, from a weights file or from a model's name.
 
     Args:
-        weights: a file that `foveal train`, `compare` or `convert` wrote, or the name of a model with published
-            weights, such as "resnet50" (fetched once from the network).
+        weights: a file that `foveal train`, `compare` or `convert` wrote; a repository that holds one,
+            "hf-hub:user/name[@revision]" or "local-dir:folder"; or the name of a model with published weights, such as
+            "resnet50". What is not here is fetched once from the network.
         device: "auto", "cpu", "cuda", ...
         blocks: the Python file that defines blocks of your own which the weights hold, or more, as for `foveal.load`.
 
@@ -260,12 +262,17 @@ def predictor(
         >>> foveal.predictor(path)(torch.zeros(3, 40, 40, dtype=torch.uint8)).label in ("cat", "dog")
         True
     """
+    if isinstance(weights, str) and is_repository(weights):
+        return _from_net(load(weights, blocks=blocks), weights, weights, device)
     path = Path(weights)
     if path.exists() or path.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
         return _from_net(load(path, blocks=blocks), _short_name(path), str(path), device)
     name = str(weights)
     if not list_models(name.partition(".")[0]):
-        raise FileNotFoundError(f"weights must be a file or a model that `foveal list` prints, got {name}")
+        raise FileNotFoundError(
+            "weights must be a file, a repository such as hf-hub:user/name, or a model that `foveal list` prints, "
+            f"got {name}"
+        )
     net = create_model(name, pretrained=True)
     return _ready(net, _published_info(net, name), f"{name} (published weights)", device)
 

@@ -76,7 +76,8 @@ def load(
     """Read a file written by `save`: rebuild the network, insert its blocks, load every weight strictly.
 
     Args:
-        path: the file.
+        path: the file, or a repository that holds one: ``"hf-hub:user/name"`` or ``"hf-hub:user/name@revision"`` of the
+            Hugging Face hub, or ``"local-dir:folder"``.
         net: a network to load into instead, which must have the file's blocks already and keeps its own dtypes; it
             is changed only if everything fits. Needed for networks not made by `foveal.create_model`, or changed
             since.
@@ -92,6 +93,7 @@ def load(
             (with the list of what would be lost), a block or model that is unknown here, or weights that are no
             finite numbers.
         FileNotFoundError: no such file.
+        ConnectionError: the hub does not answer, and its file is not in the cache.
     """
     header = read_header(path)
     description = header.description
@@ -104,7 +106,7 @@ def load(
     _refuse_other_kinds(target, header, path)
     from safetensors.torch import load_file
 
-    with utf8_path(path) as name:
+    with utf8_path(header.file) as name:
         state = load_file(name)
     broken = [n for n, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     broken = [name for name in broken if name in dict(target.named_parameters())]

@@ -4,12 +4,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from foveal.errors import FovealError
 from foveal.files import utf8_path
+from foveal.hub import weights_file
 
 FORMAT = 1
 PLAN_TYPES: dict[str, type] = {
@@ -34,15 +36,20 @@ class Header:
         description: the metadata: ``format``, ``version``, ``model``, ``plan``, ``changed`` and ``info``.
         shapes: shapes by name of tensor.
         kinds: by name of tensor ``"float"``, ``"integer"``, ``"bool"`` or ``"complex"``.
+        file: where the file is, which a repository's name does not say.
     """
 
     description: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     kinds: dict[str, str]
+    file: Path
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Read metadata and shapes; safetensors holds the header to the file's size.
+
+    Args:
+        path: a file, or a repository's name, as `foveal.hub` knows them.
 
     Raises:
         FovealError: not a file of ours, with what it is instead.
@@ -50,7 +57,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     from safetensors import SafetensorError, safe_open
 
-    with open(path, "rb") as file:
+    where = weights_file(path)
+    with open(where, "rb") as file:
         start = file.read(9)
     # a header may be as long as a number that looks like a pickle's beginning, but then its brace follows
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
@@ -60,7 +68,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             "a network and write it with foveal.save"
         )
     try:
-        with utf8_path(path) as name, safe_open(name, "pt") as file:
+        with utf8_path(where) as name, safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
@@ -80,7 +88,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise FovealError(
             f"expected a safetensors file written by foveal.save (format {FORMAT}), got {found} in {path}"
         )
-    return Header(description, shapes, kinds)
+    return Header(description, shapes, kinds, where)
 
 
 def _is_well_formed(description: dict[str, Any]) -> bool:

@@ -76,6 +76,11 @@ COMMANDS = {
         positional="source target",
         example="foveal convert in.pth out.safetensors",
     ),
+    "push": Command(
+        "foveal.cli.push:push",
+        positional="weights name",
+        example="foveal push runs/train/x/weights/best.safetensors ann/leaves --license apache-2.0",
+    ),
     "plan": Command(
         f"{HERE}:show_plan", positional="model", example="foveal plan resnet50 --insert cbam@residual:3,4"
     ),

@@ -126,7 +126,7 @@ def show_plan(
     """Show what an insertion would add at each site, in parameters, operations and bytes, without doing it.
 
     Args:
-        model: A name from `foveal list`.
+        model: A name from `foveal list`, or weights of a repository, hf-hub:user/name or local-dir:folder.
         insert: A block and where it goes, as for train. Repeatable.
         start: As for train.
         image_size: Side of the square images, in pixels. Default: the model's own.
@@ -135,8 +135,9 @@ def show_plan(
     import torch
 
     import foveal
+    from foveal.hub import is_repository
 
-    net = foveal.create_model(model, num_classes=num_classes)
+    net = foveal.load(model) if is_repository(model) else foveal.create_model(model, num_classes=num_classes)
     example = None if image_size is None else torch.zeros(1, 3, image_size, image_size)
     for text in insert:
         wanted = {"start": start, "example": example, **foveal.parse_insertion(text)}

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from jsonargparse import ArgumentParser
 
 from foveal.errors import FovealError
+from foveal.hub import is_repository
 from foveal.tasks import TASKS, task_named
 from foveal.train.config import NOT_OF_COMPARISONS, TrainConfig
 
@@ -98,7 +99,8 @@ def _task_of(weights: str) -> str:
     """The task of a weights file; models by name classify."""
     from foveal.checkpoint import read_info
 
-    return read_info(weights)["info"].get("task", "classify") if Path(weights).exists() else "classify"
+    named = Path(weights).exists() or is_repository(weights)
+    return read_info(weights)["info"].get("task", "classify") if named else "classify"
 
 
 def skipped_fields(name: str) -> set[str]:

@@ -26,6 +26,7 @@ from foveal.compare.variants import (
     parse_variants,
 )
 from foveal.errors import FovealError
+from foveal.hub import weights_file
 from foveal.image_files import fingerprint
 from foveal.tasks import task_named
 from foveal.train.config import NOT_OF_COMPARISONS, TrainConfig
@@ -151,7 +152,9 @@ def plan_comparison(
         "info": info.to_dict(),
         "split": split,
         "norms": norms,
-        "from_weights": None if config.from_weights is None else fingerprint([config.from_weights]),
+        "from_weights": None
+        if config.from_weights is None
+        else fingerprint([weights_file(config.from_weights)]),
         "sources": own_sources(variants),
         "device": config.accelerator,
         "training": {name: value for name, value in config.to_dict().items() if name not in NOT_SETTINGS},

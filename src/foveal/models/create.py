@@ -120,7 +120,12 @@ def _refuse_features(name: str, builder: Any, kwargs: dict[str, Any]) -> None:
 def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     import timm
 
-    # timm also takes "hf-hub:..." and "local-dir:..." names, which fetch or open what they name
+    # timm also takes "hf-hub:..." and "local-dir:..." names, which fetch or open what they name; a weights file names a
+    # model, and may make the library do neither
+    if str(name).startswith(("hf-hub:", "local-dir:")):
+        raise FovealError(
+            f"name must be a model's, got {name!r}, which has weights: foveal.load({name!r}) opens them"
+        )
     if not isinstance(name, str) or not timm.is_model(name):
         names = [*OWN, *timm.list_models()]
         close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)

@@ -138,6 +138,7 @@ class Task(Protocol):
     - ``inherited_data_options(info, data) -> dict``: which options of the training's data hold on other data;
     - ``page_sections(evaluation, predictor) -> list[tuple[str, str]]``: titles and HTML of what the page of an
       evaluation shows of this task; names from the world are escaped by the task;
+    - ``pipeline_tag``: what the Hugging Face hub calls the task;
     - ``bundled_recipes``: bundled data -> training options of a run that takes seconds;
     - ``ship(info) -> Shipment``: how its networks leave Python (`foveal.tasks.shipping`); without it they cannot be
       exported.

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from foveal.errors import FovealError
+from foveal.hub import is_repository
 from foveal.tasks import Task, task_named
 from foveal.tasks.options import make_options
 
@@ -54,15 +55,16 @@ class TrainConfig:
     """The options that only this task has, by name."""
     model: str = ""
     """A name from `foveal list`: one of ours or any timm model; to segment, danet_, danet_position_, danet_channel_,
-    fcn_nonlocal_ or fcn_ and a timm model; to detect, detr_, detr_dc5_ or sparse_rcnn_ and one. Default: a small
-    network for the task."""
+    fcn_nonlocal_ or fcn_ and a timm model; to detect, detr_, detr_dc5_ or sparse_rcnn_ and one; or a repository, as for
+    --from. Default: a small network for the task."""
     model_options: dict = field(default_factory=dict)
     """More options of the model, such as --model_options.channel_form paper for danet_resnet18."""
     pretrained: bool = False
     """Begin with the published weights of the model (fetched once from the network)."""
     from_weights: str | None = field(default=None, metadata={"alias": "from"})
-    """Begin with the weights of this file, which a run, compare or convert wrote: its network, blocks and
-    preprocessing; of layers with one row a class the rows of classes that the new data have too, by name."""
+    """Begin with the weights of this file, which a run, compare or convert wrote, or of a repository that holds one,
+    hf-hub:user/name[@revision] or local-dir:folder: its network, blocks and preprocessing; of layers with one row a
+    class the rows of classes that the new data have too, by name."""
     insert: list[str] = field(default_factory=list)
     """A block and where it goes: [FILE.py:]name[(option=value,...)][@residual|block|stage|pattern][:stages].
     Repeatable."""
@@ -144,6 +146,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         task = task_named(self.task)
+        if is_repository(self.model) and self.from_weights is None:
+            # what a repository names comes with its weights
+            self.model, self.from_weights = "", self.model
         if self.pretrained and self.from_weights is not None:
             raise FovealError(
                 f"pretrained and from_weights exclude each other, got both, with {self.from_weights}"

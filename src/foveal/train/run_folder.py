@@ -13,6 +13,7 @@ import yaml
 from foveal.errors import FovealError
 from foveal.files import atomic_write, utf8_path, write_bytes, write_json, write_text
 from foveal.folders import new_folder, new_numbered_folder
+from foveal.hub import weights_file
 from foveal.insertion import block_name, parse_insertion
 from foveal.insertion.own import source_hash, split_own
 from foveal.machine import environment
@@ -43,7 +44,7 @@ def make_run_folder(config: TrainConfig) -> Path:
     (folder / "weights").mkdir()
     config.out = str(folder)
     if config.from_weights is not None:
-        source = config.from_weights
+        source = weights_file(config.from_weights)
         atomic_write(folder / START_WEIGHTS, lambda temporary: shutil.copyfile(source, temporary))
     write_config(folder, config)
     for path in own_files(config):

@@ -13,6 +13,7 @@ from foveal.checkpoint import load
 from foveal.checkpoint.header import Header, read_header
 from foveal.checkpoint.rebuild import rebuild_for
 from foveal.errors import FovealError
+from foveal.hub import pinned
 from foveal.insertion.own import own_blocks
 from foveal.model_info import ModelInfo
 from foveal.train.config import TrainConfig
@@ -49,7 +50,10 @@ def with_start(config: TrainConfig) -> TrainConfig:
             raise FovealError(
                 f"{name} must be that of {config.from_weights}, {own}, or left out, got {given}"
             )
-    return replace(config, model=model["name"], model_options=options)
+    # a branch of a repository may move while the run lasts
+    return replace(
+        config, model=model["name"], model_options=options, from_weights=pinned(config.from_weights)
+    )
 
 
 def start_info(config: TrainConfig) -> ModelInfo:

@@ -91,6 +91,7 @@ class Classify:
     default_batch_size: ClassVar[int] = 64
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
+    pipeline_tag: ClassVar[str] = "image-classification"
     is_share: ClassVar[bool] = True
     writes_folder: ClassVar[bool] = False
     bundled_recipes: ClassVar[dict[str, dict[str, Any]]] = {

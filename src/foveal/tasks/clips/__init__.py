@@ -99,6 +99,7 @@ class Clips:
     default_batch_size: ClassVar[int] = 16
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
+    pipeline_tag: ClassVar[str] = "video-classification"
     is_share: ClassVar[bool] = True
     writes_folder: ClassVar[bool] = False
     bundled_recipes: ClassVar[dict[str, dict[str, Any]]] = dict.fromkeys(BUNDLED, RECIPE)

@@ -102,6 +102,7 @@ class Detect:
     default_batch_size: ClassVar[int] = 16
     metric: ClassVar[str] = "ap"
     higher_is_better: ClassVar[bool] = True
+    pipeline_tag: ClassVar[str] = "object-detection"
     is_share: ClassVar[bool] = True
     writes_folder: ClassVar[bool] = True
     stacks_samples: ClassVar[bool] = False

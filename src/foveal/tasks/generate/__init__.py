@@ -84,6 +84,7 @@ class Generate:
     default_batch_size: ClassVar[int] = 64
     metric: ClassVar[str] = "frechet"
     higher_is_better: ClassVar[bool] = False
+    pipeline_tag: ClassVar[str] = "unconditional-image-generation"
     is_share: ClassVar[bool] = False
     writes_folder: ClassVar[bool] = True
     # the last layer ends in tanh

@@ -141,6 +141,7 @@ class Segment:
     default_batch_size: ClassVar[int] = 16
     metric: ClassVar[str] = "miou"
     higher_is_better: ClassVar[bool] = True
+    pipeline_tag: ClassVar[str] = "image-segmentation"
     is_share: ClassVar[bool] = True
     writes_folder: ClassVar[bool] = True
     bundled_recipes: ClassVar[dict[str, dict[str, Any]]] = {
