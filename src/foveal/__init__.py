@@ -56,6 +56,7 @@ _SUBPACKAGES = (
     "checkpoint",
     "compare",
     "data",
+    "deprecation",
     "errors",
     "evaluate",
     "check",

@@ -85,6 +85,10 @@ COMMANDS = {
         f"{HERE}:show_plan", positional="model", example="foveal plan resnet50 --insert cbam@residual:3,4"
     ),
     "list": Command(f"{HERE}:list_names", positional="pattern", example='foveal list "*cbam*"'),
+    "doctor": Command("foveal.cli.doctor:doctor", example="foveal doctor"),
+    "completion": Command(
+        "foveal.cli.completion:completion", positional="shell", example='eval "$(foveal completion bash)"'
+    ),
     "bench": Command(f"{HERE}:bench", positional="what", example="foveal bench ops"),
 }
 

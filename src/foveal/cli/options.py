@@ -42,21 +42,10 @@ def parse(name: str, command: Command, words: list[str]) -> dict[str, Any]:
         FovealError: an option is unknown, lacks its value, or has one of the wrong kind.
         SystemExit: help or the config was asked for, and has been printed.
     """
-    function = command.run
-    parser = ArgumentParser(
-        prog=f"foveal {name}",
-        description=(function.__doc__ or "").strip().splitlines()[0],
-        epilog=f"example: {command.example}",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
-    add_parameters(parser, function, command.positional.split())
     kinds = option_classes(name, command, words)
     # what a comparison trains with is settled by its recipe where the person says nothing
     given_only = name != "train"
-    for kind, task in kinds:
-        add_fields(parser, kind, skip=skipped_fields(name), given_only=given_only, label=task)
+    parser = make_parser(name, command, kinds, given_only=given_only)
     try:
         given = parser.parse_args(normalize_args(words, parser))
     except ArgumentError as error:
@@ -79,6 +68,29 @@ def parse(name: str, command: Command, words: list[str]) -> dict[str, Any]:
     if command.options == "inference":
         return {**own, "inference": rest}
     return {**own, **rest} if name == "compare" else {**own, "config": TrainConfig.from_dict(rest)}
+
+
+def make_parser(
+    name: str, command: Command, kinds: Iterable[tuple[type, str]], *, given_only: bool
+) -> ArgumentParser:
+    """The parser of a command with these dataclasses of options.
+
+    Args:
+        kinds, given_only: as `option_classes` gives them and `add_fields` takes them.
+    """
+    function = command.run
+    parser = ArgumentParser(
+        prog=f"foveal {name}",
+        description=(function.__doc__ or "").strip().splitlines()[0],
+        epilog=f"example: {command.example}",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
+    add_parameters(parser, function, command.positional.split())
+    for kind, task in kinds:
+        add_fields(parser, kind, skip=skipped_fields(name), given_only=given_only, label=task)
+    return parser
 
 
 def option_classes(name: str, command: Command, words: Sequence[str]) -> list[tuple[type, str]]:
