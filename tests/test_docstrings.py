@@ -15,7 +15,7 @@ MODULES = sorted({m.name for m in pkgutil.walk_packages(foveal.__path__, "foveal
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_run(name, tmp_path, monkeypatch):
+def test_examples_run(name, tmp_path, monkeypatch, in_this_process):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     result = doctest.testmod(

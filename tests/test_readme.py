@@ -35,7 +35,7 @@ def test_the_first_command_reports_in_a_reduced_size(tmp_path):
     command = shlex.split(line.split("&&")[1], comments=True)
     assert command == ["foveal", "compare"]
     small = ["--seeds", "2", "--epochs", "1", "--insert", "se(reduction=4)@residual:3"]
-    small += ["--data_options.length", "256", "--self_check", "false", "--out", "run"]
+    small += ["--data_options.length", "256", "--self_check", "false", "--jobs", "1", "--out", "run"]
     run = foveal("compare", *small, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     report = (tmp_path / "run" / "report.html").read_text()

@@ -13,18 +13,18 @@ import foveal
 # one row a family: where it comes from, the smallest member that builds quickly, image size, sites of each kind
 FAMILIES = [
     ("timm", "resnet10t", 64, {"residual": 4, "block": 4, "stage": 4}),
-    ("timm", "nf_resnet26", 64, {"residual": 8, "block": 8, "stage": 4}),
     ("timm", "regnety_002", 64, {"residual": 13, "block": 13, "stage": 4}),
     ("timm", "convnext_atto", 64, {"residual": 12, "block": 12, "stage": 4}),
     ("timm", "efficientnet_b0", 64, {"residual": 9, "block": 15, "stage": 6}),
-    ("timm", "densenet121", 64, {"block": 58, "stage": 4}),
     ("torchvision", "resnet18", 64, {"residual": 8, "block": 8, "stage": 4}),
     ("torchvision", "mobilenet_v3_small", 64, {"residual": 6, "block": 11, "stage": 4}),
-    ("torchvision", "vgg11_bn", 64, {"block": 8, "stage": 5}),
     ("torchvision", "shufflenet_v2_x0_5", 64, {"block": 16, "stage": 3}),
     ("torchvision", "googlenet", 64, {"block": 9, "stage": 3}),
 ]
 FURTHER = [
+    ("timm", "nf_resnet26", 64, {"residual": 8, "block": 8, "stage": 4}),
+    ("timm", "densenet121", 64, {"block": 58, "stage": 4}),
+    ("torchvision", "vgg11_bn", 64, {"block": 8, "stage": 5}),
     ("timm", "resnext26ts", 64, {"residual": 8, "block": 8, "stage": 4}),
     ("timm", "seresnet18", 64, {"residual": 8, "block": 8, "stage": 4}),
     ("timm", "res2net50_14w_8s", 64, {"residual": 16, "block": 16, "stage": 4}),

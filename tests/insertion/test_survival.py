@@ -93,7 +93,7 @@ def test_compiles_where_the_block_comes_before_a_module():
 
 
 @pytest.mark.parametrize(
-    ("name", "strict"), [*((name, False) for name in BLOCKS), ("cbam", True), ("dual", True)]
+    ("name", "strict"), [*((name, False) for name in BLOCKS), ("cbam", True), *slow([("dual", True)])]
 )
 def test_exports_with_any_batch(name, strict):
     net = woken(name).eval()
@@ -107,10 +107,8 @@ def test_exports_with_any_batch(name, strict):
 @pytest.mark.parametrize(
     "which",
     [
-        "timm regnety_002",
         "torchvision resnet18",
-        pytest.param("timm densenet121", marks=pytest.mark.slow),
-        pytest.param("torchvision mobilenet_v3_small", marks=pytest.mark.slow),
+        *slow(["timm regnety_002", "timm densenet121", "torchvision mobilenet_v3_small"]),
     ],
 )
 def test_every_promise_holds_on_networks_of_others(which):

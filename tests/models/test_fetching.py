@@ -1,9 +1,5 @@
 """Published weights through timm's own loader, from a cache laid out as the hub's client lays it out."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import timm
 import torch
@@ -11,6 +7,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import foveal
+from foveal.train import TrainConfig, fit
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: a connection is refused at once
 MODEL = "resnet10t"
@@ -64,14 +61,11 @@ def test_networks_assembled_here_take_the_weights_of_their_backbone(offline, pub
     assert len(foveal.inserted(net)) == 1
 
 
-def test_training_begins_with_the_published_weights(cache, published, tmp_path):
-    few = ["--data_options.length", "64", "--epochs", "1", "--workers", "0", "--accelerator", "cpu"]
-    still = ["--lr", "0", "--image_size", "32", "--insert", "se@residual:4", "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_ENDPOINT": NOBODY, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "foveal.cli", "train", "--model", MODEL, "--pretrained", *few, *still]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    weights = foveal.load(tmp_path / "run/weights/last.safetensors")
+def test_training_begins_with_the_published_weights(offline, published, tmp_path):
+    few = {"data_options": {"length": 64}, "epochs": 1, "workers": 0, "accelerator": "cpu", "image_size": 32}
+    still = {"lr": 0.0, "insert": ["se@residual:4"], "out": str(tmp_path / "run")}
+    result = fit(TrainConfig(model=MODEL, pretrained=True, **few, **still), quiet=True)
+    weights = foveal.load(result.folder / "weights/last.safetensors")
     trained = weights.state_dict()
     learned = [n for n in published if not n.startswith("fc.") and n.endswith(("weight", "bias"))]
     assert all(torch.equal(trained[name], published[name]) for name in learned)

@@ -22,7 +22,7 @@ X = torch.randn(3, 3, 40, 33, generator=torch.Generator().manual_seed(1))
     [
         ("seresnet18", "layer2.0.bn2.se.fc1.weight"),
         ("seresnet50", "layer2.0.bn3.se.fc1.weight"),
-        ("seresnext50_32x4d", "layer2.0.bn3.se.fc1.weight"),
+        *slow([("seresnext50_32x4d", "layer2.0.bn3.se.fc1.weight")]),
     ],
 )
 def test_timm(random_peer, agrees, name, ours):
@@ -38,9 +38,7 @@ def test_timm(random_peer, agrees, name, ours):
     assert net.foveal_model["name"] == name.replace("seres", "se_res")
 
 
-@pytest.mark.parametrize(
-    "name", ["seresnet18", "seresnet50", pytest.param("seresnext50_32x4d", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["seresnet18", "seresnet50", *slow(["seresnext50_32x4d"])])
 def test_timms_legacy_trunks(random_peer, agrees, name):
     import timm
 
@@ -77,8 +75,7 @@ def whole_map(net: nn.Module) -> nn.Module:
     ("name", "format"),
     [
         ("seresnet50", "pytorchcv-seresnet"),
-        ("seresnet50b", "pytorchcv-seresnet-b"),
-        *slow([("seresnext50_32x4d", None)]),
+        *slow([("seresnet50b", "pytorchcv-seresnet-b"), ("seresnext50_32x4d", None)]),
     ],
 )
 def test_pytorchcv_se(random_peer, agrees, name, format):
@@ -271,7 +268,7 @@ class OfficialCBAM(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize(("counts", "bottleneck"), [((2, 2, 2, 2), False), ((3, 4, 6, 3), True)])
+@pytest.mark.parametrize(("counts", "bottleneck"), [((2, 2, 2, 2), False), *slow([((3, 4, 6, 3), True)])])
 def test_the_authors_cbam(random_peer, agrees, counts, bottleneck):
     peer = random_peer(lambda: OfficialCBAM(counts, bottleneck, num_classes=7))
     last = 3 if bottleneck else 2

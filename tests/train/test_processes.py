@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import pytest
 from safetensors.torch import load_file
 
+from foveal.evaluate import evaluate
+from foveal.inference import predictor
 from foveal.train import TrainConfig
 from foveal.train.lost_process import ProcessWatch
 from foveal.train.run import Run
@@ -54,16 +56,8 @@ def test_two_processes_make_one_run_that_stops_and_continues_to_the_same_weights
     assert len(rows) == 4
 
     # what the processes found together is what one process finds in the weights they kept
-    answer = tmp_path / "answer.json"
-    process = start(
-        "eval", "--weights", whole / "weights/last.safetensors", "--device", "cpu", "--out", answer
-    )
-    _, said = finish(process)
-    assert process.returncode == 0, said
-    last, found = (
-        dict(zip(rows[0].split(","), rows[-1].split(","), strict=True)),
-        json.loads(answer.read_text()),
-    )
+    last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
+    found = evaluate(predictor(str(whole / "weights/last.safetensors"), "cpu")).to_dict()
     assert found["images"] == 193
     assert float(last["val_accuracy"]) == pytest.approx(found["accuracy"], abs=1e-5)
     assert float(last["val_loss"]) == pytest.approx(found["loss"], abs=1e-4)

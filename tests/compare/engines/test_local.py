@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -56,9 +57,12 @@ def test_a_message_that_was_cut_off_is_none():
         assert read_message(io.BytesIO(pipe.getvalue()[:length])) is None
 
 
-def test_every_job_comes_back_once_with_its_weights(plan, images):
-    with engine(images, jobs=2) as workers:
+def test_every_job_comes_back_once_with_its_weights_and_a_mistake_is_a_mistake_here(plan, images):
+    with engine(images) as workers:
         events = list(workers.run(plan.jobs, images))
+        variant = replace(plan.jobs[1].variant, insert="se@nowhere.*")
+        with pytest.raises(FovealError, match=r"se, seed 0: .*nowhere"):
+            list(workers.run([replace(plan.jobs[0], variant=variant)], images))
     done = {e.job.key: e for e in events if e.result is not None}
     assert set(done) == {job.key for job in plan.jobs}
     for job in plan.jobs:
@@ -78,14 +82,6 @@ def test_a_worker_that_is_killed_ends_in_one_line_that_says_which_run(plan, imag
             ChildProcessError, match=r"the process of .*, seed .* ended with code -9 .*fewer jobs"
         ):
             list(events)
-
-
-def test_a_mistake_in_a_worker_is_a_mistake_here(plan, images):
-    from dataclasses import replace
-
-    job = replace(plan.jobs[0], variant=replace(plan.jobs[1].variant, insert="se@nowhere.*"))
-    with engine(images) as workers, pytest.raises(FovealError, match=r"se, seed 0: .*nowhere"):
-        list(workers.run([job], images))
 
 
 DRIVER = """
