@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python benchmarks/detection.py --out benchmarks/results/detection.json
 
 Random weights, ResNet-50 everywhere, eval mode, all detectors of a size in turn in every round. `foveal` and
-`transformers` are held to equal outputs first. The second part is the peak memory of DETR-DC5's encoder, whose weights
+`transformers` are held to equal outputs first; `fused` is `foveal.fuse` of the same network. The second part is the peak memory of DETR-DC5's encoder, whose weights
 of n x n positions would alone take what is printed beside it.
 """
 
@@ -61,10 +61,12 @@ def detectors() -> dict[str, Any]:
 
     return {
         "foveal detr": ours,
+        "foveal detr, fused": foveal.fuse(ours, torch.randn(1, 3, 320, 320)),
         "transformers detr": lambda x: peer(
             pixel_values=x, pixel_mask=torch.ones(1, *x.shape[-2:], dtype=torch.long)
         ),
         "foveal sparse_rcnn": sparse,
+        "foveal sparse_rcnn, fused": foveal.fuse(sparse, torch.randn(1, 3, 320, 320)),
         "torchvision fcos": torchvisions(fcos),
         "torchvision fasterrcnn": torchvisions(faster),
     }

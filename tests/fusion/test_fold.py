@@ -134,6 +134,61 @@ def test_a_network_that_cannot_be_traced_is_copied_and_said():
     assert fused.report[0].startswith("left everything: torch.fx cannot trace Branching")
 
 
+class BranchingHead(nn.Module):
+    """Around a backbone: what it does next depends on values, as in a detector."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = inserted("se"), nn.Sequential(nn.Linear(10, 2), nn.BatchNorm1d(2))
+        self.scaled = Scaled()
+
+    def forward(self, x):
+        y = self.scaled(self.backbone(x), scale=2.0 if x.sum() > 0 else 1.0)
+        return self.head(y) if y.sum() > 0 else y
+
+
+class Scaled(nn.Module):
+    """Not fused: a graph would hold the scale of its tracing."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(10)
+
+    def forward(self, x, scale=3.0):
+        return self.norm(x) * scale
+
+
+def test_of_a_network_that_cannot_be_traced_the_parts_are_fused_that_can():
+    net = trained(BranchingHead())
+    fused = fuse(net, torch.randn(1, 3, 32, 32))
+    assert type(fused) is BranchingHead
+    assert len(gated(fused.backbone)) == len(gated(fuse(net.backbone))) > 0
+    assert type(fused.scaled) is Scaled
+    folded = [line for line in fused.report if line.startswith("backbone: folded ")]
+    assert len(folded) == len([line for line in fuse(net.backbone).report if line.startswith("folded ")])
+    for sign in (1, -1):
+        x = sign * torch.rand(2, 3, 32, 32)
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-4, atol=1e-5)
+    assert isinstance(net.backbone, type(inserted("se")))
+
+
+@pytest.mark.parametrize(
+    ("model", "options"), [("detr_test_resnet", {}), ("sparse_rcnn_test_resnet", {"stages": 2})]
+)
+def test_a_detectors_frozen_norms_go_into_its_convolutions(model, options):
+    torch.manual_seed(0)
+    net = foveal.create_model(model, num_classes=3, frozen_norm=True, **options).eval()
+    fused = fuse(net)
+    assert sum(": folded " in line for line in fused.report) > 8
+    assert not [m for m in fused.backbone.modules() if type(m).__name__ == "FrozenNorm"]
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        wanted, found = net(x), fused(x)
+    assert wanted.keys() == found.keys()
+    for name in ("logits", "boxes"):
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["inserted se", "inserted cbam"])
 def test_saliency_still_flows_to_the_input(name):
     net = NETS[name]()

@@ -10,13 +10,15 @@ convolution of the mean and SE's first layer, two linear maps in a row, become o
 import copy
 import random
 import sys
+from collections.abc import Iterator
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from foveal.errors import FovealError
-from foveal.fusion.fold import Tracer, fold_norms
+from foveal.fusion.fold import Tracer, fold_norms, is_norm
 from foveal.fusion.gates import GatedResidual, join_gates
 from foveal.insertion.example import example_inputs, preserve_state, tensors_in
 
@@ -40,8 +42,9 @@ def fuse(net: nn.Module, example: Any = None) -> nn.Module:
     left as it was, and the report says so.
 
     Args:
-        net: a convolutional network that ``torch.fx`` can trace. SE and CBAM are recognised as foveal's own blocks,
-            inserted or built in, and as timm's ``SEModule``.
+        net: a convolutional network. Of one that ``torch.fx`` cannot trace as a whole, such as a detector, those parts
+            are fused that it can trace and that take one input, such as the backbone. SE and CBAM are recognised as
+            foveal's own blocks, inserted or built in, and as timm's ``SEModule``.
         example: a tensor, tuple or dictionary of inputs, as in `foveal.insert`; by default one image of the
             network's own size.
 
@@ -59,34 +62,64 @@ def fuse(net: nn.Module, example: Any = None) -> nn.Module:
         >>> torch.allclose(fused(x), net(x), atol=1e-6)
         True
     """
-    work = copy.deepcopy(net).eval().requires_grad_(False)
-    report: list[str] = []
-    before = _drawn_and_kept(work)
-    try:
-        tracer = Tracer(work)
-        graph = tracer.trace(work)
-    except Exception as error:
-        # a network may do anything in forward; one that cannot be traced is left as it is, and told so
-        reason = str(error).strip().partition("\n")[0]
-        return _left(net, f"torch.fx cannot trace {type(net).__name__}: {reason}")
-    if not _same(before, _drawn_and_kept(work)):
-        return _left(net, f"{type(net).__name__} draws random numbers or changes its buffers in forward")
-    module = fx.GraphModule(work, graph, type(net).__name__)
-    for hooks in HOOKS:  # tracing begins inside the network, so its own hooks are not in the graph
-        getattr(module, hooks).update(getattr(work, hooks))
-    paths: dict[str, str] = {}
-    fold_norms(module, report, paths)
-    join_gates(module, report, paths)
-    module.delete_all_unused_submodules()
-    module.recompile()
-    module.report, module.paths = report, paths  # pyright: ignore
-    fused = module.eval()
+    fused = copy.deepcopy(net).eval().requires_grad_(False)
+    whole = _traced(fused)
+    parts = {"": whole} if isinstance(whole, fx.GraphModule) else dict(_traced_parts(fused))
+    if not parts:
+        return _left(net, str(whole))
+    report, paths = [], {}
+    for path, part in parts.items():
+        lines, moved = [], {}
+        fold_norms(part, lines, moved)
+        join_gates(part, lines, moved)
+        part.delete_all_unused_submodules()
+        part.recompile()
+        if not path:
+            fused, report, paths = part, lines, moved
+            continue
+        fused.set_submodule(path, part)
+        report += [f"{path}: {line}" for line in lines]
+        paths |= {f"{path}.{now}": f"{path}.{then}" for now, then in moved.items()}
+    fused.report, fused.paths = report, paths  # pyright: ignore
+    fused.eval()
     difference = _difference(net, fused, example)
     if isinstance(difference, str):
         report.append(difference)
     elif difference > 1:
         return _left(net, f"the fused outputs differ, by {difference:.3g} times what rounding may")
     return fused
+
+
+def _traced(net: nn.Module) -> fx.GraphModule | str:
+    """A copy of the network as a graph, or why it has none: a network may do anything in forward."""
+    work = copy.deepcopy(net)
+    before = _drawn_and_kept(work)
+    try:
+        graph = Tracer(work).trace(work)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        return f"torch.fx cannot trace {type(net).__name__}: {reason}"
+    if not _same(before, _drawn_and_kept(work)):
+        return f"{type(net).__name__} draws random numbers or changes its buffers in forward"
+    module = fx.GraphModule(work, graph, type(net).__name__)
+    for hooks in HOOKS:  # tracing begins inside the network, so its own hooks are not in the graph
+        getattr(module, hooks).update(getattr(work, hooks))
+    return module
+
+
+def _traced_parts(net: nn.Module, path: str = "") -> Iterator[tuple[str, fx.GraphModule]]:
+    """The largest modules below one without a graph that have one, hold a norm and take one input; with their paths."""
+    for name, child in net.named_children():
+        where = f"{path}.{name}" if path else name
+        if not any(is_norm(module) for module in child.modules()) or is_norm(child):
+            continue
+        watched = any(getattr(child, hooks) for hooks in HOOKS)
+        # what else a call may give is not known here, and a graph would hold it for ever
+        part = _traced(child) if len(signature(child.forward).parameters) == 1 and not watched else ""
+        if isinstance(part, fx.GraphModule):
+            yield where, part
+        else:
+            yield from _traced_parts(child, where)
 
 
 def _left(net: nn.Module, reason: str) -> nn.Module:

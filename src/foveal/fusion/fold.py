@@ -15,6 +15,8 @@ from foveal.insertion.hooks import RECORD, hook_key, remove_hook
 CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 # of timm, by name, so that timm need not be imported; each is a BatchNorm followed by `drop` and `act`
 NORM_AND_ACTIVATION = {"BatchNormAct2d", "BatchNormAct3d"}
+# torchvision's and the detectors': the same sum with statistics that nothing trains
+FROZEN_NORM = {"FrozenBatchNorm2d", "FrozenNorm"}
 TIMM_SE_PARTS = ("fc1", "act", "fc2", "gate", "bn", "add_maxpool")
 
 
@@ -22,6 +24,11 @@ def only_input(node: fx.Node) -> fx.Node | None:
     """The node that a call takes as its one argument, by position or keyword; None where there are others."""
     given = [*node.args, *node.kwargs.values()]
     return given[0] if len(given) == 1 and isinstance(given[0], fx.Node) else None
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm, frozen or not."""
+    return isinstance(module, _BatchNorm) or type(module).__name__ in FROZEN_NORM
 
 
 def is_timm_se(module: nn.Module) -> bool:
@@ -52,7 +59,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__.startswith("foveal.nn") or hasattr(m, RECORD)
-        named = type(m).__name__ in NORM_AND_ACTIVATION or is_timm_se(m)
+        named = type(m).__name__ in NORM_AND_ACTIVATION or is_norm(m) or is_timm_se(m)
         # a hook is to see tensors whenever the network runs, not what stands for them in one trace
         watched = len(m._forward_hooks) + len(m._forward_pre_hooks) > self.own_hooks.get(m, 0)
         return ours or named or watched or super().is_leaf_module(m, module_qualified_name)
@@ -71,8 +78,8 @@ def fold_norms(net: fx.GraphModule, report: list[str], paths: dict[str, str]) ->
         modules[node.target] for node in net.graph.nodes if node.op == "call_module"
     )
     for node in list(net.graph.nodes):
-        norm = modules.get(node.target) if node.op == "call_module" else None
-        if not isinstance(norm, _BatchNorm) or hasattr(norm, RECORD):
+        norm: Any = modules.get(node.target) if node.op == "call_module" else None
+        if norm is None or not is_norm(norm) or hasattr(norm, RECORD):
             continue
         before = only_input(node)
         if before is None:
@@ -100,19 +107,20 @@ def fold_norms(net: fx.GraphModule, report: list[str], paths: dict[str, str]) ->
         report.append(f"folded {node.target} into {before.target}")
     # a block that hung below a BatchNorm must not keep the folded BatchNorm alive
     for node in net.graph.nodes:
-        if node.op == "call_module" and isinstance(modules.get(node.target.rpartition(".")[0]), _BatchNorm):
+        above = modules.get(node.target.rpartition(".")[0]) if node.op == "call_module" else None
+        if above is not None and is_norm(above):
             name = node.target.replace(".", "_")
             net.add_submodule(name, modules[node.target])
             paths[name], node.target = node.target, name
 
 
-def _not_foldable(convolution: nn.Module | None, norm: _BatchNorm) -> str | None:
+def _not_foldable(convolution: nn.Module | None, norm: Any) -> str | None:
     if type(convolution) not in CONVOLUTIONS:  # a subclass may change its weight in forward
         return "its input is not a plain convolution"
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics"
     plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    if not plain and type(norm).__name__ not in NORM_AND_ACTIVATION:
+    if not plain and type(norm).__name__ not in NORM_AND_ACTIVATION | FROZEN_NORM:
         return f"{type(norm).__name__} is not a plain BatchNorm"
     assert convolution is not None
     if any((m._forward_hooks or m._forward_pre_hooks) for m in (convolution, norm)):
