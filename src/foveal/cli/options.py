@@ -30,7 +30,7 @@ from foveal.train.config import NOT_OF_COMPARISONS, TrainConfig
 if TYPE_CHECKING:
     from foveal.cli import Command
 
-FREE_OPTIONS = ("data_options", "model_options")
+FREE_OPTIONS = ("data_options", "engine_options", "model_options")
 """Options that take names of their own after a dot."""
 HELP = ("-h", "--help")
 

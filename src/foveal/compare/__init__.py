@@ -33,6 +33,7 @@ def compare(
     split: Literal["val", "test"] = "val",
     tune: int = 0,
     engine: str = "local",
+    engine_options: dict | None = None,
     jobs: int | None = None,
     out: str | None = None,
     lang: Literal["en", "zh"] = "en",
@@ -67,7 +68,10 @@ def compare(
         tune: learning rates to try for each variant before the seeds are run, on a quarter of the training images that
             is held out for it: of the inserted block, and for none and the control of the network. 0 takes the default
             rates, and the report says so.
-        engine: where the runs are done: local, in processes of this machine.
+        engine: where the runs are done: local, in processes of this machine; ray, on the nodes of the Ray cluster that
+            ray://HOST:PORT or RAY_ADDRESS names, else under a Ray of this machine.
+        engine_options: more options of the engine, such as --engine_options.num_gpus 0.25: of ray, num_cpus (threads of
+            a run, 1) and num_gpus (1 with cuda).
         jobs: runs at a time. Default: one a core with one thread each, or one a GPU.
         out: output folder. Default: runs/compare/DATA-MODEL-BLOCKS.
         lang: language of the verdict and of the report.
@@ -105,6 +109,7 @@ def compare(
         trials=tune,
         training={"channels_last": True, **training},
         engine=engine,
+        engine_options=engine_options or {},
         jobs=jobs,
         out=out,
         lang=lang,

@@ -60,6 +60,7 @@ def run(
     trials: int,
     training: Mapping[str, Any],
     engine: str,
+    engine_options: Mapping[str, Any],
     jobs: int | None,
     out: str | None,
     lang: str,
@@ -85,7 +86,7 @@ def run(
     with locked(folder, "a comparison"):
         if control == "time" and not models:
             plan = with_time_control(plan, folder)
-        return Comparison(plan, checks, folder, engine, jobs, lang, quiet).run()
+        return Comparison(plan, checks, folder, engine, jobs, lang, quiet, engine_options).run()
 
 
 class Comparison:
@@ -95,7 +96,7 @@ class Comparison:
         plan: what is compared.
         checks: plans with a known answer that are run before, by name; none checks nothing.
         folder: where everything is kept.
-        engine, jobs, lang, quiet: as `foveal.compare.compare` takes them.
+        engine, jobs, lang, quiet, engine_options: as `foveal.compare.compare` takes them.
     """
 
     def __init__(
@@ -107,10 +108,11 @@ class Comparison:
         jobs: int | None,
         lang: str,
         quiet: bool,
+        engine_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.plan, self.checks, self.folder, self.lang, self.quiet = plan, checks, folder, lang, quiet
         self.progress = Progress(plan, quiet=quiet)
-        self.runner = Runner(folder, engine, jobs, plan.job.device, self.progress)
+        self.runner = Runner(folder, engine, jobs, plan.job.device, self.progress, engine_options)
 
     def run(self) -> ComparisonResult:
         """Run what is not finished yet, and write the report."""

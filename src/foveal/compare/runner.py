@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveal.compare.arrays import store_images
-from foveal.compare.engines import Engine, make_engine
+from foveal.compare.engines import Engine, Event, RunDied, make_engine
 from foveal.compare.job import Job
 from foveal.compare.progress import Progress
-from foveal.files import write_bytes, write_json
+from foveal.files import write_bytes, write_json, write_text
 from foveal.train.progress import NAMED
 
 if TYPE_CHECKING:
@@ -60,13 +60,22 @@ class Runner:
 
     Args:
         folder: of the comparison; images are stored below it meanwhile.
-        engine, jobs: as `foveal.compare.compare` takes them.
+        engine, jobs, engine_options: as `foveal.compare.compare` takes them.
         device: "cpu" or "cuda".
         progress: is told what happens.
     """
 
-    def __init__(self, folder: Path, engine: str, jobs: int | None, device: str, progress: Progress) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engine: str,
+        jobs: int | None,
+        device: str,
+        progress: Progress,
+        engine_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder, self.engine, self.jobs, self.device = folder, engine, jobs, device
+        self.engine_options = engine_options
         self.progress = progress
         self.stack = ExitStack()
         self.workers: Engine | None = None
@@ -94,7 +103,7 @@ class Runner:
         self.progress.begin(plan, jobs, found.values())
         if not pending:
             return found
-        for event in self._started(len(pending)).run(pending, self._stored(plan, folder)):
+        for event in self._events(plan, pending, folder):
             if event.step is not None:
                 self.progress.stepped(event.job, event.step)
             if event.result is None:
@@ -111,8 +120,21 @@ class Runner:
     def time(self, plan: Plan, jobs: Sequence[Job], folder: Path) -> list[dict[str, Any]]:
         """What a few steps of each job take, side by side as the runs will be; nothing is kept."""
         timed = [job.timed() for job in jobs]
-        events = self._started(len(jobs)).run(timed, self._stored(plan, folder))
+        events = self._events(plan, timed, folder)
         return [event.result for event in events if event.result is not None]
+
+    def _events(self, plan: Plan, jobs: Sequence[Job], folder: Path) -> Iterator[Event]:
+        """What happens to the jobs. Of one that was given up, the log is kept where its result would be."""
+        try:
+            for event in self._started(len(jobs)).run(jobs, self._stored(plan, folder)):
+                if event.note is not None:
+                    self.progress.say(event.note)
+                yield event
+        except RunDied as died:
+            log = result_path(folder, died.job).with_suffix(".log")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            write_text(log, died.log + "\n")
+            raise ChildProcessError(f"{died}; what it printed: {log}") from None
 
     @property
     def at_once(self) -> int:
@@ -128,9 +150,16 @@ class Runner:
             name = self.stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder, prefix=".images-"))
             self.place = Path(name)
             log = self.place / "log.txt"
-            engine = make_engine(self.engine, device=self.device, jobs=self.jobs, runs=runs, log=log)
-            self.progress.say(f"{engine.description}; Ctrl-C keeps what is finished")
+            engine = make_engine(
+                self.engine,
+                device=self.device,
+                jobs=self.jobs,
+                runs=runs,
+                log=log,
+                options=self.engine_options,
+            )
             self.workers = self.stack.enter_context(engine)
+            self.progress.say(f"{engine.description}; Ctrl-C keeps what is finished")
         return self.workers
 
     def _stored(self, plan: Plan, folder: Path) -> Path:

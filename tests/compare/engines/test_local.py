@@ -77,7 +77,7 @@ def test_a_worker_that_is_killed_ends_in_one_line_that_says_which_run(plan, imag
         events = workers.run(plan.jobs, images)
         while next(events).result is None:
             pass
-        os.kill(workers.processes[0].pid, signal.SIGKILL)
+        os.kill(workers.processes[0].process.pid, signal.SIGKILL)
         with pytest.raises(
             ChildProcessError, match=r"the process of .*, seed .* ended with code -9 .*fewer jobs"
         ):
@@ -98,7 +98,7 @@ images = Path(sys.argv[1])
 store_images(plan.data, plan.job, images)
 with LocalEngine(device="cpu", jobs=2, runs=2, log=images / "log.txt") as workers:
     for event in workers.run(plan.jobs, images):
-        print(*(process.pid for process in workers.processes), flush=True)
+        print(*(one.process.pid for one in workers.processes), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """
 

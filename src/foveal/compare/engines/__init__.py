@@ -6,7 +6,7 @@ driver writes files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,12 +26,22 @@ class Event:
         step: optimiser steps done, if it is still running.
         result: what `foveal.compare.worker.run_job` returned, if it is finished.
         weights: the trained weights as the bytes of a file, if the job keeps them.
+        note: what a person should know of it.
     """
 
     job: Job
     step: int | None = None
     result: dict[str, Any] | None = None
     weights: bytes | None = None
+    note: str | None = None
+
+
+class RunDied(ChildProcessError):
+    """A run ended its process again and again; ``log`` is what it printed last."""
+
+    def __init__(self, line: str, job: Job, log: str) -> None:
+        super().__init__(line)
+        self.job, self.log = job, log
 
 
 class Engine(Protocol):
@@ -59,23 +69,44 @@ class Engine(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-ENGINES: Sequence[str] = ("local",)
+ENGINES: Mapping[str, Sequence[str]] = {"local": (), "ray": ("num_cpus", "num_gpus")}
+"""Name -> the options that it takes."""
 
 
-def make_engine(name: str, *, device: str, jobs: int | None, runs: int, log: Path) -> Engine:
+def make_engine(
+    name: str,
+    *,
+    device: str,
+    jobs: int | None,
+    runs: int,
+    log: Path,
+    options: Mapping[str, Any] | None = None,
+) -> Engine:
     """The engine of that name.
 
     Args:
+        name: "local", "ray", or "ray://HOST:PORT" of a cluster that is there.
         device: "cpu" or "cuda".
         jobs: runs at a time; None lets the engine decide.
         runs: how many there are to do.
         log: file that collects what the workers print.
+        options: more of what only this engine takes.
 
     Raises:
-        FovealError: there is no such engine.
+        FovealError: there is no such engine, or it takes no such option.
     """
-    if name == "local":
-        from foveal.compare.engines.local import LocalEngine
+    kind, address = name.partition("://")[0], name if "://" in name else None
+    if kind not in ENGINES or (address is not None and kind != "ray"):
+        raise FovealError(f"engine must be one of {', '.join(ENGINES)} or ray://HOST:PORT, got {name}")
+    options = options or {}
+    unknown = sorted(set(options) - set(ENGINES[kind]))
+    if unknown:
+        known = ", ".join(ENGINES[kind]) or "none"
+        raise FovealError(f"engine_options of {kind} are {known}, got {', '.join(unknown)}")
+    if kind == "ray":
+        from foveal.compare.engines.ray import RayEngine
 
-        return LocalEngine(device=device, jobs=jobs, runs=runs, log=log)
-    raise FovealError(f"engine must be one of {', '.join(ENGINES)}, got {name}")
+        return RayEngine(address, device=device, jobs=jobs, log=log, options=options)
+    from foveal.compare.engines.local import LocalEngine
+
+    return LocalEngine(device=device, jobs=jobs, runs=runs, log=log)

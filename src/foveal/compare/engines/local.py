@@ -8,17 +8,78 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from foveal.compare.engines import Event
-from foveal.compare.job import Job
 from foveal.errors import FovealError
 from foveal.machine import usable_cores
 
+if TYPE_CHECKING:
+    from foveal.compare.job import Job
+
 RETURN_CODE_KILLED = -9
+Message = tuple[dict[str, Any], bytes]
+
+
+class WorkerProcess:
+    """One process that does one run after the other, see `foveal.compare.engines.local_worker`.
+
+    Args:
+        threads: of PyTorch, there.
+        log: file that collects what it prints.
+        environment: variables that are set for it.
+    """
+
+    def __init__(self, threads: int, log: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.log = log
+        numbers = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        with log.open("a") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "foveal.compare.engines.local_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, **numbers, **(environment or {})},
+                # Ctrl-C is answered by the process that asks, not by each of them
+                start_new_session=True,
+            )
+
+    def ask(self, job: Mapping[str, Any], images: Path) -> None:
+        """Give it a job as plain values; its answers come by `answer`."""
+        assert self.process.stdin is not None
+        # if it ended already, its last answer says so
+        with suppress(BrokenPipeError):
+            write_message(self.process.stdin, {"job": job, "images": str(images)})
+
+    def answer(self) -> Message | None:
+        """Wait for the next message; None where the process has ended."""
+        assert self.process.stdout is not None
+        with suppress(OSError, ValueError):
+            return read_message(self.process.stdout)
+        return None
+
+    def last_words(self, lines: int = 1) -> str:
+        """What it printed last."""
+        said = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return "\n".join(said[-lines:]) or "it left no message"
+
+    def how_it_ended(self) -> str:
+        """With which code, in words."""
+        code = self.process.wait()
+        memory = " (out of memory? try fewer jobs)" if code == RETURN_CODE_KILLED else ""
+        return f"ended with code {code}{memory}"
+
+    def stop(self) -> None:
+        """End it, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(OSError, ValueError):
+                pipe.close()
 
 
 class LocalEngine:
@@ -42,46 +103,25 @@ class LocalEngine:
         plural = "s" if self.threads > 1 else ""
         self.description = f"{self.workers} at a time with {self.threads} thread{plural} each"
         self.messages: queue.Queue[tuple[int, dict[str, Any] | None, bytes]] = queue.Queue()
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[WorkerProcess] = []
 
     def __enter__(self) -> LocalEngine:
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(self.threads),
-            "MKL_NUM_THREADS": str(self.threads),
-        }
-        with self.log.open("a") as errors:
-            for number in range(self.workers):
-                if self.gpus:
-                    environment["CUDA_VISIBLE_DEVICES"] = self.gpus[number % len(self.gpus)]
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "foveal.compare.engines.local_worker"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    env=environment,
-                    # Ctrl-C is answered here, not by each of them
-                    start_new_session=True,
-                )
-                self.processes.append(process)
-                threading.Thread(target=self._read, args=(number, process), daemon=True).start()
+        for number in range(self.workers):
+            own = {"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]} if self.gpus else {}
+            process = WorkerProcess(self.threads, self.log, own)
+            self.processes.append(process)
+            threading.Thread(target=self._read, args=(number, process), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         for process in self.processes:
-            process.kill()
+            process.process.kill()
         for process in self.processes:
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                with suppress(OSError, ValueError):
-                    pipe.close()
+            process.stop()
 
-    def _read(self, number: int, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        with suppress(OSError, ValueError):
-            while (message := read_message(process.stdout)) is not None:
-                self.messages.put((number, *message))
+    def _read(self, number: int, process: WorkerProcess) -> None:
+        while (message := process.answer()) is not None:
+            self.messages.put((number, *message))
         self.messages.put((number, None, b""))
 
     def run(self, jobs: Iterable[Job], images: Path) -> Iterator[Event]:
@@ -102,30 +142,25 @@ class LocalEngine:
             elif "result" in message:
                 self._give(number, waiting, current, images)
                 yield Event(job, result=message["result"], weights=payload or None)
-            elif message["kind"] == "crash":
-                raise ChildProcessError(f"{job.name}: {message['error']}")
             else:
-                raise (FovealError if message["kind"] == "mistake" else OSError)(
-                    f"{job.name}: {message['error']}"
-                )
+                raise refusal(job, message)
 
     def _give(self, number: int, waiting: Iterator[Job], current: dict[int, Job], images: Path) -> None:
         current.pop(number, None)
         job = next(waiting, None)
         if job is not None:
             current[number] = job
-            pipe = self.processes[number].stdin
-            assert pipe is not None
-            # if it ended already, its last message says so
-            with suppress(BrokenPipeError):
-                write_message(pipe, {"job": job.to_dict(), "images": str(images)})
+            self.processes[number].ask(job.to_dict(), images)
 
     def _broken(self, number: int, job: Job) -> str:
-        code = self.processes[number].wait()
-        memory = " (out of memory? try fewer jobs)" if code == RETURN_CODE_KILLED else ""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        said = lines[-1] if lines else "it left no message"
-        return f"the process of {job.name} ended with code {code}{memory}: {said}"
+        process = self.processes[number]
+        return f"the process of {job.name} {process.how_it_ended()}: {process.last_words()}"
+
+
+def refusal(job: Job, message: Mapping[str, Any]) -> Exception:
+    """What to raise for a run that a worker could not do, from what it answered."""
+    kinds = {"crash": ChildProcessError, "mistake": FovealError, "system": OSError}
+    return kinds[message["kind"]](f"{job.name}: {message['error']}")
 
 
 def visible_gpus() -> list[str]:
