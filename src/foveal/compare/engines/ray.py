@@ -94,7 +94,7 @@ class RayEngine:
                         logging_level=logging.ERROR,
                         **own,
                     )
-                except (ConnectionError, RuntimeError, ValueError) as error:
+                except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                     reason = " ".join(str(error).split())[:200]
                     raise FovealError(
                         f"Ray must answer at {self.address or 'this machine'}, got: {reason}"
