@@ -6,8 +6,9 @@ import copy
 import math
 import os
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,20 @@ from foveal.train.loggers import Logger, open_logger, require_logger
 from foveal.train.network import add_blocks, build_network, describe_network
 from foveal.train.nonfinite import NonFiniteError
 from foveal.train.parts import open_parts
-from foveal.train.processes import any_process, launch_fabric, refuse_empty_shares
+from foveal.train.processes import (
+    any_process,
+    in_every_process,
+    launch_fabric,
+    one_line_where_lost,
+    refuse_empty_shares,
+    require_same,
+    require_world,
+)
 from foveal.train.progress import Progress, opening_lines
 from foveal.train.resume import settled
 from foveal.train.run_folder import CHECKPOINT, CHECKPOINT_FORMAT, read_checkpoint
 from foveal.train.start import start_lines
-
-# in what PyTorch says when another process is gone
-DISCONNECT_MESSAGES = ("gloo", "NCCL", "onnection closed", "onnection reset")
+from foveal.train.waiting import ended_by_signals
 
 
 class Interrupted(KeyboardInterrupt):
@@ -119,11 +126,13 @@ def fit(
     """
     config, folder = settled(config, resume)
     # random states are put back when the run is over, those of GPUs too
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        run = Run(config, folder, quiet=quiet)
-        with locked(run.folder, "a training run") if run.fabric.is_global_zero else nullcontext():
-            run.train()
-            return run.finish()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), ExitStack() as stack:
+        with ended_by_signals(lambda: "stopped before the first step"):
+            run = Run(config, folder, quiet=quiet)
+            lock = locked(run.folder, "a training run") if run.fabric.is_global_zero else nullcontext()
+            in_every_process(run.fabric, partial(stack.enter_context, lock))
+        run.train()
+        return run.finish()
 
 
 class Run:
@@ -144,13 +153,17 @@ class Run:
         require_logger(config.logger)
         self.config, self.task = config, config.the_task
         self.last_saved, self.stop_asked = "nothing yet", False
+        require_world(config)
         self.fabric = launch_fabric(config, self.lost_message)
-        self.data = open_parts(config)
-        net = build_network(config, list(self.data["train"].classes))
-        self.info = describe_network(config, net, self.data)
-        net = add_blocks(net, config, self.info.image_size)
-        refuse_empty_shares({part: len(d) for part, d in self.data.items()}, self.fabric.world_size)
-        self._make_loaders()
+        with one_line_where_lost(lambda: self.fabric.world_size, self.lost_message):
+            self._begin(folder, quiet)
+
+    def _begin(self, folder: Path | None, quiet: bool) -> None:
+        """Everything before the first step; what is refused in one process is refused in all."""
+        config = self.config
+        net = in_every_process(self.fabric, self._prepare)
+        images = {f"images for {part}": len(data) for part, data in self.data.items()}
+        require_same(self.fabric, {**images, "classes": self.info.classes})
         self.training = loop.Training(net, self.task, config, self.info, self.batches, self.fabric)
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
@@ -168,6 +181,17 @@ class Run:
         self.logger: Logger | None = None
         if self.fabric.is_global_zero:
             self.logger = open_logger(config.logger, self.folder, config.to_dict(), self.rows)
+
+    def _prepare(self) -> torch.nn.Module:
+        """The data, and the network with its blocks."""
+        config = self.config
+        self.data = open_parts(config)
+        net = build_network(config, list(self.data["train"].classes))
+        self.info = describe_network(config, net, self.data)
+        net = add_blocks(net, config, self.info.image_size)
+        refuse_empty_shares({part: len(d) for part, d in self.data.items()}, self.fabric.world_size)
+        self._make_loaders()
+        return net
 
     def _make_loaders(self) -> None:
         config, fabric, info = self.config, self.fabric, self.info
@@ -191,9 +215,12 @@ class Run:
 
     def _settle_folder(self, folder: Path | None) -> Path:
         """The folder, made by the first process and known to all."""
-        if folder is None and self.fabric.is_global_zero:
-            folder = run_folder.make_run_folder(self.config)
-        folder = self.fabric.broadcast(folder)
+
+        def settle() -> Path | None:
+            first = folder is None and self.fabric.is_global_zero
+            return run_folder.make_run_folder(self.config) if first else folder
+
+        folder = self.fabric.broadcast(in_every_process(self.fabric, settle))
         assert folder is not None
         return folder
 
@@ -253,14 +280,22 @@ class Run:
         Raises:
             FovealError: it is damaged or foreign, or the data changed meanwhile.
         """
-        if not self.checkpoint.exists():
+
+        def read() -> dict[str, Any] | None:
+            if not self.fabric.is_global_zero or not self.checkpoint.exists():
+                return None
+            state = read_checkpoint(self.checkpoint)
+            if state["data"] != self._data_state():
+                raise FovealError(
+                    f"the data must be those of the run in {self.folder}, got others in {self.config.data}: files "
+                    "were added, removed or changed since it was stopped; begin a new run"
+                )
+            return state
+
+        # of the first process: the others may not see its disk
+        state = self.fabric.broadcast(in_every_process(self.fabric, read))
+        if state is None:
             return
-        state = read_checkpoint(self.checkpoint)
-        if state["data"] != self._data_state():
-            raise FovealError(
-                f"the data must be those of the run in {self.folder}, got others in {self.config.data}: files were "
-                "added, removed or changed since it was stopped; begin a new run"
-            )
         for name in ("foveal", "torch"):
             before, now = state["versions"].get(name), versions()[name]
             if before != now:
@@ -280,21 +315,24 @@ class Run:
             ConnectionError: another process was lost.
         """
         try:
-            with stop_signals(self._ask_to_stop):
+            with (
+                stop_signals(self._ask_to_stop),
+                ended_by_signals(self._stopped_line, signals=2),
+                one_line_where_lost(lambda: self.fabric.world_size, self.lost_message),
+            ):
                 self._train()
         except (Stopped, KeyboardInterrupt):
-            if not self.fabric.is_global_zero:
+            # one process a machine says so
+            if self.fabric.local_rank:
                 raise SystemExit(0) from None
-            raise Interrupted(f"stopped; kept: {self.last_saved}; continue with: {self.again}") from None
+            raise Interrupted(self._stopped_line()) from None
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"{error}; kept: {self.last_saved}, in {self.folder}; try a lower lr, a longer warm-up or clip_norm=1"
             ) from None
-        except RuntimeError as error:
-            if self.fabric.world_size == 1 or not any(sign in str(error) for sign in DISCONNECT_MESSAGES):
-                raise
-            reason = " ".join(str(error).split())[:120]
-            raise ConnectionError(self.lost_message(reason)) from error
+        except ConnectionError:
+            # another process was lost, as its line says
+            raise
         except OSError as error:
             reason = f"{error.strerror or error} (kept: {self.last_saved}; continue with: {self.again})"
             raise OSError(error.errno, reason, error.filename) from error
@@ -302,6 +340,9 @@ class Run:
             self.progress.stop()
             if self.logger is not None:
                 self.logger.close()
+
+    def _stopped_line(self) -> str:
+        return f"stopped; kept: {self.last_saved}; continue with: {self.again}"
 
     def _train(self) -> None:
         t = self.training

@@ -82,6 +82,7 @@ class RayEngine:
         else:
             require_listener(self.address)
         import ray
+        from ray.exceptions import RayError
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         with ExitStack() as stack:
@@ -94,7 +95,7 @@ class RayEngine:
                         logging_level=logging.ERROR,
                         **own,
                     )
-                except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+                except (ConnectionError, RuntimeError, ValueError, RayError) as error:
                     reason = " ".join(str(error).split())[:200]
                     raise FovealError(
                         f"Ray must answer at {self.address or 'this machine'}, got: {reason}"
@@ -102,7 +103,7 @@ class RayEngine:
                 stack.callback(ray.shutdown)
             # what Ray says of lost nodes would go to the standard output
             stack.enter_context(patch("ray._private.worker.print_to_stdstream", self._keep))
-            self.task = ray.remote(task_function())
+            self.task: Any = ray.remote(task_function())
             self.workers = self._count_room()
             if not self.workers:
                 raise FovealError(
@@ -249,7 +250,7 @@ class RayEngine:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         keys = [key for key, _, _ in self.stored.values()]
-        clean = ray.remote(clean_function())
+        clean: Any = ray.remote(clean_function())
         asked = []
         for node in self._nodes() if keys else []:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -261,13 +262,14 @@ class RayEngine:
 def answer_of(reference: Any) -> dict[str, Any]:
     """What a task returned; "lost" and the reason where Ray gave it up."""
     import ray
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         return ray.get(reference)
-    except ray.exceptions.RayTaskError:
+    except RayTaskError:
         # a bug of ours
         raise
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         return {"lost": " ".join(str(error).split())[:200]}
 
 

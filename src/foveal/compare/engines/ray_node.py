@@ -75,12 +75,14 @@ def fetched(key: str, stored: Any) -> Path:
             with locked(folder, "a run"):
                 if whole.exists():
                     break
-                for name, parts in ray.get(stored).items():
+                contents: Any = ray.get(stored)
+                for name, parts in contents.items():
                     path = folder / name
                     path.parent.mkdir(exist_ok=True)
                     with path.open("wb") as file:
                         for part in parts:
-                            file.write(ray.get(part).data)
+                            array: Any = ray.get(part)
+                            file.write(array.data)
                 whole.touch()
         except FovealError:
             # another run of this machine fetches it
