@@ -69,9 +69,10 @@ def compare(
             is held out for it: of the inserted block, and for none and the control of the network. 0 takes the default
             rates, and the report says so.
         engine: where the runs are done: local, in processes of this machine; ray, on the nodes of the Ray cluster that
-            ray://HOST:PORT or RAY_ADDRESS names, else under a Ray of this machine.
+            ray://HOST:PORT or RAY_ADDRESS names, else under a Ray of this machine; slurm, as job arrays.
         engine_options: more options of the engine, such as --engine_options.num_gpus 0.25: of ray, num_cpus (threads of
-            a run, 1) and num_gpus (1 with cuda).
+            a run, 1) and num_gpus (1 with cuda); of slurm these and mem_gb, minutes (60), partition, account, qos and
+            constraint.
         jobs: runs at a time. Default: one a core with one thread each, or one a GPU.
         out: output folder. Default: runs/compare/DATA-MODEL-BLOCKS.
         lang: language of the verdict and of the report.

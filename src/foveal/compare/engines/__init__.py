@@ -50,7 +50,7 @@ class Engine(Protocol):
     description: str
     """How many runs at a time, and with what, for people."""
     workers: int
-    """Runs at a time."""
+    """Runs at a time; 0 where nobody knows before they run."""
 
     def run(self, jobs: Iterable[Job], images: Path) -> Iterator[Event]:
         """Do all jobs, in their order as far as several workers allow, and yield what happens.
@@ -69,7 +69,11 @@ class Engine(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-ENGINES: Mapping[str, Sequence[str]] = {"local": (), "ray": ("num_cpus", "num_gpus")}
+ENGINES: Mapping[str, Sequence[str]] = {
+    "local": (),
+    "ray": ("num_cpus", "num_gpus"),
+    "slurm": ("num_cpus", "num_gpus", "mem_gb", "minutes", "partition", "account", "qos", "constraint"),
+}
 """Name -> the options that it takes."""
 
 
@@ -85,7 +89,7 @@ def make_engine(
     """The engine of that name.
 
     Args:
-        name: "local", "ray", or "ray://HOST:PORT" of a cluster that is there.
+        name: "local", "slurm", "ray", or "ray://HOST:PORT" of a cluster that is there.
         device: "cpu" or "cuda".
         jobs: runs at a time; None lets the engine decide.
         runs: how many there are to do.
@@ -107,6 +111,10 @@ def make_engine(
         from foveal.compare.engines.ray import RayEngine
 
         return RayEngine(address, device=device, jobs=jobs, log=log, options=options)
+    if kind == "slurm":
+        from foveal.compare.engines.slurm import SlurmEngine
+
+        return SlurmEngine(device=device, jobs=jobs, log=log, options=options)
     from foveal.compare.engines.local import LocalEngine
 
     return LocalEngine(device=device, jobs=jobs, runs=runs, log=log)
