@@ -145,6 +145,7 @@ JOURNEYS = {
     "cli/test_look.py", "cli/test_main.py", "cli/test_serve.py",
     "compare/test_compare.py", "insertion/test_survival.py", "look/test_default.py", "models/test_article.py",
     "models/test_sizes.py", "ops/kernels/test_interpreter.py", "look/page/test_page.py", "tasks/test_toy_task.py",
+    "train/test_nodes.py",
 }  # fmt: skip
 
 
@@ -202,7 +203,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # comes with torch for CUDA; where it is absent its kernels are
-OPTIONAL = {"av", "triton", "wandb"}
+OPTIONAL = {"av", "ray", "submitit", "triton", "wandb"}
 
 
 def test_every_imported_package_is_declared_and_no_other():

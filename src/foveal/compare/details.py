@@ -59,8 +59,12 @@ def classes_html(
 def time_to_html(
     rows: Sequence[Row], runs: Sequence[Mapping[str, Any]], text: MetricText, language: Language
 ) -> str:
-    """Seconds of training until a run reaches nine tenths of the baseline's final mean: median over seeds."""
-    if not text.is_share or not text.higher_is_better or rows[0].metric.count == 0:
+    """Seconds of training until a run reaches nine tenths of the baseline's final mean: median over seeds.
+
+    Nothing where runs were done on several machines, whose seconds cannot be compared.
+    """
+    several = len({run.get("host") for run in runs}) > 1
+    if several or not text.is_share or not text.higher_is_better or rows[0].metric.count == 0:
         return ""
     goal = 0.9 * rows[0].metric.mean
     body = []

@@ -122,5 +122,7 @@ def test_workers_end_with_the_process_that_asked(tmp_path):
 
 
 def test_an_unknown_engine_is_refused(tmp_path):
-    with pytest.raises(FovealError, match="engine must be one of local, got steam"):
+    with pytest.raises(
+        FovealError, match="engine must be one of local, ray, slurm or ray://HOST:PORT, got steam"
+    ):
         make_engine("steam", device="cpu", jobs=1, runs=1, log=tmp_path / "log")

@@ -330,6 +330,8 @@ def test_a_run_that_kills_its_process_is_given_up_with_its_log_and_the_others_ar
     assert len([event for event in events if event.note]) == 3
 
 
+# Ray leaves the log files of its client server open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 def test_a_cluster_is_joined_through_its_client_server(plan, images):
     with cluster(nodes=1, ray_client_server_port=10099) as nodes:

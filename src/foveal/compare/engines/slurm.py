@@ -102,7 +102,7 @@ class SlurmEngine:
             self.answers.rmdir()
 
     def run(self, jobs: Iterable[Job], images: Path) -> Iterator[Event]:
-        """See `foveal.compare.engines.Engine`. Answers of an earlier driver are taken; runs that died are raised last."""
+        """See `foveal.compare.engines.Engine`; answers of an earlier driver are taken, and what died is raised last."""
         waiting = {self.answers / f"{job.key}{'-timed' * job.only_time}.json": job for job in jobs}
         missing = [path for path in waiting if not path.exists()]
         elements: dict[Path, Any] = {}
