@@ -27,7 +27,7 @@ from foveal.train.lost_process import ProcessWatch
 WAIT_SECONDS = 600.0
 """For so long a process waits for the others: to join, and for what all do together."""
 # in what PyTorch says when another process is gone
-DISCONNECT_MESSAGES = ("gloo", "NCCL", "onnection closed", "onnection reset", "Broken pipe")
+DISCONNECT_MESSAGES = ("gloo", "NCCL", "onnection closed", "onnection reset", "pair closure", "imed out")
 Made = TypeVar("Made")
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
