@@ -15,7 +15,9 @@ from foveal.tasks import TASKS
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "```python" in path.read_text(encoding="utf-8"))
 # these train for minutes, or need data that a reader has and a test has not
-NOT_RUN = {"comparing.md": "compares on the reader's own photographs, with processes of its own"}
+NOT_RUN = dict.fromkeys(
+    ("comparing.md", "zh/comparing.md"), "compares on the reader's own photographs, with processes of its own"
+)
 
 
 def blocks(page: Path) -> list[str]:
