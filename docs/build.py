@@ -29,7 +29,7 @@ OUTSIDE = {
 }  # fmt: skip
 """Pages beside ``docs`` that the English site has, too."""
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
-NOTE = {"zh": '!!! note "本页可能落后"\n\n    英文版在本页译成之后有改动,以[英文版]({})为准。\n\n'}
+NOTE = {"zh": '!!! note "本页可能落后"\n\n    英文版在本页译成之后有改动，以[英文版]({})为准。\n\n'}
 
 
 def site_path(page: str, lang: str) -> str | None:
