@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=2 python benchmarks/detection.py --out benchmarks/results/detection.json
 
 Random weights, ResNet-50 everywhere, eval mode, all detectors of a size in turn in every round. `foveal` and
-`transformers` are held to equal outputs first; `fused` is `foveal.fuse` of the same network. The second part is the peak memory of DETR-DC5's encoder, whose weights
-of n x n positions would alone take what is printed beside it.
+`transformers` are held to equal outputs first; `fused` is `foveal.fuse` of the same network. The second part is the
+peak memory of DETR-DC5's encoder, whose weights of n x n positions would alone take what is printed beside it.
 """
 
 import argparse

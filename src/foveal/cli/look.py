@@ -5,6 +5,7 @@ Importing this file imports no torch, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ def look(
 
     Args:
         source: An image file, a folder of images, or a data set: "scenes", a folder with one folder a class, a
-            Parquet file or folder, torchvision:NAME.
+            Parquet file or folder, torchvision:NAME. Of weights that generate seed:N, whose images are made.
         weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published
             weights. Default: the small network that comes with foveal, trained on the bundled scenes.
         query: Pixel y,x of the image whose attention row is drawn; of a clip t,y,x as the network sees it. Default: at
@@ -56,8 +57,9 @@ def look(
     """
     from foveal.evaluate import data_options_for
     from foveal.inference import open_bundled, predictor
+    from foveal.look.generated import GeneratedImages
     from foveal.look.images import NamedImages
-    from foveal.look.pictures import PageFile, PictureFolder, see
+    from foveal.look.pictures import PictureFolder, see
 
     if images is not None and images < 1:
         raise FovealError(f"images must be at least 1, got {images}")
@@ -72,6 +74,11 @@ def look(
     if of_clips and (score or html is not None or grad_cam):
         raise FovealError("score, html and grad_cam are for images, got weights of clips")
     pixel = _point(query, ("t", "y", "x") if of_clips else ("y", "x"))
+    if hasattr(ready.task, "sample"):
+        if score or grad_cam:
+            raise FovealError("score and grad_cam are for images that are there, got weights that generate")
+        made = GeneratedImages(ready, source, images or DEFAULT_PICTURES)
+        return _look_at_sites(ready, made, made, html, out, sites, pixel, grad_cam)
     options = data_options_for(ready.info, source, data_options or {}, ready.task)
     limit = images or (DEFAULT_SCORED if score else DEFAULT_PICTURES)
     named = NamedImages(ready.task, source, split, limit, options, ready.read)
@@ -92,18 +99,34 @@ def look(
             folder,
             PictureFolder(ready, folder, sites=sites, pixel=at, cam=False) if asked else None,
         )
+    seen = (see(ready, name, image) for name, image in named)
+    return _look_at_sites(ready, named, seen, html, out, sites, pixel, grad_cam)
+
+
+def _look_at_sites(
+    ready: Any,
+    named: Any,
+    images: Iterable[Any],
+    html: str | None,
+    out: str | None,
+    sites: str,
+    pixel: tuple[int, ...] | None,
+    grad_cam: bool,
+) -> int:
+    """A page with the maps of all sites of each image, and unless that alone is wanted a picture of each."""
+    from foveal.look.pictures import PageFile, PictureFolder
+
     page, folder, pictures, total = PageFile(ready, sites), None, None, 0
-    for name, image in named:
-        seen = see(ready, name, image)
+    for seen in images:
         page.add(seen)
         if html is None:
             if folder is None or pictures is None:
-                folder = _output_folder(out, source)
+                folder = _output_folder(out, named.source)
                 at = None if pixel is None else (pixel[0], pixel[1])
                 pictures = PictureFolder(ready, folder, sites=sites, pixel=at, cam=grad_cam)
             made = pictures.draw(seen)
             total += made
-            write_out(f"{name}: {made} pictures\n")
+            write_out(f"{seen.name}: {made} pictures\n")
     _write_skipped(named)
     if folder is None:
         write_out(page.write(Path(html or "")) + "\n")

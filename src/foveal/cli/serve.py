@@ -46,10 +46,14 @@ def serve(
             raise FovealError(
                 f"the page shows images, got weights of clips, {one.name}; foveal look draws them"
             )
-    examples, note = own_images(ready[0])
+    generates = any(hasattr(one.task, "sample") for one in ready)
+    examples, note = ([], "") if generates else own_images(ready[0])
+    if not generates:
+        examples += bundled_images(ready[0].task)
+    # before it listens, for it may refuse
+    app = make_app(ready, examples, allow_hosts=tuple(allow_hosts or ()))
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = listener.getsockname()[1]
-    app = make_app(ready, examples + bundled_images(ready[0].task), allow_hosts=tuple(allow_hosts or ()))
     shown = f"[{host}]" if ":" in host else host
     if note:
         write_out(f"{note}\n")

@@ -19,6 +19,7 @@ from foveal.look.page.server import make_app, serving
 from foveal.model_info import ModelInfo
 from foveal.tasks import TASKS
 
+from ..test_generated import generator
 from .conftest import png
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -370,5 +371,34 @@ def test_pointing_at_a_box_shows_what_its_object_looked_at(
         "document.querySelector('.panel').dataset.drawn.startsWith('net1|stages|objects')"
     )
     assert "through 2 stages" in opened.locator("figcaption").first.inner_text()
+    opened.close()
+    assert problems == []
+
+
+# --------------------------------------------------------------------------------------------- weights that generate
+
+
+def test_a_seed_is_chosen_with_a_slider_and_a_point_of_its_image_shows_its_row(
+    browser: "sync_api.Browser",
+) -> None:
+    opened = browser.new_page(viewport={"width": 1180, "height": 1000})
+    problems: list[str] = []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    with serving(make_app([generator()], [])) as address:
+        opened.goto(address)
+        opened.wait_for_selector(".panel[data-drawn]")
+        assert opened.locator("#status").inner_text() == "seed 0, image 0: a"
+        assert not opened.locator(".file").is_visible()
+        assert opened.locator("#examples button").count() == 10
+        before = pixels(opened)
+        slider = opened.locator("#seed input")
+        slider.fill("12")
+        opened.locator("#status", has_text="seed 12, image 0: a").wait_for()
+        assert not np.array_equal(pixels(opened), before)
+        opened.locator("#examples button").nth(2).click()
+        opened.locator("#status", has_text="seed 12, image 2: c").wait_for()
+        assert "|rows|" in drawn(opened)
+        click(opened, 0.6, 0.3, "9,4")
+        assert "(held)" in opened.locator(".readout").first.inner_text()
     opened.close()
     assert problems == []

@@ -18,11 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from foveal.errors import FovealError
 from foveal.inference import Predictor, predictor
 from foveal.look.page import server
 from foveal.look.predict import predict_recorded
 from foveal.ops import reference
 
+from ..test_generated import generator
 from .conftest import PAGE, connected, png, refusal, upload_header
 from .test_payload import unpacked
 
@@ -227,3 +229,32 @@ def test_every_question_is_answered_with_a_status_that_the_description_names(
 
 def test_the_description_is_not_served(client: httpx.Client) -> None:
     assert client.get("/openapi.json").status_code == 404
+
+
+# --------------------------------------------------------------------------------------------- weights that generate
+
+
+def test_seeds_give_images_and_their_rows_and_no_image_is_taken() -> None:
+    with (
+        server.serving(server.make_app([generator()], [])) as address,
+        httpx.Client(base_url=address, headers=PAGE, timeout=60) as client,
+    ):
+        made = client.get("/api/seeds/3").json()
+        assert [one["name"] for one in made[:3]] == ["0000-a.png", "0001-b.png", "0002-c.png"]
+        seen = client.post("/api/seeds/3/1").json()
+        assert seen["name"] == "seed 3, image 1"
+        (network,) = seen["networks"]
+        assert network["prediction"] == [["b", 1.0]]
+        site = network["sites"][0]["name"]
+        row = client.get(f"/api/images/{seen['id']}/row", params={"site": site, "y": 3, "x": 3})
+        assert unpacked(row.json()).mean() == pytest.approx(1.0, abs=1e-4)
+        for path in ("/api/seeds/-1", "/api/seeds/1000000000", "/api/seeds/x"):
+            assert refusal(client.get(path))[0] == 404
+        assert refusal(client.post("/api/seeds/0/10"))[0] == 404
+        assert client.post("/api/images", content=png()).status_code == 404
+        assert client.get("/api/examples").status_code == 404
+
+
+def test_weights_that_generate_are_served_alone(networks: list[Predictor]) -> None:
+    with pytest.raises(FovealError, match=r"must be served without others, got g.*, one"):
+        server.make_app([generator(), networks[0]], [])

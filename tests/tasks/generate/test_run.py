@@ -83,6 +83,28 @@ def test_predict_writes_images_that_the_seed_fixes(run, tmp_path, capsys):
     assert "label must be one of 0, 1, 2" in capsys.readouterr().err
 
 
+def test_a_chosen_pixel_of_a_generated_image_shows_what_it_attended_to(run, tmp_path, capsys):
+    words = ["look", "seed:3", "--weights", str(run.weights), "--device", "cpu"]
+    assert main([*words, "--images", "2", "--query", "10,12", "--out", str(tmp_path / "look")]) == 0
+    files = {path.name for path in (tmp_path / "look").iterdir()}
+    rows = {name for name in files if name.endswith("--row.png")}
+    assert {name.partition("--")[0] for name in rows} == {"0000-0", "0001-1"}
+    assert all("generator." in name for name in rows)
+    assert "index.html" in files
+    page = tmp_path / "page.html"
+    assert main([*words, "--images", "1", "--html", str(page)]) == 0
+    assert '"made": true' in page.read_text()
+    capsys.readouterr()
+    for given, said in (
+        (["look", "photo.jpg"], "by a seed, such as seed:0, got photo.jpg"),
+        (["look", "seed:0", "--score"], "score and grad_cam are for images that are there"),
+        (["look", "seed:0", "--query", "40,1"], "query must lie inside the image of 32x32, got 40,1"),
+    ):
+        out = ["--out", str(tmp_path / "no")] if "--query" in given else []
+        assert main([*given, "--weights", str(run.weights), "--device", "cpu", *out]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_eval_names_the_features_and_gives_floor_and_ceiling(run, tmp_path, capsys):
     out = tmp_path / "figures.json"
     words = ["eval", "--weights", str(run.weights), "--data_options.length", "192", "--device", "cpu"]

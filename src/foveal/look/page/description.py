@@ -37,6 +37,8 @@ IMAGE: dict[str, Any] = {
         },
     },
 }
+SEEDS: dict[str, Any] = {"responses": _answers(404, 405)}
+SEED: dict[str, Any] = {"responses": _answers(404, 405, 422)}
 ROW: dict[str, Any] = {
     "responses": _answers(404),
     "openapi_extra": {

@@ -7,9 +7,14 @@ from typing import Any
 _SLOT = '<script type="application/json" id="foveal-data">null</script>'
 
 
-def page() -> str:
-    """The page as ``foveal serve`` sends it, with no images inside."""
-    return (resources.files("foveal.look.page") / "page.html").read_text(encoding="utf-8")
+def page(*, generates: bool = False) -> str:
+    """The page as ``foveal serve`` sends it, with no images inside.
+
+    Args:
+        generates: the networks make images: it has a slider for the seed instead of a place for files.
+    """
+    text = (resources.files("foveal.look.page") / "page.html").read_text(encoding="utf-8")
+    return text.replace("<body>", "<body data-generates>", 1) if generates else text
 
 
 def page_with(images: list[dict[str, Any]], note: str = "") -> str:

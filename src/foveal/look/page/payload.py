@@ -48,7 +48,8 @@ def image_payload(
         "weights": predictor.name,
         "image": png(view),
         "size": list(view.shape[1:]),
-        "prediction": [[label, round(share, 4)] for label, share in prediction.labels],
+        "prediction": [[label, round(share, 4)] for label, share in prediction.labels if label],
+        "made": hasattr(predictor.task, "sample"),
         "segmentation": classes,
         "sites": [
             *(site_payload(recording, rows=rows) for recording in sites if len(recording.spatial) == 2),

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from foveal.errors import FovealError
 from foveal.inference import Predictor
+from foveal.look.generated import see_generated
 from foveal.look.page import description
 from foveal.look.page.cache import CachedImage, RecordingCache
 from foveal.look.page.connections import HeaderTimeoutProtocol
@@ -36,6 +37,9 @@ from foveal.look.predict import predict_recorded
 MAX_RECORDED_BYTES = 2**26
 """Bytes that the recording of one image by one network may take."""
 ROWS_AT_ONCE = 4
+SEEDS = 10**9
+IMAGES_OF_SEED = 10
+"""Of a generator: so many images of a seed are offered."""
 CLOSE_SECONDS = 2
 """How long a server that ends waits for requests under way, such as an upload that never comes to its end."""
 
@@ -48,6 +52,9 @@ class PageServer:
         examples: images to begin with by name, uint8 (3, H, W).
         allow_hosts: names besides ``localhost`` and IP addresses that a request may be addressed to. Others are
             refused, for a foreign page could point a name of its own at this machine.
+
+    Raises:
+        FovealError: some of the networks make images and others look at them.
     """
 
     def __init__(
@@ -56,7 +63,11 @@ class PageServer:
         examples: Sequence[tuple[str, Tensor]],
         allow_hosts: tuple[str, ...],
     ) -> None:
-        self.networks = networks
+        made = [hasattr(network.task, "sample") for network in networks]
+        if any(made) and not all(made):
+            names = ", ".join(network.name for network in networks)
+            raise FovealError(f"weights that generate must be served without others, got {names}")
+        self.networks, self.generates = networks, any(made)
         self.examples = examples
         self.allow_hosts = allow_hosts
         self.cache = RecordingCache()
@@ -64,7 +75,7 @@ class PageServer:
         # A network is watched by hooks, and a decoded image is large, so one at a time; waiting ones hold no thread.
         self.turn = asyncio.Semaphore(1)
         self.row_turn = asyncio.Semaphore(ROWS_AT_ONCE)
-        self.content = page()
+        self.content = page(generates=self.generates)
         self.policy = _content_policy(self.content)
         self.thumbnails = [{"name": name, "image": png(_thumbnail(image))} for name, image in examples]
 
@@ -114,6 +125,19 @@ class PageServer:
         async with self.turn:
             return JSONResponse(await run_in_threadpool(self._look_at, name, image))
 
+    async def list_seed(self, seed: str) -> JSONResponse:
+        """Thumbnails of the images that the first network makes of a seed."""
+        number = whole_number(seed, "seed", SEEDS, status=404)
+        async with self.turn:
+            return JSONResponse(await run_in_threadpool(self._made, number))
+
+    async def take_seed(self, seed: str, number: str) -> JSONResponse:
+        """Make one of them again, and look at that."""
+        asked = whole_number(seed, "seed", SEEDS, status=404)
+        which = whole_number(number, "number", IMAGES_OF_SEED, status=404)
+        async with self.turn:
+            return JSONResponse(await run_in_threadpool(self._look_at_made, asked, which))
+
     async def take_image(self, request: Request) -> JSONResponse:
         """Look at an image that the client sends."""
         name = printable(request.query_params.get("name", "")) or "image"
@@ -156,11 +180,31 @@ class PageServer:
                 predict_recorded(network, view, max_bytes=MAX_RECORDED_BYTES)
                 for network, view in zip(self.networks, views, strict=True)
             ]
-            cached = CachedImage(name, views, answers)
-            payloads = self._payloads(cached, rows=False)
+            return self._kept(CachedImage(name, views, answers), note)
         except FovealError as error:
             raise HTTPError(422, str(error)) from error
-        return {"id": self.cache.put(cached), "name": name, "note": note, "networks": payloads}
+
+    def _look_at_made(self, seed: int, number: int) -> dict[str, Any]:
+        try:
+            seen = [
+                see_generated(network, seed, number, max_bytes=MAX_RECORDED_BYTES)
+                for network in self.networks
+            ]
+            answers = [(one.answer, one.recordings) for one in seen]
+            name = f"seed {seed}, image {number}"
+            return self._kept(CachedImage(name, [one.view for one in seen], answers), "")
+        except FovealError as error:
+            raise HTTPError(422, str(error)) from error
+
+    def _made(self, seed: int) -> list[dict[str, str]]:
+        task: Any = self.networks[0].task
+        inference = task.InferenceOptions(count=IMAGES_OF_SEED, seed=seed)
+        found = task.sample(self.networks[0].net, self.networks[0].info, inference)
+        return [{"name": answer.file, "image": png(_thumbnail(image))} for answer, image in found]
+
+    def _kept(self, cached: CachedImage, note: str) -> dict[str, Any]:
+        payloads = self._payloads(cached, rows=False)
+        return {"id": self.cache.put(cached), "name": cached.name, "note": note, "networks": payloads}
 
     def _payloads(self, cached: CachedImage, *, rows: bool) -> list[dict[str, Any]]:
         return [
@@ -193,9 +237,13 @@ def make_app(
         app.exception_handler(status)(server.unknown)
     app.exception_handler(500)(server.fail)
     app.get("/", **description.PAGE)(server.index)
-    app.get("/api/examples", **description.EXAMPLES)(server.list_examples)
-    app.post("/api/examples/{number}", **description.EXAMPLE)(server.take_example)
-    app.post("/api/images", **description.IMAGE)(server.take_image)
+    if server.generates:
+        app.get("/api/seeds/{seed}", **description.SEEDS)(server.list_seed)
+        app.post("/api/seeds/{seed}/{number}", **description.SEED)(server.take_seed)
+    else:
+        app.get("/api/examples", **description.EXAMPLES)(server.list_examples)
+        app.post("/api/examples/{number}", **description.EXAMPLE)(server.take_example)
+        app.post("/api/images", **description.IMAGE)(server.take_image)
     app.get("/api/images/{image}/row", **description.ROW)(server.row)
     app.get("/api/images/{image}/export", **description.EXPORT)(server.export)
     return app

@@ -67,12 +67,16 @@ class GenerateInference:
     """Fixes the noise, and with it the images."""
     label: str | None = None
     """A class, where the network knows any. Default: one after the other."""
+    first: int = 0
+    """Number of the first image of the seed: image 7 is the same whether it is made alone or among 64."""
     feature_weights: str | None = None
     """As in training."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise FovealError(f"count must be at least 1, got {self.count}")
+        if self.first < 0:
+            raise FovealError(f"first must be at least 0, got {self.first}")
 
 
 class Generate:
@@ -217,9 +221,13 @@ class Generate:
         """Images without a source."""
         from foveal.tasks.generate.prediction import GeneratedImage, sampled
 
-        for number, (image, label) in enumerate(sampled(net, info, inference)):
+        for number, (image, label) in enumerate(sampled(net, info, inference), start=inference.first):
             name = f"{number:04}" + ("" if label is None else f"-{label}")
             yield GeneratedImage([(label or "", 1.0)], f"{name}.png", image), image
+
+    def generator(self, net: Any) -> nn.Module:
+        """The part of the network that makes images."""
+        return net.generator
 
     def write(
         self,

@@ -63,8 +63,9 @@ def sampled(net: Any, info: ModelInfo, inference: GenerateInference) -> Iterator
     training = net.training
     net.eval()
     try:
-        for start in range(0, inference.count, TOGETHER):
-            numbers = range(start, min(start + TOGETHER, inference.count))
+        end = inference.first + inference.count
+        for start in range(inference.first, end, TOGETHER):
+            numbers = range(start, min(start + TOGETHER, end))
             noise = torch.stack([noise_of(inference.seed, number, net.latent) for number in numbers])
             labels = [
                 info.classes.index(inference.label)
