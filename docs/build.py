@@ -47,8 +47,8 @@ def site_path(page: str, lang: str) -> str | None:
         return page.removeprefix("docs/zh/") if lang == "zh" else None
     if lang == "en" and page in OUTSIDE:
         return OUTSIDE[page]
-    if lang == "en" and page.startswith("docs/") and page.endswith(".md"):
-        return page.removeprefix("docs/")
+    if lang == "en" and page.startswith("docs/") and page.endswith((".md", ".ipynb")):
+        return str(PurePosixPath(page.removeprefix("docs/")).with_suffix(".md"))
     return None
 
 
@@ -72,7 +72,7 @@ def linked(text: str, page: str, lang: str, copied: set[str]) -> str:
             return f"{up}{path}{anchor}"
         if there is None:
             there = f"files/{PurePosixPath(target).name}"
-        if not target.endswith(".md"):
+        if not target.endswith((".md", ".ipynb")):
             copied.add(target)
         return relpath(there, str(here.parent)) + anchor
 
@@ -102,6 +102,30 @@ def gather(folder: Path, lang: str) -> None:
         there = folder / (site_path(file, lang) or f"files/{PurePosixPath(file).name}")
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / file, there)
+
+
+def with_all_pages(config: str, folder: Path) -> str:
+    """The configuration with the pages that it names nowhere, by their titles, where its comment says."""
+    lines = []
+    for path in sorted(folder.rglob("*.md")):
+        name = path.relative_to(folder).as_posix()
+        if f'"{name}"' not in config:
+            title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").replace('"', "'")
+            lines.append(f'    {{ "{title}" = "{name}" }},')
+    return config.replace(
+        "    # docs/build.py adds pages that are named nowhere\n", "".join(f"{one}\n" for one in lines)
+    )
+
+
+def write_notebooks(folder: Path) -> None:
+    """The notebooks as pages: words and code."""
+    (folder / "notebooks").mkdir()
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        parts = []
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            text = "".join(cell["source"])
+            parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
+        (folder / "notebooks" / f"{path.stem}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def write_reference(folder: Path) -> None:
@@ -138,9 +162,11 @@ def build(out: Path) -> None:
             pages.mkdir(parents=True)
             gather(pages, lang)
             if lang == "en":
+                write_notebooks(pages)
                 write_reference(pages)
             config = (ROOT / "docs" / f"site-{lang}.toml").read_text(encoding="utf-8")
-            (place / "zensical.toml").write_text(config.replace("@ROOT@", str(ROOT)), encoding="utf-8")
+            config = with_all_pages(config.replace("@ROOT@", str(ROOT)), pages)
+            (place / "zensical.toml").write_text(config, encoding="utf-8")
             command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
             done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
             if done.returncode:

@@ -140,7 +140,8 @@ def test_most_files_are_short():
 
 # tests of what lies in no file of its own: the house as a whole, what is beside the source, journeys through a room
 JOURNEYS = {
-    "test_architecture.py", "test_contract.py", "test_docs.py", "test_docstrings.py", "test_public_names.py",
+    "test_architecture.py", "test_contract.py", "test_docs.py", "test_docstrings.py", "test_notebooks.py",
+    "test_public_names.py",
     "test_readme.py", "test_release.py", "test_site.py", "test_stability.py",
     "checkpoint/test_init.py",
     "cli/test_look.py", "cli/test_main.py", "cli/test_serve.py",
