@@ -18,11 +18,13 @@ PURPOSE = {
     "fuzz": "the fuzzing tests",
     "hub": "hf-hub: names and foveal push",
     "ray": "comparisons on several machines",
+    "slurm": "comparisons on SLURM",
     "tensorboard": "--logger tensorboard",
     "test": "the tests",
     "video": "video files",
     "wandb": "--logger wandb",
 }
+SHOWN = 3
 TOOLS = {
     "g++": "a C++ compiler, which --to aotinductor and torch.compile need",
     "node": "Node.js, in which --to web is tried before it is written",
@@ -109,7 +111,9 @@ def _parts(wanted: list[str]) -> list[str]:
     lines = []
     for extra in extras:
         missing = lacking(wanted, extra)
-        state = "ready" if not missing else f'{", ".join(missing)}: pip install "foveal[{extra}]"'
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        shown = f"{', '.join(missing[:SHOWN])}{more}"
+        state = f'{shown}: pip install "foveal[{extra}]"' if missing else "ready"
         lines.append(f"{extra:12} {state} ({PURPOSE.get(extra, 'an extra')})")
     return lines
 
