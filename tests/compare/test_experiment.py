@@ -268,7 +268,13 @@ def test_how_many_seeds_a_difference_takes_is_known_from_a_pilot():
 
 
 def test_the_time_is_that_of_every_run_and_trial_over_the_workers(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("foveal.compare.runner.make_engine", lambda *_, **__: SimulatedEngine(None, []))
+    sizes = []
+
+    def make(*_, runs, **__):
+        sizes.append(runs)
+        return SimulatedEngine(None, [])
+
+    monkeypatch.setattr("foveal.compare.runner.make_engine", make)
     plan = plan_comparison([SE], control=False, seeds=8, training={**TRAINING, "epochs": 3, "batch_size": 16})
     comparison = Comparison(plan, {}, tmp_path, "local", None, "en", quiet=False)
     with comparison.runner as runner:
@@ -281,3 +287,13 @@ def test_the_time_is_that_of_every_run_and_trial_over_the_workers(monkeypatch, t
     said = capsys.readouterr().err
     assert "about 2 min 8 s for all seeds" in said
     assert said.index("8 seeds can show") < said.index("about 2 min")
+    # made for the runs, not for the few that are timed: fewer workers would have more threads, and other last bits
+    assert sizes == [16]
+
+
+def test_nothing_is_timed_where_each_job_waits_in_a_queue(tmp_path, capsys):
+    plan = plan_comparison([SE], control=False, seeds=8, training=TRAINING)
+    comparison = Comparison(plan, {}, tmp_path, "slurm", None, "en", quiet=False)
+    comparison._say_what_is_to_come()
+    assert comparison.runner.workers is None
+    assert "for all seeds" not in capsys.readouterr().err

@@ -30,7 +30,7 @@ def estimate_seconds(runner: Runner, parts: Mapping[str, tuple[Plan, Path]]) -> 
     for name, (plan, folder) in parts.items():
         # where the seeds are open, up to the first look
         jobs = runner.pending(plan.jobs_of(range(plan.looks[0])) if plan.looks else plan.jobs, folder)
-        if len(jobs) < FEWEST_RUNS or not runner.at_once:
+        if len(jobs) < FEWEST_RUNS or not runner.can_time:
             continue
         firsts = {job.variant.name: job for job in reversed(jobs)}
         timed = {one["variant"]: one for one in runner.time(plan, list(firsts.values()), folder)}

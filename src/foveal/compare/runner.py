@@ -126,7 +126,8 @@ class Runner:
     def _events(self, plan: Plan, jobs: Sequence[Job], folder: Path) -> Iterator[Event]:
         """What happens to the jobs. Of one that was given up, the log is kept where its result would be."""
         try:
-            for event in self._started(len(jobs)).run(jobs, self._stored(plan, folder)):
+            engine = self._started(max(len(jobs), len(plan.jobs)))
+            for event in engine.run(jobs, self._stored(plan, folder)):
                 if event.note is not None:
                     self.progress.say(event.note)
                 yield event
@@ -135,6 +136,11 @@ class Runner:
             log.parent.mkdir(parents=True, exist_ok=True)
             write_text(log, died.log + "\n")
             raise ChildProcessError(f"{died}; what it printed: {log}") from None
+
+    @property
+    def can_time(self) -> bool:
+        """Whether a few steps are timed before the runs: not where each job waits in the queue of a batch system."""
+        return self.engine != "slurm"
 
     @property
     def at_once(self) -> int:
