@@ -15,6 +15,7 @@ from foveal.machine import processor, usable_cores
 PURPOSE = {
     "docs": "build the documentation site",
     "export": "ONNX Runtime, OpenVINO and int8",
+    "fid": "FID of generated images",
     "fuzz": "the fuzzing tests",
     "hub": "hf-hub: names and foveal push",
     "ray": "comparisons on several machines",

@@ -1,9 +1,12 @@
 """Distances between sets of features, against other people's arithmetic and by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from foveal.errors import FovealError
 from foveal.tasks.generate.features import (
     feature_network,
     frechet_distance,
@@ -81,3 +84,45 @@ def test_the_bundled_classifier_knows_its_digits(without_float64):
     assert right > 270
     there, _ = network(without_float64(tensors["image"][:2].float() / 255))
     assert torch.allclose(there, features[:2])
+
+
+# -------------------------------------------------------------------------------------------------------------- FID
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """A file as torch-fidelity publishes it, with random weights."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = tmp_path_factory.mktemp("inception") / "pt_inception.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "load", lambda *_, **__: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None)
+        torch.manual_seed(0)
+        net = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path="x")
+    torch.save(net.state_dict(), path)
+    return str(path)
+
+
+def test_features_for_fid_are_those_of_torch_fidelity(inception):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    network = feature_network(inception, None)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    found, answers = network(images.float() / 255)
+    theirs = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=inception).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(found, theirs(images)[0].double())
+    assert answers is None
+    assert network.name == "pt_inception.pth (Inception: FID)"
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", {"a": torch.zeros(2)}, {"a": Path("/")}], ids=str)
+def test_another_file_is_no_inception_and_nothing_of_it_is_run(tmp_path, content):
+    path = tmp_path / "x.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(FovealError, match="must be torch-fidelity's Inception weights"):
+        feature_network(str(path), None)

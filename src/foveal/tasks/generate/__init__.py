@@ -45,7 +45,8 @@ class GenerateOptions:
     """Of Adam, for both networks, as published."""
     feature_weights: str | None = None
     """Weights of a classifier, which `foveal train` trained on the same data; in the space of its features generated
-    images are compared with real ones. Default: for the bundled digits a classifier of them."""
+    images are compared with real ones. Default: for the bundled digits a classifier of them. For FID Inception weights
+    as torch-fidelity publishes them, a .pth file."""
 
     def __post_init__(self) -> None:
         if self.discriminator_steps < 1:

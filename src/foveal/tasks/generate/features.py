@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +32,10 @@ class FeatureNetwork:
     info: ModelInfo
     name: str
 
+    is_inception: ClassVar[bool] = False
+
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b d"], list[str]]:
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b d"], list[str] | None]:
         """Features before the last layer, and the answers.
 
         Args:
@@ -53,11 +57,58 @@ class FeatureNetwork:
         return kept[0].flatten(1).cpu().double(), [self.info.classes[i] for i in logits.argmax(1).tolist()]
 
 
-def feature_network(weights: str | None, about: Any) -> FeatureNetwork:
-    """The classifier to measure with.
+@dataclass(frozen=True)
+class InceptionFeatures:
+    """The Inception network in whose features the Fréchet distance is called FID.
+
+    Attributes:
+        net: torch-fidelity's extractor of the 2,048 pooled features.
+        name: what the figures are said to be measured with.
+    """
+
+    net: nn.Module
+    name: str
+    is_inception: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 2048"], None]:
+        """Pooled features; it knows other classes, so that it gives no answers.
+
+        Args:
+            images: in 0..1.
+        """
+        (found,) = self.net.to(images.device)((255 * images).round().to(torch.uint8))
+        return found.flatten(1).cpu().double(), None
+
+
+def inception_network(weights: str) -> InceptionFeatures:
+    """From the weights that torch-fidelity publishes, as a file of this machine; nothing is fetched.
+
+    Raises:
+        FovealError: torch-fidelity is not installed, or the file holds something else.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise FovealError('FID needs torch-fidelity: pip install "foveal[fid]"') from None
+    try:
+        # without running anything of a foreign file; torch-fidelity's own reading comes after
+        torch.load(weights, map_location="cpu", weights_only=True)
+        net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
+    except (RuntimeError, UnpicklingError, TypeError, AttributeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FovealError(
+            f"feature_weights must be torch-fidelity's Inception weights, got {weights}: {reason}"
+        ) from None
+    return InceptionFeatures(net.eval().requires_grad_(False), f"{Path(weights).name} (Inception: FID)")
+
+
+def feature_network(weights: str | None, about: Any) -> FeatureNetwork | InceptionFeatures:
+    """The network to measure with.
 
     Args:
-        weights: a file of `foveal train`; None is the bundled classifier of digits, for data with its classes alone.
+        weights: a classifier of `foveal train`, or torch-fidelity's Inception weights, a ``.pth`` file; None is the
+            bundled classifier of digits, for data with its classes alone.
         about: data, or what a weights file says, with ``classes``.
 
     Raises:
@@ -65,6 +116,8 @@ def feature_network(weights: str | None, about: Any) -> FeatureNetwork:
     """
     from foveal.checkpoint import load
 
+    if weights is not None and weights.endswith(".pth"):
+        return inception_network(weights)
     if weights is not None:
         net = load(weights)
         info = ModelInfo.from_dict(net.foveal_info, weights)  # pyright: ignore[reportArgumentType]

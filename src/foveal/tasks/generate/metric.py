@@ -13,6 +13,7 @@ from foveal.model_info import ModelInfo
 from foveal.tasks.classes import class_indices
 from foveal.tasks.generate.features import (
     FeatureNetwork,
+    InceptionFeatures,
     frechet_distance,
     kernel_distance,
     precision_recall,
@@ -28,14 +29,19 @@ class GenerationQuality:
     """Features of real images, and of as many generated ones of the same classes from noise that is always the same.
 
     Args:
-        features: the classifier.
+        features: the network to measure with.
         info: of the network.
         theirs: the classes of the data.
         full: also measure floor, ceiling, precision and recall.
     """
 
     def __init__(
-        self, features: FeatureNetwork, info: ModelInfo, theirs: Sequence[str], *, full: bool
+        self,
+        features: FeatureNetwork | InceptionFeatures,
+        info: ModelInfo,
+        theirs: Sequence[str],
+        *,
+        full: bool,
     ) -> None:
         self.features, self.info, self.full = features, info, full
         self.index_of = class_indices(theirs, info.classes)
@@ -55,13 +61,13 @@ class GenerationQuality:
         labels = self.index_of.to(device)[batch["label"]]
         numbers = range(self.images, self.images + len(images))
         noise = torch.stack([noise_of(VALIDATION_SEED, number, net.latent) for number in numbers]).to(device)
-        self.knows_classes = net.conditional
         self.gammas = mean_gamma(net.generator)
         self.real.append(self.features(self._unit(images))[0])
         found, answers = self.features(self._unit(net.generate(noise, labels)))
         self.made.append(found)
+        self.knows_classes = net.conditional and answers is not None
         wanted = [self.info.classes[i] for i in labels.tolist()]
-        self.confirmed += sum(a == w for a, w in zip(answers, wanted, strict=True))
+        self.confirmed += sum(a == w for a, w in zip(answers or [], wanted, strict=False))
         if self.full:
             if self.start is None:
                 self.start = untrained(net).to(device)
@@ -105,6 +111,7 @@ class GenerationQuality:
         return {
             "details": {
                 "features": self.features.name,
+                **({"fid": frechet_distance(real, made)} if self.features.is_inception else {}),
                 "images": len(real),
                 "floor": {
                     "frechet": frechet_distance(real[:half], real[half:]),
