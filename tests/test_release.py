@@ -1,5 +1,6 @@
 """What a release says of itself, in one version; the packages that are built from here, installed on their own."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -33,6 +34,19 @@ def test_the_citation_names_the_paper_of_every_block():
         for one in cited["references"]
         for author in one["authors"]
     )
+
+
+SECTIONS = {"Migration", "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_the_changelog_has_its_form():
+    """Releases, newest first, each with sections of these names and no other."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    releases = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+    assert releases[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}", one) for one in releases[1:])
+    assert set(re.findall(r"^### (.+)$", text, flags=re.MULTILINE)) <= SECTIONS
+    assert foveal.__version__ in text
 
 
 @pytest.fixture(scope="module")
