@@ -72,7 +72,7 @@ ROOMS["compare"] = ROOMS["train"] | {"look", "train"}
 ROOMS["export"] = ROOMS["evaluate"] | {"bench", "evaluate", "fusion", "look"}
 ROOMS["cli"] = set(ROOMS)
 TORCH_ALONE = {"ops", "nn"}
-ALLOWED_THERE = {"torch", "jaxtyping", "triton"}
+ALLOWED_THERE = {"torch", "jaxtyping", "triton", "numba", "llvmlite"}
 FORBIDDEN_NAMES = {"utils", "misc", "helpers", "common", "core", "base"}
 FILES = sorted(ROOT.rglob("*.py"))
 

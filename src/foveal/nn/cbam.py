@@ -1,5 +1,6 @@
 """Convolutional Block Attention Module (Woo et al., ECCV 2018): a gate per channel, one per position."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from foveal.nn import check
 from foveal.nn.batch_norm import BatchNorm, zero_init
 from foveal.nn.positions import CONVOLUTIONS, Positions
 from foveal.nn.squeeze_excite import SqueezeExcite
-from foveal.ops import gate
+from foveal.ops import gate, whole_gate
 from foveal.ops.convolution import narrow_convolution
 from foveal.ops.gate_ops import StatisticsSource
 
@@ -74,6 +75,9 @@ class _NarrowConv2d(nn.Conv2d):
         return narrow_convolution(input, self.weight, source)
 
 
+GATE_CONVOLUTIONS = {**CONVOLUTIONS, 2: _NarrowConv2d}
+
+
 class SpatialGate(nn.Module):
     """The spatial half of CBAM, ``sigmoid(conv([mean_c(x), max_c(x)])) x``: one number multiplies each position.
 
@@ -118,8 +122,7 @@ class SpatialGate(nn.Module):
         check.choice("start", start, ["paper", "identity"])
         self.channels, self.dims, self.max_first = channels, dims, VARIANTS[variant].max_first
         self.gate_gain = 2.0 if start == "identity" else 1.0
-        convolution = _NarrowConv2d if dims == 2 else CONVOLUTIONS[dims]
-        self.conv = convolution(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv = GATE_CONVOLUTIONS[dims](2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = None if VARIANTS[variant].norm == "none" else BatchNorm(1)
         # one layer at zero, never two in a row: convolution and scale would starve each other of gradients
         if self.norm is not None and (start == "identity" or VARIANTS[variant].norm == "zero"):
@@ -157,8 +160,37 @@ class SpatialGate(nn.Module):
             weights = self.gate_gain * weights
         return weights if weights.dtype == statistics.dtype else weights.to(statistics.dtype)
 
+    def spatial_half(self, values: int) -> whole_gate.SpatialHalf | None:
+        """Return what ``whole_gate`` needs for so many positions; None if a layer is watched or no longer plain."""
+        conv, norm = self.conv, self.norm
+        if not check.is_plain(conv, GATE_CONVOLUTIONS[self.dims]) or conv.bias is not None:
+            return None
+        if norm is None:
+            return whole_gate.SpatialHalf(conv.weight, self.max_first, self.gate_gain, None, 0.0)
+        if not check.is_plain(norm, BatchNorm) or norm.running_mean is None:
+            return None
+        batch = norm.normalises_batch(values)
+        mean, var = (None, None) if batch else (norm.running_mean, norm.running_var)
+        parts = norm.weight, norm.bias, mean, var
+        return whole_gate.SpatialHalf(conv.weight, self.max_first, self.gate_gain, parts, norm.eps)
+
+    def whole(
+        self, x: Float[Tensor, "b c *spatial"], channel: whole_gate.ChannelHalf | None
+    ) -> Tensor | None:
+        """Compute the gated map in one operator, after a channel gate if there is one; None if that cannot be."""
+        values = x.shape[0] * math.prod(x.shape[2:])
+        half = self.spatial_half(values)
+        if half is None or whole_gate.why_not_native(x, channel, half) is not None:
+            return None
+        y, moments = whole_gate.apply(x, channel, half)
+        if self.norm is not None and self.norm.normalises_batch(values):
+            self.norm.track(moments[:1], moments[1:], values)
+        return y
+
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map(x, self.channels, self.dims)
+        if (y := self.whole(x, None)) is not None:
+            return y
         shared = gate.GateInput(x)
         return shared.scale(spatial_gate=self.attend(*shared.spatial_statistics()))
 
@@ -257,6 +289,12 @@ class CBAM(nn.Module):
             return half(x)
         if self.arrangement == "spatial-channel":
             return self.channel(self.spatial(x))
+        if self.arrangement == "channel-spatial" and (half := self.channel.channel_half()) is not None:
+            watched = not check.is_plain(self.channel, ChannelGate) or not check.is_plain(
+                self.spatial, SpatialGate
+            )
+            if not watched and (y := self.spatial.whole(x, half)) is not None:
+                return y
         shared = gate.GateInput(x)
         channel = self.channel.excite(shared.squeeze(["mean", "max"]))
         statistics = shared.spatial_statistics(None if self.arrangement == "parallel" else channel)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from foveal.errors import FovealError
 
@@ -72,3 +73,19 @@ def feature_map(x: Tensor, channels: int, dims: int | None = None) -> None:
     if not fits or x.shape[1] != channels:
         sizes = f"{dims or '1 to 3'} spatial size{'' if dims == 1 else 's'}"
         raise FovealError(f"input must be (batch, {channels} channels, {sizes}), got shape {tuple(x.shape)}")
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether calling ``module`` is what its class says: no subclass, no hooks, no ``forward`` of its own."""
+    watched = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+    return (
+        type(module) is kind
+        and not watched
+        and "forward" not in module.__dict__
+        and not _has_any_global_hook()
+    )

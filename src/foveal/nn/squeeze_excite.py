@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foveal.nn import check
 from foveal.nn.positions import Positions
-from foveal.ops import gate
+from foveal.ops import gate, whole_gate
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
 STATISTICS = {"mean": ["mean"], "max": ["max"], "both": ["mean", "max"]}
@@ -86,8 +86,20 @@ class SqueezeExcite(nn.Module):
         weights = ACTIVATIONS[self.activation](logits)
         return weights if self.gate_gain == 1 else self.gate_gain * weights
 
+    def channel_half(self) -> whole_gate.ChannelHalf | None:
+        """Return what ``whole_gate`` needs; None if a layer is watched or is no longer a plain one."""
+        fc1, fc2 = self.fc1, self.fc2
+        if not (check.is_plain(fc1, nn.Linear) and check.is_plain(fc2, nn.Linear)):
+            return None
+        return whole_gate.ChannelHalf(
+            fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.squeeze, self.activation, self.gate_gain
+        )
+
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map(x, self.channels)
+        half = self.channel_half()
+        if half is not None and whole_gate.why_not_native(x, half, None) is None:
+            return whole_gate.apply(x, half, None)[0]
         shared = gate.GateInput(x)
         return shared.scale(self.excite(shared.squeeze(STATISTICS[self.squeeze])))
 

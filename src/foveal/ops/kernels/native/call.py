@@ -1,0 +1,102 @@
+"""Compile the native gate kernels once, and call them on tensors."""
+
+import ctypes
+import functools
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveal.ops.kernels.native import openmp
+from foveal.ops.kernels.native.slots import COLUMNS, LANES, SLOTS, TILES
+
+SUMS = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}
+"""The dtypes of maps that the kernels take, and what their sums are computed in."""
+_BITS = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "uint16"}
+_Argument = ctypes.c_int64 * len(SLOTS)
+_AS_DOUBLE, _AS_BITS = struct.Struct("d"), struct.Struct("q")
+
+
+@functools.cache
+def _compiled(direction: str, dtype: torch.dtype) -> Any:
+    """The kernel, from numba's cache on disk where it has been compiled before on this machine.
+
+    Numba keeps it in ``NUMBA_CACHE_DIR``, beside the source, or in the person's cache directory, whichever can be
+    written to; processes that compile at the same time each replace whole files.
+    """
+    from numba import cfunc, types
+
+    if direction == "forward":
+        from foveal.ops.kernels.native.forward import entry
+    else:
+        from foveal.ops.kernels.native.backward import entry
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    kernel = entry(zlib.crc32(b"".join(source.read_bytes() for source in sources)))
+    signature = types.void(types.CPointer(getattr(types, _BITS[dtype])))
+    try:
+        return cfunc(signature, cache=True, error_model="numpy")(kernel)
+    except (EOFError, OSError, RuntimeError):  # no directory to write to, or what is there cannot be read
+        return cfunc(signature, error_model="numpy")(kernel)
+
+
+def call(direction: str, x: Tensor, **values: Any) -> None:
+    """Run a kernel.
+
+    Args:
+        direction: ``"forward"`` or ``"backward"``.
+        x: the map; its dtype, shape and layout are those of all maps.
+        values: what the slots of the kernel's argument hold, by the names in ``slots``. A tensor stands for its
+            address and must be contiguous or laid out as ``x``; None, or a tensor without values, is no address.
+    """
+    threads = openmp.threads_for(x.numel())
+    if threads > 1:
+        values["barrier"], values["threads"], values["thread"] = openmp.addresses()
+    values |= _sizes(direction, x, values)
+    argument = _Argument()
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, Tensor):
+            value = value.data_ptr()
+        elif isinstance(value, float):
+            (value,) = _AS_BITS.unpack(_AS_DOUBLE.pack(value))
+        if name in SLOTS:
+            argument[SLOTS[name]] = value
+    openmp.run(_compiled(direction, x.dtype).address, ctypes.addressof(argument), threads)
+
+
+def _sizes(direction: str, x: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+    """The slots that follow from the others: sizes, and room for what lies between the steps."""
+    b, c, n = x.shape[0], x.shape[1], x.shape[2:].numel()
+    last, kernel, sums = not x.is_contiguous(), values["kernel"], SUMS[x.dtype]
+    found: dict[str, Any] = {"x": x, "images": b, "channels": c, "positions": n, "channels_last": last}
+    if values["w1"] is not None:
+        found["width"] = len(values["w1"])
+    backward = direction == "backward"
+    if last or (backward and kernel is not None):
+        tiles = max(TILES, -(-n // COLUMNS)) if backward else 2 * TILES
+        found["partial"] = x.new_empty(b * tiles * c, dtype=sums)
+    if kernel is None:
+        return found
+    depth, height, breadth = [1] * (5 - x.ndim) + list(x.shape[2:])
+    kernel_depth, kernel_height, kernel_breadth = [1] * (5 - x.ndim) + list(kernel.shape[2:])
+    room = -(-breadth // LANES) * LANES
+    padded = (depth + kernel_depth - 1) * (height + kernel_height - 1) * (room + kernel_breadth - 1)
+    found |= {
+        "depth": depth, "height": height, "breadth": breadth, "kernel_depth": kernel_depth,
+        "kernel_height": kernel_height, "kernel_breadth": kernel_breadth,
+        "norm": 0 if values["norm_scale"] is None else 2 if values["norm_mean"] is None else 1,
+        "statistics": x.new_zeros(b * 2 * padded, dtype=sums),
+        "room": x.new_empty(b * depth * height * room, dtype=sums),
+        "spatial_gate": x.new_empty(b * n, dtype=sums),
+    }  # fmt: skip
+    if backward:
+        found |= {
+            "dlogits": x.new_empty(b * n, dtype=sums), "means": x.new_empty(b * n, dtype=sums),
+            "dstatistics": x.new_empty(b * 2 * n, dtype=sums), "padded_dlogits": x.new_zeros(b * padded, dtype=sums),
+            "flipped": kernel.flip(*range(2, kernel.ndim)),
+        }  # fmt: skip
+    return found

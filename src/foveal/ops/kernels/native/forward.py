@@ -1,0 +1,137 @@
+"""The forward pass of a gate in one call: squeeze, layers, statistics, convolution, sigmoid and product.
+
+An image goes through all steps before the next one comes, so that its map is still in cache when it is read again: by
+one thread while there are images for all of them, the rest by all threads together. How a sum is split never depends
+on the number of threads: the bits do not.
+"""
+
+# numba gives these functions types of its own, and `range` over them is meant
+# pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false
+
+from foveal.ops.kernels.native.axes import jit, share, wait
+from foveal.ops.kernels.native.channel import excite, squeeze
+from foveal.ops.kernels.native.convolution import convolve
+from foveal.ops.kernels.native.language import call, like, map_at, read, shifted, slot, sums_at, write
+from foveal.ops.kernels.native.slots import (
+    BARRIER,
+    BATCH,
+    CHANNELS,
+    CHANNELS_LAST,
+    GATE,
+    IMAGES,
+    KERNEL,
+    LOGITS,
+    MOMENTS,
+    NORM,
+    NORM_MEAN,
+    NORM_VAR,
+    POSITIONS,
+    RELU,
+    RUNNING,
+    SHORTCUT,
+    SPATIAL_GATE,
+    SQUEEZE,
+    THREAD,
+    THREADS,
+    X,
+    Y,
+)
+from foveal.ops.kernels.native.spatial import batch_moments, describe, open_gate
+
+
+@jit
+def multiply(args, image, part, parts):
+    """The map times its gates, plus the shortcut and through the ReLU if asked for, into Y."""
+    x, y, shortcut = map_at(args, X), map_at(args, Y), map_at(args, SHORTCUT)
+    adds, relu, both = slot(args, SHORTCUT) != 0, slot(args, RELU) != 0, slot(args, KERNEL) != 0
+    rows, columns, by_row, by_column = slot(args, CHANNELS), slot(args, POSITIONS), GATE, SPATIAL_GATE
+    if slot(args, CHANNELS_LAST) != 0:
+        rows, columns, by_row, by_column = columns, rows, by_column, by_row
+    row_factor, column_factor = sums_at(args, by_row), shifted(sums_at(args, by_column), image * columns)
+    one, zero = like(x, 1.0), like(x, 0.0)
+    has_row, has_column = both or by_row == GATE, both or by_column == GATE
+    lo, hi = share(rows, part, parts)
+    for back in range(hi - lo):
+        r = lo + back if both else hi - 1 - back  # in the other direction than the pass before
+        at = (image * rows + r) * columns
+        factor = read(row_factor, image * rows + r) if has_row else one
+        if adds:
+            for q in range(columns):
+                value = read(x, at + q) * (read(column_factor, q) * factor if has_column else factor)
+                value += read(shortcut, at + q)
+                write(y, at + q, zero if relu and value < zero else value)
+        elif has_column:
+            for q in range(columns):
+                write(y, at + q, read(x, at + q) * factor * read(column_factor, q))
+        else:
+            for q in range(columns):
+                write(y, at + q, read(x, at + q) * factor)
+
+
+@jit
+def first_half(args, image, part, parts):
+    """All of an image up to the logits of its positions."""
+    if slot(args, SQUEEZE) != 0:
+        squeeze(args, image, part, parts)
+        excite(args, image, part, parts)
+    if slot(args, KERNEL) != 0:
+        describe(args, image, part, parts)
+        convolve(args, image, part, parts)
+
+
+@jit
+def second_half(args, image, part, parts, mean, variance):
+    """From the logits on."""
+    if slot(args, KERNEL) != 0:
+        open_gate(args, image, part, parts, mean, variance)
+    if slot(args, Y) != 0:
+        multiply(args, image, part, parts)
+
+
+@jit
+def team(args):
+    """The number of this thread, of all, and the images that are not shared."""
+    threads, me, images = 1, 0, slot(args, IMAGES)
+    if slot(args, BARRIER) != 0:
+        threads, me = call(slot(args, THREADS)), call(slot(args, THREAD))
+    return me, threads, images - images % threads
+
+
+@jit
+def forward(args):
+    """The whole forward pass."""
+    me, threads, alone = team(args)
+    batch = slot(args, NORM) == BATCH
+    zero = like(sums_at(args, LOGITS), 0.0)
+    mean, variance = zero, zero
+    if slot(args, NORM) == RUNNING:
+        mean, variance = read(sums_at(args, NORM_MEAN), 0), read(sums_at(args, NORM_VAR), 0)
+    for image in range(me, alone, threads):
+        first_half(args, image, 0, 1)
+        if not batch:
+            second_half(args, image, 0, 1, mean, variance)
+    for image in range(alone, slot(args, IMAGES)):
+        first_half(args, image, me, threads)
+        if not batch:
+            second_half(args, image, me, threads, mean, variance)
+    if batch:
+        wait(args, threads)
+        mean, variance = batch_moments(args)
+        if me == 0:
+            write(sums_at(args, MOMENTS), 0, mean)
+            write(sums_at(args, MOMENTS), 1, variance)
+        for image in range(me, alone, threads):
+            second_half(args, image, 0, 1, mean, variance)
+        for image in range(alone, slot(args, IMAGES)):
+            second_half(args, image, me, threads, mean, variance)
+
+
+def entry(version):
+    """The function to compile, called by every thread; another version is another function, for the cache on disk."""
+
+    def forward_kernel(args):
+        if version >= 0:
+            forward(args)
+
+    return forward_kernel

@@ -1,0 +1,291 @@
+"""A whole gate as one operator: squeeze, layers, statistics over channels, convolution, sigmoid and product.
+
+``foveal::gate`` computes ``y = g_c s_p x`` with either factor or both, ``foveal::gate_backward`` its gradients;
+`GateInput` in ``ops.gate`` does the same step by step. On a CPU a kernel, compiled at its first call and kept on
+disk, takes an image through all steps before the next one comes, on PyTorch's own threads; `why_not_native` says when
+there is none.
+"""
+
+import importlib.util
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from foveal.errors import FovealError
+from foveal.ops import reference
+from foveal.ops.kernels.native.call import SUMS, call
+from foveal.ops.numerics import autocast_disabled, exporting
+
+NATIVE_FROM = 2**15
+"""Values of a map from which the kernel is taken: smaller maps are not worth loading a compiler for."""
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+SQUEEZES = {"mean": 1, "max": 2, "both": 3}
+
+
+# ------------------------------------------------------------------------------------------------------- what to call
+
+
+class ChannelHalf(NamedTuple):
+    """``g = gain activation(W2 relu(W1 squeeze(x) + b1) + b2)``; names as in ``nn.SqueezeExcite``."""
+
+    w1: Tensor
+    b1: Tensor | None
+    w2: Tensor
+    b2: Tensor | None
+    squeeze: str
+    activation: str
+    gain: float
+
+
+class SpatialHalf(NamedTuple):
+    """``s = gain sigmoid(norm(kernel * [mean_c, max_c]))``.
+
+    ``norm`` is scale, shift, mean and variance; None is no norm, and without mean and variance it takes the batch's.
+    """
+
+    kernel: Tensor
+    max_first: bool
+    gain: float
+    norm: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None
+    eps: float
+
+
+def why_not_native(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf | None) -> str | None:
+    """Return why the native kernel of a whole gate is not taken for this map; None if it is."""
+    if exporting() or torch._C._are_functorch_transforms_active():
+        return "an export or torch.func knows PyTorch's operators only"
+    if not torch.compiler.is_compiling():
+        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+            return f"the map is a {type(x).__name__}, which only PyTorch's operators know"
+        if torch._C._len_torch_dispatch_stack() > 0:
+            return "somebody watches PyTorch's operators one by one"
+    if x.device.type != "cpu":
+        return f"it needs a tensor on the CPU, got one on {x.device.type}"
+    if x.dtype not in SUMS:
+        return f"it takes float32, float64 and bfloat16, got {x.dtype}"
+    if x.numel() < NATIVE_FROM:
+        return f"it pays from {NATIVE_FROM} values, got {x.numel()}"
+    if not (x.is_contiguous() or x.movedim(1, -1).is_contiguous()):
+        return f"the map is neither contiguous nor channels-last, but has strides {x.stride()}"
+    if not HAS_NUMBA:
+        return "numba, which compiles it, is not installed"
+    if spatial is None and channel is not None and channel.squeeze == "mean" and not _needs_grad(x, channel):
+        return "without gradients a mean and a product are all there is, and PyTorch's take as long"
+    return None
+
+
+def _needs_grad(x: Tensor, weights: Iterable[Any]) -> bool:
+    tensors = [x, *(weight for weight in weights if isinstance(weight, Tensor))]
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def apply(
+    x: Float[Tensor, "b c *spatial"], channel: ChannelHalf | None, spatial: SpatialHalf | None
+) -> tuple[Float[Tensor, "b c *spatial"], Float[Tensor, "2"]]:
+    """Compute ``y = g_c s_p x`` by the operator ``foveal::gate``.
+
+    Args:
+        x: feature map, for which `why_not_native` is None.
+        channel, spatial: the halves of the gate; None for one that it lacks.
+
+    Returns:
+        The gated map, and mean and variance of the logits over the batch where the norm takes those.
+
+    Example:
+        >>> x, zeros = torch.ones(1, 64, 32, 32), torch.zeros(64, 64)
+        >>> half = ChannelHalf(zeros, None, zeros, None, "mean", "sigmoid", 2.0)
+        >>> torch.equal(apply(x, half, None)[0], x)
+        True
+    """
+    w1, b1, w2, b2, squeeze, activation, channel_gain = channel or (*[None] * 4, None, "sigmoid", 1.0)
+    kernel, max_first, spatial_gain, norm, eps = spatial or (None, False, 1.0, None, 0.0)
+    sums = SUMS[x.dtype]
+    weights = [
+        weight if weight is None or weight.dtype == sums else weight.to(sums)
+        for weight in (w1, b1, w2, b2, kernel, *(norm or [None] * 4))
+    ]
+    kind = 0 if squeeze is None else SQUEEZES[squeeze]
+    keeps = _needs_grad(x, weights)
+    given = x, *weights, kind, activation == "hard_sigmoid", channel_gain, max_first, spatial_gain, eps, keeps
+    if keeps or torch.compiler.is_compiling():
+        outputs = torch.ops.foveal.gate.default(*given)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():  # half the time of a call
+            outputs = torch.ops.foveal.gate.default(*given)
+    return outputs[0], outputs[-1]
+
+
+# ------------------------------------------------------------------------------------------------------ the operators
+
+WEIGHTS = ("w1", "b1", "w2", "b2", "kernel", "norm_scale", "norm_shift", "norm_mean", "norm_var")
+OPTIONS = {
+    "squeeze": "int", "hard": "bool", "channel_gain": "float", "max_first": "bool", "spatial_gain": "float",
+    "norm_eps": "float", "keeps": "bool",
+}  # fmt: skip
+KEPT = ("gate", "squeezed", "hidden", "channel_argmax", "logits", "position_argmax", "moments")
+"""What ``foveal::gate`` returns beside the gated map: what its backward reads."""
+_GIVEN = ", ".join(
+    [*(f"Tensor? {name}" for name in WEIGHTS), *(f"{kind} {name}" for name, kind in OPTIONS.items())]
+)
+torch.library.define("foveal::gate", f"(Tensor x, {_GIVEN}) -> ({', '.join(['Tensor'] * (1 + len(KEPT)))})")
+torch.library.define(
+    "foveal::gate_backward",
+    f"(Tensor dy, Tensor x, {', '.join(f'Tensor {name}' for name in KEPT)}, {_GIVEN}, bool map_gradient) -> "
+    f"({', '.join(['Tensor'] * 8)})",
+)
+
+
+@torch.library.register_fake("foveal::gate")
+def _outputs(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    """Memory for the results; what does not apply is empty."""
+    named = dict(zip((*WEIGHTS, *OPTIONS), given, strict=True))
+    b, c, n, sums = x.shape[0], x.shape[1], math.prod(x.shape[2:]), SUMS[x.dtype]
+    layers, kernel = named["w1"] is not None, named["kernel"] is not None
+    return (
+        torch.empty_like(x),
+        x.new_empty(b, c, dtype=sums),
+        x.new_empty(2, b if layers else 0, c, dtype=sums),
+        x.new_empty(2, b, named["w1"].shape[0] if layers else 0, dtype=sums),
+        x.new_empty(b if named["keeps"] and named["squeeze"] & 2 else 0, c, dtype=torch.int32),
+        x.new_empty(b if kernel else 0, n, dtype=sums),
+        x.new_empty(b if named["keeps"] and kernel else 0, n, dtype=torch.int32),
+        x.new_empty(2, dtype=sums),
+    )
+
+
+@torch.library.impl("foveal::gate", "CPU")
+def _forward(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    named = dict(zip((*WEIGHTS, *OPTIONS), given, strict=True))
+    outputs = _outputs(x, *given)
+    if x.numel() > 0:
+        named |= _checked(x, named)
+        named |= dict(zip(("y", *KEPT), outputs, strict=True))
+        if named["w1"] is None:
+            named["gate"].fill_(1)
+        if named["norm_mean"] is not None:
+            torch.cat([named["norm_mean"], named["norm_var"]], out=named["moments"])
+        call("forward", x, **named)
+    return outputs
+
+
+@torch.library.register_fake("foveal::gate_backward")
+def _gradients(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    named = dict(zip((*KEPT, *WEIGHTS, *OPTIONS, "map_gradient"), given, strict=True))
+    empty = x.new_empty(0, dtype=SUMS[x.dtype])
+    weights = [named[name] for name in WEIGHTS[:7]]
+    return (
+        torch.empty_like(x) if named["map_gradient"] else empty,
+        *(empty if weight is None else torch.empty_like(weight) for weight in weights),
+    )
+
+
+@torch.library.impl("foveal::gate_backward", "CPU")
+def _backward(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    named = dict(zip((*KEPT, *WEIGHTS, *OPTIONS, "map_gradient"), given, strict=True))
+    dx, *dweights = _gradients(dy, x, *given)
+    if x.numel() == 0:
+        return dx, *(dweight.zero_() for dweight in dweights)
+    if any(size > 1 and a != b for size, a, b in zip(x.shape, x.stride(), dy.stride(), strict=True)):
+        dy = torch.empty_like(x).copy_(dy)
+    named |= _checked(x, named)
+    squeezed, hidden, kind = named["squeezed"], named["hidden"], named["squeeze"]
+    dlogits, dhidden, dmoments = (torch.empty_like(t) for t in (named["gate"], hidden, named["moments"]))
+    kernel = named["kernel"]
+    dkernel = None if kernel is None else kernel.new_empty(len(x), *kernel.shape[1:])
+    named |= {"dy": dy, "dx": dx if named["map_gradient"] else None, "squeezed": torch.empty_like(squeezed)}
+    named |= {"dgate": dlogits, "dhidden": dhidden, "dkernel": dkernel, "dmoments": dmoments}
+    call("backward", x, **named)
+    if kind:
+        # the statistics went through the same layers
+        rows = {1: slice(1), 2: slice(1, 2), 3: slice(2)}[kind]
+        dhidden, squeezed = dhidden[rows].flatten(0, 1), squeezed[rows].flatten(0, 1)
+        with autocast_disabled(x.device):
+            found = dhidden.T @ squeezed, dhidden.sum(0), dlogits.T @ hidden[rows].sum(0), dlogits.sum(0)
+        dweights[:4] = [d if d.numel() == 0 else new for d, new in zip(dweights, found, strict=False)]
+        if kind == 3:
+            dweights[3] = 2 * dweights[3]
+    if dkernel is not None:
+        dweights[4] = dkernel.sum(0, keepdim=True)
+    if named["norm_scale"] is not None:
+        dweights[5:] = dmoments[1:], dmoments[:1]
+    return dx, *dweights
+
+
+def _checked(x: Tensor, named: dict[str, Any]) -> dict[str, Tensor | None]:
+    """The weights, contiguous, and of the shapes and dtype that the kernels read."""
+    c, sums, weights = x.shape[1], SUMS[x.dtype], {name: named[name] for name in WEIGHTS}
+    width = 0 if weights["w1"] is None else len(weights["w1"])
+    shapes = {"w1": (width, c), "b1": (width,), "w2": (c, width), "b2": (c,)}
+    for name, weight in weights.items():
+        if weight is None:
+            continue
+        shape = shapes.get(name, (1,))
+        if name == "kernel":
+            shape = (1, 2, *[weight.shape[-1] | 1] * (x.ndim - 2))
+        if tuple(weight.shape) != shape or weight.dtype != sums or not weight.device == x.device:
+            raise FovealError(
+                f"{name} must have shape {shape} and be {sums} on {x.device} for a map of shape {tuple(x.shape)}, "
+                f"got shape {tuple(weight.shape)}, {weight.dtype} on {weight.device}"
+            )
+        weights[name] = weight.contiguous()
+    return weights
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    weights, ctx.options = inputs[1 : 1 + len(WEIGHTS)], inputs[1 + len(WEIGHTS) :]
+    ctx.save_for_backward(inputs[0], *output[1:], *weights)
+
+
+def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    dy, (x, *saved) = gradients[0], ctx.saved_tensors
+    nothing = [None] * len(OPTIONS)
+    if dy is None:
+        return None, *[None] * len(WEIGHTS), *nothing
+    weights, needs = saved[len(KEPT) :], ctx.needs_input_grad
+    if torch.is_grad_enabled():
+        # gradients that are differentiated again: by plain operations
+        wanted = [t for t, need in zip((x, *weights), needs, strict=False) if need]
+        found = iter(torch.autograd.grad(_plain(x, weights, ctx.options), wanted, dy, create_graph=True))
+        return *(next(found) if need else None for need in needs[: 1 + len(WEIGHTS)]), *nothing
+    dx, *dweights = torch.ops.foveal.gate_backward(dy, x, *saved, *ctx.options, needs[0])
+    dweights = [d if need else None for d, need in zip(dweights, needs[1:], strict=False)]
+    return dx if needs[0] else None, *dweights, None, None, *nothing
+
+
+torch.library.register_autograd("foveal::gate", _differentiate, setup_context=_keep)
+
+
+def _plain(x: Tensor, weights: Sequence[Tensor | None], options: Sequence[Any]) -> Tensor:
+    """Compute the gated map by the literal equations."""
+    named: dict[str, Any] = dict(zip((*WEIGHTS, *OPTIONS), [*weights, *options], strict=True))
+    sums, channel_gate, spatial_gate = SUMS[x.dtype], None, None
+    with autocast_disabled(x.device):
+        if named["w1"] is not None:
+            statistics = [s for s, bit in (("mean", 1), ("max", 2)) if named["squeeze"] & bit]
+            hidden = [
+                F.linear(reference.squeeze(x, s).to(sums), named["w1"], named["b1"]).relu()
+                for s in statistics
+            ]
+            logits = torch.stack([F.linear(row, named["w2"], named["b2"]) for row in hidden]).sum(0)
+            activate = F.hardsigmoid if named["hard"] else torch.sigmoid
+            channel_gate = (named["channel_gain"] * activate(logits)).to(x.dtype)
+        if named["kernel"] is not None:
+            statistics = reference.spatial_statistics(x, channel_gate).to(sums)
+            if named["max_first"]:
+                statistics = statistics.flip(1)
+            convolve = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
+            logits = convolve(statistics, named["kernel"], padding=named["kernel"].shape[-1] // 2)
+            if named["norm_scale"] is not None:
+                mean, variance = named["norm_mean"], named["norm_var"]
+                scale, shift, eps = named["norm_scale"], named["norm_shift"], named["norm_eps"]
+                logits = F.batch_norm(logits, mean, variance, scale, shift, mean is None, eps=eps)
+            spatial_gate = (named["spatial_gain"] * torch.sigmoid(logits)).to(x.dtype)
+    if channel_gate is not None:
+        x = reference.channel_scale(x, channel_gate)
+    return x if spatial_gate is None else x * spatial_gate

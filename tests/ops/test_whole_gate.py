@@ -1,0 +1,303 @@
+"""A whole gate in one operator: the oracle's output and gradients, by the native kernel and by PyTorch's operators."""
+
+import copy
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foveal.errors import FovealError
+from foveal.nn import CBAM, SqueezeExcite
+from foveal.nn.cbam import ChannelGate, SpatialGate
+from foveal.ops import whole_gate
+
+pytest.importorskip("numba", reason="numba, which compiles the kernels, is not installed")
+
+# one value, odd sizes, more rows than a tile and more columns than a block; 1 to 3 spatial sizes
+SHAPES = [(1, 4, 1, 1), (2, 6, 1100), (3, 19, 33, 37), (2, 5, 3, 4, 21), (1, 600, 5, 3)]
+BLOCKS = {
+    "se": lambda c, dims: SqueezeExcite(c, reduction=2),
+    "se max hard": lambda c, dims: SqueezeExcite(c, reduction=2, squeeze="max", activation="hard_sigmoid"),
+    "channel gate": lambda c, dims: ChannelGate(c, reduction=2, variant="official"),
+    "spatial gate": lambda c, dims: SpatialGate(c, dims=dims),
+    "cbam paper": lambda c, dims: CBAM(c, reduction=2, dims=dims, kernel_size=3),
+    "cbam timm": lambda c, dims: CBAM(c, reduction=2, dims=dims, variant="timm"),
+    "cbam official, running": lambda c, dims: CBAM(c, reduction=2, dims=dims, variant="official").eval(),
+}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+@pytest.fixture(autouse=True)
+def small_maps_too(monkeypatch):
+    monkeypatch.setattr(whole_gate, "NATIVE_FROM", 0)
+
+
+def build(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    block = BLOCKS[name](shape[1], len(shape) - 2).to(dtype)
+    for parameter in block.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter)
+    return block
+
+
+def feature_map(shape: tuple[int, ...], last: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+
+
+def step(block: nn.Module, x: Tensor, native: bool, dy: Tensor | None = None) -> list[Tensor]:
+    """Output, gradients of map and parameters, and what BatchNorm has learned of the batch."""
+    block = copy.deepcopy(block)
+    given = x.detach().requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        if not native:
+            patch.setattr(whole_gate, "why_not_native", lambda *_: "not asked for")
+        y = block(given)
+    assert ("foveal_gate" in str(y.grad_fn)) == native
+    dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape) if dy is None else dy
+    gradients = torch.autograd.grad(y, [given, *block.parameters()], dy)
+    return [y.detach(), *gradients, *block.buffers()]
+
+
+def close(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        scale = max(1.0, other.abs().max().item())
+        torch.testing.assert_close(one, other, atol=tolerance * scale, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_output_and_gradients_are_those_of_pytorchs_operators(shape, last, name):
+    block, x = build(name, shape), feature_map(shape, last)
+    close(step(block, x, native=True), step(block, x, native=False), TOLERANCE[torch.float32])
+    with torch.no_grad():
+        y = block.eval()(x)
+    assert y.stride() == x.stride()
+    close([y], step(block, x, native=False)[:1], TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("name", ["se", "cbam timm", "cbam official, running"])
+def test_bits_depend_neither_on_threads_nor_on_the_run(name):
+    shape = (3, 19, 33, 37)
+    block, before = build(name, shape), torch.get_num_threads()
+    for last in (False, True):
+        x = feature_map(shape, last)
+        try:
+            runs = []
+            for threads in (1, 2, 3, 2):
+                torch.set_num_threads(threads)
+                runs.append(step(block, x, native=True))
+        finally:
+            torch.set_num_threads(before)
+        for run in runs[1:]:
+            assert all(map(torch.equal, run, runs[0]))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("name", ["se", "channel gate", "cbam timm"])
+def test_bfloat16_is_nearer_to_double_than_pytorchs_operators(name, last):
+    shape = (2, 19, 12, 13)
+    block, x = build(name, shape, torch.bfloat16), feature_map(shape, last, torch.bfloat16)
+    # clear maxima: ties are common among so few digits, and break elsewhere
+    flat = x.detach().clamp(-0.5, 0.5).flatten(2)
+    position = torch.arange(flat.shape[2])
+    flat[:, position % 19, position] = 5.0
+    flat[:, torch.arange(19), torch.arange(19)] = 9.0
+    x = flat.view(shape)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    exact = step(copy.deepcopy(block).double(), x.double(), native=False)
+    for found, plain, wanted in zip(
+        step(block, x, native=True), step(block, x, native=False), exact, strict=True
+    ):
+        assert found.dtype == plain.dtype
+        scale = wanted.abs().max().clamp_min(1e-30)
+        error, allowed = (found - wanted).abs().max() / scale, (plain - wanted).abs().max() / scale
+        assert error <= max(allowed, 0.02)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("name", ["channel gate", "cbam timm", "spatial gate"])
+def test_a_tie_sends_its_gradient_to_the_first(name, last):
+    shape = (2, 19, 9, 11)
+    block, x = build(name, shape), feature_map(shape, last).round()
+    close(step(block, x, native=True), step(block, x, native=False), 1e-4)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("name", ["channel gate", "cbam paper", "spatial gate"])
+def test_nan_goes_where_the_equations_send_it(name, last):
+    shape = (2, 19, 17, 18)
+    x = feature_map(shape, last)
+    x[1, 3, 4, 5] = float("nan")
+    block = build(name, shape)
+    with torch.no_grad():
+        y = block(x)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(whole_gate, "why_not_native", lambda *_: "not asked for")
+            wanted = block(x)
+    assert torch.equal(y.isnan(), wanted.isnan())
+    assert not y[0].isnan().any()
+
+
+def test_negative_zero_and_the_bits_of_an_identity_stay():
+    for shape in ((2, 19, 9, 11), (2, 6, 100), (1, 5, 3, 4, 6)):
+        dims = len(shape) - 2
+        for last in (False, True):
+            x = feature_map(shape, last)
+            x.flatten()[::3] = -0.0
+            x[:, 0] = -0.0
+            for block in (
+                SqueezeExcite(shape[1], reduction=2, start="identity"),
+                CBAM(shape[1], reduction=2, dims=dims, start="identity"),
+                CBAM(shape[1], reduction=2, dims=dims, start="identity", variant="official"),
+            ):
+                given = x.clone().requires_grad_()
+                y = block(given)
+                assert "foveal_gate" in str(y.grad_fn)
+                assert torch.equal(y.view(torch.int32), x.view(torch.int32))
+
+
+def test_first_and_second_derivatives_are_right():
+    shape = (2, 3, 4, 3)
+    for name in ("se", "cbam timm", "cbam official, running"):
+        block = build(name, shape, torch.float64)
+        parameters = dict(block.named_parameters())
+
+        def function(x, *weights, block=block, names=tuple(parameters)):
+            return torch.func.functional_call(block, dict(zip(names, weights, strict=True)), x)
+
+        for last in (False, True):
+            x = feature_map(shape, last, torch.float64).requires_grad_()
+            assert torch.autograd.gradcheck(function, (x, *parameters.values()))
+        assert torch.autograd.gradgradcheck(function, (x, *parameters.values()))
+
+
+def test_what_cannot_be_taken_whole_is_taken_step_by_step():
+    x = feature_map((2, 19, 9, 11), False)
+    block = build("cbam paper", (2, 19, 9, 11))
+    _, half = block.channel.channel_half(), block.spatial.spatial_half(1)
+    for given, reason in [
+        (x.mT, "neither contiguous nor channels-last"),
+        (x[:, :, ::2], "neither contiguous nor channels-last"),
+        (x.half(), "it takes float32"),
+        (x.to("meta"), "on the CPU, got one on meta"),
+    ]:
+        why = whole_gate.why_not_native(given, None, half)
+        assert why is not None
+        assert reason in why
+    for given in (x.mT.contiguous().mT, x[:, :, ::2], x[:0]):
+        torch.testing.assert_close(block(given), block(given.contiguous()))
+    seen = []
+    block.channel.fc1.register_forward_hook(lambda *_: seen.append(1))
+    block(x)
+    assert seen
+
+
+def test_shapes_of_huge_maps_are_right():
+    x = torch.empty(2**11, 256, 64, 128, device="meta")
+    weight = torch.empty(16, 256, device="meta")
+    y, gate, *_ = torch.ops.foveal.gate(
+        x, weight, None, weight.T, None, *[None] * 5, 1, False, 1.0, False, 1.0, 0.0, True
+    )
+    assert y.shape == x.shape
+    assert gate.shape == (2**11, 256)
+
+
+def test_weights_that_do_not_fit_are_refused_before_memory_is_read():
+    x = feature_map((2, 19, 9, 11), False)
+    block = build("se", (2, 19, 9, 11))
+    block.fc1 = nn.Linear(7, 9)
+    with pytest.raises(FovealError, match=r"w1 must have shape \(9, 19\).*got shape \(9, 7\)"):
+        block(x.requires_grad_())
+
+
+def test_compiled_networks_hold_one_operator():
+    block, x = build("cbam timm", (2, 19, 9, 11)), feature_map((2, 19, 9, 11), False)
+    compiled = torch.compile(copy.deepcopy(block), backend="aot_eager", fullgraph=True)
+    given, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, z = compiled(given), block(other)
+    y.square().sum().backward()
+    z.square().sum().backward()
+    assert torch.equal(y, z)
+    assert torch.equal(given.grad, other.grad)
+    assert torch.equal(compiled.spatial.norm.running_var, block.spatial.norm.running_var)
+
+
+def test_exported_networks_hold_pytorchs_operators():
+    block = build("cbam timm", (2, 19, 9, 11)).eval()
+    program = torch.export.export(block, (feature_map((2, 19, 9, 11), False),))
+    assert "foveal" not in program.graph_module.code
+
+
+def test_several_threads_at_once():
+    block, x = build("cbam timm", (4, 19, 33, 37)).eval(), feature_map((4, 19, 33, 37), True)
+    wanted, before, found = block(x), torch.get_num_threads(), []
+
+    def work():
+        torch.set_num_threads(2)
+        for _ in range(5):
+            with torch.no_grad():
+                found.append(torch.equal(block(x), wanted))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.set_num_threads(before)
+    assert found == [True] * 15
+
+
+FORK = """
+import multiprocessing, torch
+from foveal.nn import CBAM
+torch.set_num_threads(2)
+block = CBAM(16, variant="timm").eval()
+x = torch.randn(2, 16, 50, 50)
+with torch.no_grad():
+    wanted = block(x)
+def child(queue):
+    with torch.no_grad():
+        # torch.equal would itself wait for PyTorch's threads
+        queue.put(bool((block(x).numpy() == wanted.numpy()).all()))
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=child, args=(queue,))
+    process.start()
+    print(queue.get())
+    process.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_a_forked_child_does_not_wait_for_threads_that_are_not_there():
+    run = subprocess.run(
+        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert run.stdout.strip() == "True", run.stderr
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    code = (
+        "import torch; from foveal.nn import CBAM\nprint(CBAM(16).eval()(torch.randn(2, 16, 50, 50)).shape)"
+    )
+    (tmp_path / "file").write_text("")
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "file" / "below")}
+    import os
+
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert "torch.Size([2, 16, 50, 50])" in run.stdout, run.stderr
