@@ -13,7 +13,8 @@ from tests.hub_server import Hub
 
 import foveal
 from foveal.model_info import ModelInfo
-from foveal.push import push, without_paths
+from foveal.push import push
+from foveal.push.paths import without_paths
 
 
 @pytest.fixture
@@ -115,7 +116,8 @@ def test_figures_and_a_comparison_join_the_card(plain, tmp_path):
     }
     better = {"mean": 0.02, "low": 0.01, "high": 0.03, "p_corrected": 0.039}
     results = {
-        "conclusion": "cbam helps.",
+        "conclusion": "cbam helps on /home/ann/leaves.",
+        "settings": {"info": {"data": "/home/ann/leaves"}},
         "metric": "accuracy",
         "variants": [row, {**row, "name": "cbam", "to_none": better}],
     }

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,6 +21,7 @@ from foveal.hub import HUB, WEIGHTS, is_repository, parts_of
 from foveal.model_info import ModelInfo
 from foveal.push.card import card
 from foveal.push.for_timm import CONFIG, timm_config
+from foveal.push.paths import without_paths
 from foveal.push.record import Record, read_record
 
 __all__ = ["Pushed", "push"]
@@ -139,27 +140,6 @@ def _write(
     text = card(repository, license, description, record, for_timm=config is not None)
     write_text(folder / "README.md", text)
     return config is not None
-
-
-def without_paths(value: Any, removed: list[str]) -> Any:
-    """``value`` with every absolute path in it cut to its last name; what was cut is added to ``removed``.
-
-    Example:
-        >>> removed = []
-        >>> without_paths({"data": "/home/ann/leaves", "size": [3]}, removed), removed
-        ({'data': 'leaves', 'size': [3]}, ['/home/ann/leaves'])
-    """
-    if isinstance(value, dict):
-        # a class may have any name
-        return {k: v if k == "classes" else without_paths(v, removed) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_paths(inner, removed) for inner in value]
-    if isinstance(value, str):
-        for kind in (PurePosixPath, PureWindowsPath):
-            if kind(value).is_absolute() or value.startswith("~"):
-                removed.append(value)
-                return kind(value).name
-    return value
 
 
 def _copy_weights(source: Path, target: Path, description: dict[str, Any]) -> None:

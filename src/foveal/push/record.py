@@ -13,6 +13,7 @@ import yaml
 
 from foveal.errors import FovealError
 from foveal.model_info import ModelInfo
+from foveal.push.paths import without_paths
 from foveal.tasks import task_named
 from foveal.tasks.options import make_options
 
@@ -63,8 +64,6 @@ class Record:
 
     def without_paths(self, removed: list[str]) -> Record:
         """The same without names of folders of this machine, which are added to ``removed``."""
-        from foveal.push import without_paths
-
         info = replace(self.info, data=without_paths(self.info.data, removed))
         figures = [replace(one, data=without_paths(one.data, removed)) for one in self.figures]
         return replace(self, info=info, figures=figures)
@@ -170,6 +169,11 @@ def _comparison(folder: Path) -> dict[str, Any]:
         raise FovealError(
             f"comparison must be a folder of foveal compare, got another results.json in {folder}"
         )
+    # the sentence names the data as they were typed, and the settings say how that was
+    paths: list[str] = []
+    without_paths(read.get("settings", {}), paths)
+    for path in sorted(paths, key=len, reverse=True):
+        read["conclusion"] = read["conclusion"].replace(path, without_paths(path, []))
     return read
 
 
