@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
+from foveal.errors import FovealError
 from foveal.evaluate import evaluate
 from foveal.inference import predictor
 from foveal.train import TrainConfig
 from foveal.train.lost_process import ProcessWatch
+from foveal.train.processes import require_world
 from foveal.train.run import Run
 
 WORDS = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--batch_size", "16", "--epochs", "3"]
@@ -111,8 +113,28 @@ def test_two_processes_train_a_detector_and_find_what_one_finds_in_its_weights(n
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed", "ddp_spawn"])
 def test_a_strategy_that_is_not_held_here_is_refused_and_ddp_named(strategy):
-    with pytest.raises(ValueError, match=f"strategy must be one of auto, ddp, .* got {strategy}: .*take ddp"):
+    with pytest.raises(ValueError, match=f"strategy must be one of auto, ddp, .* got {strategy}: take ddp"):
         TrainConfig(strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    ("announced", "words"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2"}, None),
+        ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "4"}, "number of processes of torchrun, 4, got 2 x 1"),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, None),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, "number of processes of SLURM, 1, got 2 x 1"),
+        ({"SLURM_NTASKS": "2"}, "srun must start each of 2 processes, got one without it"),
+        ({"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "bash"}, None),
+    ],
+)
+def test_the_number_of_processes_is_that_of_the_launcher(announced, words, monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_STEP_ID", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in announced.items():
+        monkeypatch.setenv(name, value)
+    with nullcontext() if words is None else pytest.raises(FovealError, match=words):
+        require_world(TrainConfig(nodes=2))
 
 
 def test_where_a_process_is_lost_the_others_end_with_one_line(tmp_path):

@@ -11,7 +11,7 @@ from foveal.hub import is_repository
 from foveal.tasks import Task, task_named
 from foveal.tasks.options import make_options
 
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2")
 BY_TASK: Any = None
 """Default of an option that the task settles, see `foveal.tasks.Task`."""
 UNLESS_SETTLED = {
@@ -126,7 +126,7 @@ class TrainConfig:
     """How many machines."""
     strategy: str = "auto"
     """How several devices share the work: auto or ddp; a network of yours that skips some of its own parameters
-    wants ddp_find_unused_parameters_true."""
+    wants ddp_find_unused_parameters_true; fsdp2 keeps weights, gradients and optimiser states in shards."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """bfloat16 and float16 mean automatic mixed precision: weights stay float32."""
     channels_last: bool = False
@@ -180,8 +180,22 @@ class TrainConfig:
             raise FovealError(f"devices must be at least 1, or -1 for all, got {self.devices}")
         if self.strategy not in STRATEGIES:
             raise FovealError(
-                f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy}: checkpoints are written "
-                "from a network that is whole on every device; take ddp"
+                f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy}: take ddp, or fsdp2 for a "
+                "network in shards"
+            )
+        if self.strategy == "fsdp2":
+            self._refuse_with_shards(task)
+
+    def _refuse_with_shards(self, task: Task) -> None:
+        """What is not made for a network in shards."""
+        for name in ("ema", "freeze_epochs"):
+            if getattr(self, name):
+                raise FovealError(
+                    f"{name} must be 0 with strategy fsdp2, got {getattr(self, name)}; take ddp"
+                )
+        if hasattr(task, "make_optimizers"):
+            raise FovealError(
+                f"strategy fsdp2 is for one network and one optimiser, got task {self.task}; take ddp"
             )
 
     def _settle(self, task: Task) -> None:

@@ -89,9 +89,10 @@ def require_finite(t: Training, loss: float, batch: dict[str, Any]) -> None:
     if not any_process(t.fabric, not math.isfinite(loss)):
         return
     where = "another process"
+    t.gather()
     if not math.isfinite(loss):
         torch.manual_seed(t.seed())
-        where = first_non_finite(t.net, batch["image"])
+        where = first_non_finite(t.whole_net, batch["image"])
     raise NonFiniteError(
         f"the loss must be finite, got {loss} in epoch {t.epoch + 1}, batch {t.batch + 1}, first in {where}"
     )
@@ -117,6 +118,7 @@ def validate(
         figure of the task.
     """
     t = training
+    t.gather()
     net = t.evaluated
     broadcast_buffers(t.fabric, net)
     metric = metric or t.task.new_metric(t.info, classes)

@@ -73,6 +73,13 @@ def _strategy(config: TrainConfig) -> Strategy | str:
     if config.strategy == "auto" and not several:
         return "auto"
     wait = timedelta(seconds=WAIT_SECONDS)
+    if config.strategy == "fsdp2":
+        from foveal.train.sharding import ModelParallelStrategy, shard
+
+        devices = torch.cuda.device_count() if config.devices == -1 else config.devices
+        return ModelParallelStrategy(
+            shard, data_parallel_size=config.nodes * devices, tensor_parallel_size=1, timeout=wait
+        )
     return DDPStrategy(timeout=wait, find_unused_parameters=config.strategy.endswith("true"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -17,13 +18,15 @@ from foveal.train.freeze import Freezer
 from foveal.train.nonfinite import NonFiniteError
 from foveal.train.optim import lr_scale, make_optimizer, set_lr
 from foveal.train.processes import launch_fabric
+from foveal.train.sharding import is_sharded, load_whole, load_whole_optimizer, whole
 
 
 class Training:
     """A network in training: everything that changes, and all that a checkpoint must hold to continue.
 
     Attributes:
-        net: the network itself; ``model`` is the same, wrapped for precision and several processes.
+        net: the network itself; ``model`` is the same, wrapped for precision and several processes; ``whole_net`` the
+            same with whole weights, a copy where those of ``net`` are in shards, as they were when `gather` was called.
         optimizers: one, unless the task makes its own.
         ema: the running average of the weights, if one is kept.
         epoch, batch: how many are done; ``batch`` counts within the epoch.
@@ -44,6 +47,8 @@ class Training:
         self.options = config.options
         self.fabric = fabric or launch_fabric(config)
         self.freezer = Freezer(net, config.freeze_epochs)
+        self.sharded = is_sharded(self.fabric)
+        self.whole_net = copy.deepcopy(net).to(self.fabric.device) if self.sharded else net
         self.model = self.fabric.setup_module(net)
         self.ema = ModelEma(net, config.ema) if config.ema else None
         own = getattr(task, "make_optimizers", None)
@@ -58,7 +63,12 @@ class Training:
     @property
     def evaluated(self) -> nn.Module:
         """What is validated and kept: the running average where there is one."""
-        return self.net if self.ema is None else self.ema.net
+        return self.whole_net if self.ema is None else self.ema.net
+
+    def gather(self) -> None:
+        """Bring the whole network up to date, where the weights are in shards; all processes must call it."""
+        if self.sharded:
+            self.whole_net.load_state_dict(whole(self.net.state_dict()))
 
     @property
     def lr(self) -> float:
@@ -98,11 +108,11 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to continue to the same weights."""
         return {
-            "net": self.net.state_dict(),
+            "net": whole(self.net.state_dict()),
             "ema": None
             if self.ema is None
             else {"net": self.ema.net.state_dict(), "updates": self.ema.updates},
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [whole(optimizer.state_dict()) for optimizer in self.optimizers],
             "precision": self.fabric.strategy.precision.state_dict(),
             "epoch": self.epoch,
             "batch": self.batch,
@@ -113,19 +123,19 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where another process stopped."""
-        self.net.load_state_dict(state["net"])
+        load_whole(self.net, state["net"])
         if self.ema is not None:
             self.ema.net.load_state_dict(state["ema"]["net"])
             self.ema.updates = state["ema"]["updates"]
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+            load_whole_optimizer(optimizer, kept)
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.loss_sums, self.loss_count = dict(state["loss_sums"]), state["loss_count"]
 
     def refuse_broken_weights(self) -> None:
         """Raise before anything good is overwritten by weights that are not finite."""
-        for name, value in self.net.state_dict().items():
+        for name, value in whole(self.net.state_dict()).items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise NonFiniteError(
                     f"the weights must be finite, got {name} with a value that is not, in epoch {self.epoch + 1}, "
