@@ -26,7 +26,11 @@ def test_a_network_carries_what_rebuilds_it(name):
     [
         ("cifar_resnet9", {}, r"got 'cifar_resnet9'; did you mean .*cifar_resnet"),
         ("resnet5O", {}, r"got 'resnet5O'; did you mean .*resnet50"),
-        ("hf-hub:some/model", {}, r"name must be one of"),
+        (
+            "hf-hub:some/model",
+            {},
+            r"name must be a model's, got 'hf-hub:some/model', which has weights: foveal.load",
+        ),
         ("cifar_resnet8", {"depht": 3}, r"'cifar_resnet8' could not be built: .*depht"),
         ("resnet10t", {"surprise": 1}, r"'resnet10t' could not be built: .*surprise"),
         ("resnet10t.nothing", {}, r"'resnet10t.nothing' could not be built: .*"),

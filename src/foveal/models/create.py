@@ -12,7 +12,7 @@ from torch import nn
 from foveal.errors import FovealError
 from foveal.models.cifar_resnet import cifar_resnet
 from foveal.models.fetching import fetching
-from foveal.models.named import NAMED, detr, head_and_backbone, sparse_rcnn
+from foveal.models.named import NAMED, detr, head_and_backbone, region_detector, sparse_rcnn
 from foveal.models.sagan import SAGAN
 from foveal.models.segmentation import SegmentationNet
 from foveal.models.video import SmallVideoResNet, VideoResNet
@@ -31,6 +31,7 @@ FEATURES_OF: dict[Any, str] = {
     SegmentationNet: "take its `backbone`, which gives feature maps",
     detr: "take its `backbone`, which gives feature maps",
     sparse_rcnn: "take its `backbone`, which gives feature maps",
+    region_detector: "take its `backbone`, which gives feature maps",
     VideoResNet: "hook the layers of its `net`",
     SmallVideoResNet: "hook the layers of its `net`",
     SAGAN: "take its `discriminator`",

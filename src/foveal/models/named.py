@@ -127,10 +127,19 @@ def sparse_rcnn(backbone: str, **options: Any) -> nn.Module:
     return SparseRCNN(backbone, **options)
 
 
+def region_detector(kind: str, backbone: str, **options: Any) -> nn.Module:
+    """`foveal.models.region_detectors.RegionDetector`, imported when one is built."""
+    from foveal.models.region_detectors import RegionDetector
+
+    return RegionDetector(kind, backbone, **options)
+
+
 DETECTORS: dict[str, Callable[..., nn.Module]] = {
     "detr": detr,
     "detr_dc5": functools.partial(detr, dc5=True),
     "sparse_rcnn": sparse_rcnn,
+    "fcos": functools.partial(region_detector, "fcos"),
+    "faster_rcnn": functools.partial(region_detector, "faster_rcnn"),
 }
 """By the beginning of their names, networks that detect."""
 

@@ -162,7 +162,7 @@ class Detect:
         if not isinstance(net, DetectionNet):
             raise FovealError(
                 "task detect needs a network that can detect, one of detr_BACKBONE, detr_dc5_BACKBONE, "
-                f"sparse_rcnn_BACKBONE, got {model}"
+                f"sparse_rcnn_BACKBONE, fcos_BACKBONE, faster_rcnn_BACKBONE, got {model}"
             )
         return net
 

@@ -32,11 +32,13 @@ def look_pictures(ready: Any, image: Tensor) -> list[tuple[str, np.ndarray]]:
         image: uint8 (3, h, w).
 
     Returns:
-        (name, uint8 (h, w, 3)): all detections, then one picture for each.
+        (name, uint8 (h, w, 3)): all detections, then one picture for each, where the network attends.
     """
     view = ready.view({"image": image})["image"]
     answer, seen, prepared = looked_at(ready, view)
     pictures = [("detections", answer.draw(view))]
+    if not seen:
+        return pictures
     for i, (name, score) in enumerate(answer.labels):
         query = int(answer.queries[i])
         said = f"{name} {score:.0%}, query {query}"
@@ -66,8 +68,13 @@ def looked_at(ready: Any, view: Tensor) -> tuple[BoxPrediction, dict[str, Tensor
 
 
 def answer_sites(ready: Any, view: Tensor) -> list[AnswerSite]:
-    """DETR: the cross-attention of each decoder layer, mean over heads. Sparse R-CNN: boxes from stage to stage."""
+    """DETR: the cross-attention of each decoder layer, mean over heads. Sparse R-CNN: boxes from stage to stage.
+
+    Of others nothing.
+    """
     answer, seen, _ = looked_at(ready, view)
+    if not seen:
+        return []
     height, width = answer.size
     whole = torch.tensor([width, height, width, height])
     labels = [f"{name} {score:.0%}" for name, score in answer.labels]

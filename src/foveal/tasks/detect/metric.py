@@ -48,14 +48,16 @@ class DetectionMetric:
     def update(self, net: nn.Module, batch: dict[str, Any]) -> None:
         device = batch["image"].device
         sizes = batch["sizes"].to(device)
-        outputs = net(batch["image"], sizes)
         targets = [
             {"boxes_xyxy": t["boxes_xyxy"].to(device), "labels": self.index_of[t["labels"].cpu()].to(device)}
             for t in batch["targets"]
         ]
+        outputs = net(batch["image"], sizes, targets)
         # image by image: a batch's loss is an average over its boxes, and who is in it would matter
         for i, target in enumerate(targets):
             one = {name: value[i : i + 1] for name, value in outputs.items() if name in ("logits", "boxes")}
+            if "losses" in outputs:
+                one["losses"] = {name: value[i] for name, value in outputs["losses"].items()}
             losses = net.losses(one, [target], sizes[i : i + 1])  # pyright: ignore[reportCallIssue]
             self.loss_sum += float(sum(losses.values()))
         self.loss_images += len(targets)

@@ -88,7 +88,10 @@ def recipe_of(config: Any) -> Recipe:
         training = {**SMALL_TRAINING, "lr": 1e-4, "epochs": 50, "warmup_epochs": 1.0}
         return Recipe(name, "to go on from weights", training, {}, 1.0, (1e-6, 2e-3))
     sparse = config.model.startswith("sparse_rcnn")
+    regions = config.model.startswith(("fcos", "faster_rcnn"))
     scenes = config.data == "scenes"
+    if name == "small" and regions:
+        return _small_regions(scenes)
     if name == "small":
         return _small_sparse(scenes) if sparse else _small_detr(scenes)
     published = "as published, for a pretrained backbone"
@@ -99,6 +102,9 @@ def recipe_of(config: Any) -> Recipe:
         "warmup_epochs": 0.5,
         "epochs": 50,
     }
+    if regions:
+        training |= {"optimizer": "sgd", "lr": 0.01, "clip_norm": 10.0, "epochs": 26}
+        return Recipe("paper", published, training, {}, 1.0, (1e-6, 2e-3))
     if sparse:
         training |= {"lr": 2.5e-5, "clip_norm": 1.0, "epochs": 36}
         return Recipe("paper", published, training, {}, 1.0, (1e-6, 2.5e-4))
@@ -110,6 +116,17 @@ def _small_sparse(scenes: bool) -> Recipe:
         "stages": 3, "width": 64, "ffn_width": 256, "dynamic_width": 32, "start_boxes": "grid", "zero_deltas": True,
         "heads": 4, "num_queries": SCENE_QUERIES if scenes else STORED_QUERIES,
     }  # fmt: skip
+    training: dict[str, Any] = dict(SMALL_TRAINING)
+    if scenes:
+        options["strides"] = [4, 8, 16]
+        training["batch_size"] = 32
+    training |= {"epochs": 4 if scenes else 50, "warmup_epochs": 0.2 if scenes else 2.0}
+    return Recipe("small", FROM_NOTHING, training, options, 1.0, (1e-6, 2e-3))
+
+
+def _small_regions(scenes: bool) -> Recipe:
+    """The rate and the number of epochs of the small Sparse R-CNN, for a comparison on even terms."""
+    options: dict[str, Any] = {"width": 64, "anchor_strides": 4.0}
     training: dict[str, Any] = dict(SMALL_TRAINING)
     if scenes:
         options["strides"] = [4, 8, 16]
