@@ -27,7 +27,7 @@ from foveal.compare.plan import Plan, plan_comparison
 from foveal.files import write_json
 
 STORE = 100_000_000
-TRAINING = {"data_options": {"length": 512, "size": 24}, "accelerator": "cpu"}
+TRAINING = {"data_options": {"length": 128, "size": 24}, "accelerator": "cpu", "channels_last": True}
 NODES = (1, 2, 3)
 
 
@@ -105,8 +105,8 @@ def on_paper(plan: Plan, images: Path, overhead: float) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", required=True)
-    parser.add_argument("--seeds", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     training = {**TRAINING, "epochs": args.epochs}
@@ -122,7 +122,7 @@ def main() -> None:
             for nodes in NODES:
                 figures.setdefault(f"local, {nodes} at a time", []).append(local(plan, folder, images, nodes))
                 figures.setdefault(f"ray, {nodes} nodes", []).append(on_nodes(plan, folder, images, nodes))
-                print(nodes, figures[f"local, {nodes} at a time"][-1], figures[f"ray, {nodes} nodes"][-1])
+                print(nodes, {name: rounds[-1] for name, rounds in figures.items()}, flush=True)
         one = figures["local, 1 at a time"], figures["ray, 1 nodes"]
         # what a run costs beside its own seconds, one at a time, so that nothing overlaps
         beside = [fmean((r["seconds"] - r["worker_seconds"]) / r["runs"] for r in rounds) for rounds in one]
