@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from foveal.fusion.fold import CONVOLUTIONS, is_timm_se, only_input
 from foveal.insertion.hooks import RECORD
 from foveal.nn import CBAM, SqueezeExcite
-from foveal.ops import gate
+from foveal.ops import gate, whole_gate
 
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 IN_PLACE = {operator.iadd, "add_"}
@@ -53,6 +53,8 @@ class GatedResidual(nn.Module):
             # saliency maps: autograd needs what is overwritten below
             y = self.block(self._convolved(u)) + shortcut
             return F.relu(y) if self.relu else y
+        if isinstance(self.block, CBAM) and (y := self._at_once(u, shortcut)) is not None:
+            return y
         if isinstance(self.block, CBAM):
             x, weights = self._spatially_gated(self._convolved(u))
         elif self.squeezes_early:
@@ -69,6 +71,21 @@ class GatedResidual(nn.Module):
             y = torch.addcmul(shortcut, x, weights, out=x)
             return y.relu_() if self.relu else y
         y = torch.addcmul(shortcut, x, weights)
+        return F.relu(y) if self.relu else y
+
+    def _at_once(self, u: Tensor, shortcut: Tensor) -> Tensor | None:
+        """CBAM, addition and ReLU in one operator, where the convolution's result is; None if they cannot be."""
+        block: Any = self.block
+        channel, spatial = block.channel.channel_half(), block.spatial.spatial_half(1)
+        if self.convolution is None or channel is None or spatial is None or torch.compiler.is_compiling():
+            return None
+        if whole_gate.why_not_native(u, None, spatial) is not None:
+            return None
+        x = self.convolution(u)
+        alike = x.shape == shortcut.shape and x.stride() == shortcut.stride() and x.dtype == shortcut.dtype
+        if type(shortcut) is Tensor and alike and whole_gate.why_not_native(x, channel, spatial) is None:
+            return whole_gate.add_residual_(x, shortcut, channel, spatial, self.relu)
+        y = block(x) + shortcut
         return F.relu(y) if self.relu else y
 
     def _convolved(self, u: Tensor) -> Tensor:

@@ -102,6 +102,18 @@ def apply(
         >>> torch.equal(apply(x, half, None)[0], x)
         True
     """
+    given = _arguments(x, channel, spatial)
+    keeps = _needs_grad(x, given)
+    if keeps or torch.compiler.is_compiling():
+        outputs = torch.ops.foveal.gate.default(x, *given, keeps)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():  # half the time of a call
+            outputs = torch.ops.foveal.gate.default(x, *given, keeps)
+    return outputs[0], outputs[-1]
+
+
+def _arguments(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf | None) -> list[Any]:
+    """The weights and options of the operators, but for the last; weights in the dtype of sums."""
     w1, b1, w2, b2, squeeze, activation, channel_gain = channel or (*[None] * 4, None, "sigmoid", 1.0)
     kernel, max_first, spatial_gain, norm, eps = spatial or (None, False, 1.0, None, 0.0)
     sums = SUMS[x.dtype]
@@ -110,14 +122,36 @@ def apply(
         for weight in (w1, b1, w2, b2, kernel, *(norm or [None] * 4))
     ]
     kind = 0 if squeeze is None else SQUEEZES[squeeze]
-    keeps = _needs_grad(x, weights)
-    given = x, *weights, kind, activation == "hard_sigmoid", channel_gain, max_first, spatial_gain, eps, keeps
-    if keeps or torch.compiler.is_compiling():
-        outputs = torch.ops.foveal.gate.default(*given)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():  # half the time of a call
-            outputs = torch.ops.foveal.gate.default(*given)
-    return outputs[0], outputs[-1]
+    return [*weights, kind, activation == "hard_sigmoid", channel_gain, max_first, spatial_gain, eps]
+
+
+def add_residual_(
+    x: Float[Tensor, "b c *spatial"],
+    shortcut: Float[Tensor, "b c *spatial"],
+    channel: ChannelHalf | None,
+    spatial: SpatialHalf | None,
+    relu: bool,
+) -> Tensor:
+    """Compute ``g_c s_p x + shortcut``, and its ReLU if asked for, into the memory of ``x``; for inference.
+
+    Args:
+        x: feature map, for which `why_not_native` is None.
+        shortcut: another, laid out alike.
+        channel, spatial: the halves of the gate, as in `apply`.
+        relu: whether a ReLU follows.
+
+    Returns:
+        ``x``.
+
+    Example:
+        >>> x, shortcut, zeros = torch.ones(1, 2, 2, 2), torch.full((1, 2, 2, 2), -3.0), torch.zeros(2, 2)
+        >>> half = ChannelHalf(zeros, None, zeros, torch.tensor([0.0, 100.0]), "mean", "sigmoid", 4.0)
+        >>> add_residual_(x, shortcut, half, None, relu=True).flatten()
+        tensor([0., 0., 0., 0., 1., 1., 1., 1.])
+    """
+    given = _arguments(x, channel, spatial)
+    torch.ops.foveal.gated_residual_.default(x, shortcut, relu, *given, False)
+    return x
 
 
 # ------------------------------------------------------------------------------------------------------ the operators
@@ -171,6 +205,31 @@ def _forward(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
             torch.cat([named["norm_mean"], named["norm_var"]], out=named["moments"])
         call("forward", x, **named)
     return outputs
+
+
+torch.library.define(
+    "foveal::gated_residual_",
+    f"(Tensor(a!) x, Tensor shortcut, bool relu, {_GIVEN}) -> ()",
+)
+
+
+@torch.library.register_fake("foveal::gated_residual_")
+def _nothing(x: Tensor, *given: Any) -> None: ...
+
+
+@torch.library.impl("foveal::gated_residual_", "CPU")
+def _residual(x: Tensor, shortcut: Tensor, relu: bool, *given: Any) -> None:
+    named = dict(zip((*WEIGHTS, *OPTIONS), given, strict=True))
+    if shortcut.shape != x.shape or shortcut.stride() != x.stride() or shortcut.dtype != x.dtype:
+        raise FovealError(
+            f"shortcut must be laid out as the map, {tuple(x.shape)} with strides {x.stride()}, {x.dtype}, "
+            f"got {tuple(shortcut.shape)} with strides {shortcut.stride()}, {shortcut.dtype}"
+        )
+    named |= _checked(x, named)
+    named |= dict(zip(KEPT, _outputs(x, *given)[1:], strict=True))
+    if named["w1"] is None:
+        named["gate"].fill_(1)
+    call("forward", x, **named, y=x, shortcut=shortcut, relu=relu)
 
 
 @torch.library.register_fake("foveal::gate_backward")

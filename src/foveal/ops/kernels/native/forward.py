@@ -9,6 +9,8 @@ on the number of threads: the bits do not.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false, reportOperatorIssue=false
 # pyright: reportGeneralTypeIssues=false
 
+import math
+
 from foveal.ops.kernels.native.axes import jit, share, wait
 from foveal.ops.kernels.native.channel import excite, squeeze
 from foveal.ops.kernels.native.convolution import convolve
@@ -42,25 +44,28 @@ from foveal.ops.kernels.native.spatial import batch_moments, describe, open_gate
 
 @jit
 def multiply(args, image, part, parts):
-    """The map times its gates, plus the shortcut and through the ReLU if asked for, into Y."""
+    """The map times its gates into Y; with a shortcut Y is X, and the sum goes through a ReLU if asked for."""
     x, y, shortcut = map_at(args, X), map_at(args, Y), map_at(args, SHORTCUT)
     adds, relu, both = slot(args, SHORTCUT) != 0, slot(args, RELU) != 0, slot(args, KERNEL) != 0
     rows, columns, by_row, by_column = slot(args, CHANNELS), slot(args, POSITIONS), GATE, SPATIAL_GATE
     if slot(args, CHANNELS_LAST) != 0:
         rows, columns, by_row, by_column = columns, rows, by_column, by_row
     row_factor, column_factor = sums_at(args, by_row), shifted(sums_at(args, by_column), image * columns)
-    one, zero = like(x, 1.0), like(x, 0.0)
+    one, floor = like(x, 1.0), like(x, 0.0 if relu else -math.inf)
     has_row, has_column = both or by_row == GATE, both or by_column == GATE
     lo, hi = share(rows, part, parts)
     for back in range(hi - lo):
         r = lo + back if both else hi - 1 - back  # in the other direction than the pass before
         at = (image * rows + r) * columns
         factor = read(row_factor, image * rows + r) if has_row else one
-        if adds:
+        if adds and has_column:  # in place: through one pointer, or the loop would not be vectorised
             for q in range(columns):
-                value = read(x, at + q) * (read(column_factor, q) * factor if has_column else factor)
-                value += read(shortcut, at + q)
-                write(y, at + q, zero if relu and value < zero else value)
+                value = read(y, at + q) * (read(column_factor, q) * factor) + read(shortcut, at + q)
+                write(y, at + q, floor if value < floor else value)
+        elif adds:
+            for q in range(columns):
+                value = read(y, at + q) * factor + read(shortcut, at + q)
+                write(y, at + q, floor if value < floor else value)
         elif has_column:
             for q in range(columns):
                 write(y, at + q, read(x, at + q) * factor * read(column_factor, q))
