@@ -253,18 +253,26 @@ def test_what_the_seeds_cannot_decide_is_said_before_they_run():
     assert "Seeds are added at 8, 10, 12" in sentences("auto", detect=1.0)[0]
 
 
+def test_what_one_image_is_worth_is_said_where_the_metric_counts_images():
+    plan = plan_comparison([SE], control=True, seeds=8, training=TRAINING)
+    images = plan.job.settings["images"]["val"]
+    assert sentences(8)[-1] == (
+        f"One of the {images:,} validation images is {100 / images:.2g} points of a run."
+    )
+
+
 def test_how_many_seeds_a_difference_takes_is_known_from_a_pilot():
     none = dict.fromkeys(range(4), 0.7)
     pilot = {"none": none, "control": {s: 0.70 + d for s, d in enumerate((0.02, -0.02, 0.01, -0.01))}}
     pilot["se"] = pilot["control"]
-    said = sentences(8, pilot, detect=1.0)[1]
+    said = sentences(8, pilot, detect=1.0)[-1]
     wanted = int(
         re.search(r"about (\d+) seeds \(from 4 seeds finished here, whose differences spread by 1\.8", said)[
             1
         ]
     )
     assert 25 < wanted < 45
-    assert "is known once a few are finished" in sentences(8, {}, detect=1.0)[1]
+    assert "is known once a few are finished" in sentences(8, {}, detect=1.0)[-1]
 
 
 def test_the_time_is_that_of_every_run_and_trial_over_the_workers(monkeypatch, tmp_path, capsys):

@@ -35,6 +35,10 @@ def before_start(plan: Plan, earlier: Mapping[str, Mapping[int, float]], lang: s
         sentences = [say("before_few", **values)]
     else:
         sentences = [say("before_not_enough" if plan.seeds < needed else "before_enough", **values)]
+    images = plan.job.settings["images"]["val"]
+    if plan.job.config.the_task.metric == "accuracy":
+        # a share of images: nothing finer can be measured
+        sentences.append(say("before_image", images=f"{images:,}", points=f"{100 / images:.2g}", unit=unit))
     if plan.detect is None:
         return sentences
     spread, runs = spread_of(plan.variants[0].name, earlier)
