@@ -109,5 +109,5 @@ def test_files_that_are_no_weights_of_a_run_are_refused(tmp_path, coloured_run):
     ):
         with pytest.raises(foveal.FovealError, match=rule):
             predict(coloured_run.weights, [tmp_path / "a.png"], inference=options)
-    with pytest.raises(FileNotFoundError, match="must be a file or a model"):
+    with pytest.raises(FileNotFoundError, match=r"weights must be a file, a repository .* or a model"):
         predict("no_such_net", [tmp_path / "a.png"])

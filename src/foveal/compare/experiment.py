@@ -23,6 +23,8 @@ from foveal.compare.tuning import tune
 from foveal.errors import FovealError
 from foveal.folders import file_name, locked
 from foveal.insertion import block_name
+from foveal.nn import CBAM, SqueezeExcite
+from foveal.ops.whole_gate import compile_kernels
 from foveal.train.run import Interrupted
 
 
@@ -119,6 +121,7 @@ class Comparison:
         progress, check = self.progress, None
         try:
             with self.runner as runner:
+                self._compile_kernels()
                 self._say_what_is_to_come()
                 for name, plan in self.checks.items():
                     runner.do(plan, plan.jobs, self._check_folder(name))
@@ -180,6 +183,14 @@ class Comparison:
             baseline, values, detect=self.plan.detect, looks=self.plan.looks, higher_is_better=better
         )
         return [name for name, one in found.items() if one.finding not in ("better", "worse", "smaller")]
+
+    def _compile_kernels(self) -> None:
+        """Those of gates on a CPU, before anything is timed; workers find them on disk."""
+        if self.plan.job.device != "cpu" or not self.runner.pending(self.plan.jobs, self.folder):
+            return
+        nets = (replace(self.plan.job, variant=variant).build() for variant in self.plan.variants)
+        if any(isinstance(module, SqueezeExcite | CBAM) for net in nets for module in net.modules()):
+            compile_kernels()
 
     def _say_what_is_to_come(self) -> None:
         """What the seeds can decide, and how long it takes: before anything is trained."""

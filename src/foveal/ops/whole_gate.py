@@ -15,11 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveal.ops.choice import Choice
+from foveal.ops.kernels.native.call import compiled
 from foveal.ops.numerics import exporting
 from foveal.ops.whole_gate_ops import SUMS  # registers the operators
 
 NATIVE_FROM = 2**15
 """Values of a map from which the kernel is taken: smaller maps are not worth loading a compiler for."""
+NATIVE_DTYPES = {torch.float32, torch.bfloat16}
+"""Each takes seconds to compile, once a machine; float64, which the kernels know too, is for checks of gradients."""
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 SQUEEZES = {"mean": 1, "max": 2, "both": 3}
 
@@ -63,8 +66,8 @@ def why_not_native(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf 
             return "somebody watches PyTorch's operators one by one"
     if x.device.type != "cpu":
         return f"it needs a tensor on the CPU, got one on {x.device.type}"
-    if x.dtype not in SUMS:
-        return f"it takes float32, float64 and bfloat16, got {x.dtype}"
+    if x.dtype not in NATIVE_DTYPES:
+        return f"it takes float32 and bfloat16, got {x.dtype}"
     if x.numel() < NATIVE_FROM:
         return f"it pays from {NATIVE_FROM} values, got {x.numel()}"
     if not (x.is_contiguous() or x.movedim(1, -1).is_contiguous()):
@@ -74,6 +77,16 @@ def why_not_native(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf 
     if spatial is None and channel is not None and channel.squeeze == "mean" and not _needs_grad(x, channel):
         return "without gradients a mean and a product are all there is, and PyTorch's take as long"
     return None
+
+
+def compile_kernels(dtype: torch.dtype = torch.float32) -> None:
+    """Compile the kernels of both directions for this processor, or read them where they have been; for a warm start.
+
+    The first gate that needs one does so by itself. It takes about 20 s a direction, once a machine.
+    """
+    if HAS_NUMBA and dtype in NATIVE_DTYPES:
+        for direction in ("forward", "backward"):
+            compiled(direction, dtype)
 
 
 def explain(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf | None) -> Choice:

@@ -3,7 +3,11 @@
 import ctypes
 import functools
 import struct
+import sys
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +24,15 @@ _Argument = ctypes.c_int64 * len(SLOTS)
 _AS_DOUBLE, _AS_BITS = struct.Struct("d"), struct.Struct("q")
 
 
+SAID_AFTER_S = 2.0
+
+
 @functools.cache
-def _compiled(direction: str, dtype: torch.dtype) -> Any:
+def compiled(direction: str, dtype: torch.dtype) -> Any:
     """The kernel, from numba's cache on disk where it has been compiled before on this machine.
 
     Numba keeps it in ``NUMBA_CACHE_DIR``, beside the source, or in the person's cache directory, whichever can be
-    written to; processes that compile at the same time each replace whole files.
+    written to. Of several processes one compiles, and the others read what it wrote.
     """
     from numba import cfunc, types
 
@@ -36,10 +43,38 @@ def _compiled(direction: str, dtype: torch.dtype) -> Any:
     sources = sorted(Path(__file__).parent.glob("*.py"))
     kernel = entry(zlib.crc32(b"".join(source.read_bytes() for source in sources)))
     signature = types.void(types.CPointer(getattr(types, _BITS[dtype])))
+    with _alone(), _said_when_long():
+        try:
+            return cfunc(signature, cache=True, error_model="numpy")(kernel)
+        except (EOFError, OSError, RuntimeError):  # no directory to write to, or what is there cannot be read
+            return cfunc(signature, error_model="numpy")(kernel)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """While no other process of this machine compiles, where files can be locked."""
     try:
-        return cfunc(signature, cache=True, error_model="numpy")(kernel)
-    except (EOFError, OSError, RuntimeError):  # no directory to write to, or what is there cannot be read
-        return cfunc(signature, error_model="numpy")(kernel)
+        from fcntl import LOCK_EX, flock
+    except ImportError:  # Windows
+        yield
+        return
+    with open(__file__, "rb") as source:
+        with suppress(OSError):  # some network drives lock nothing
+            flock(source, LOCK_EX)
+        yield
+
+
+@contextmanager
+def _said_when_long() -> Iterator[None]:
+    """A person at a terminal learns what takes so long."""
+    text = "compiling kernels of gates for this processor, once: about 20 s each\n"
+    timer = threading.Timer(SAID_AFTER_S, lambda: sys.stderr.isatty() and sys.stderr.write(text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def call(direction: str, x: Tensor, **values: Any) -> None:
@@ -65,7 +100,7 @@ def call(direction: str, x: Tensor, **values: Any) -> None:
             (value,) = _AS_BITS.unpack(_AS_DOUBLE.pack(value))
         if name in SLOTS:
             argument[SLOTS[name]] = value
-    openmp.run(_compiled(direction, x.dtype).address, ctypes.addressof(argument), threads)
+    openmp.run(compiled(direction, x.dtype).address, ctypes.addressof(argument), threads)
 
 
 def _sizes(direction: str, x: Tensor, values: dict[str, Any]) -> dict[str, Any]:
