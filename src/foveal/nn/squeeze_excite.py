@@ -97,9 +97,11 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map(x, self.channels)
-        half = self.channel_half()
-        if half is not None and whole_gate.why_not_native(x, half, None) is None:
-            return whole_gate.apply(x, half, None)[0]
+        # without gradients a mean and a product are all there is, and at one image the question itself takes time
+        if self.squeeze != "mean" or torch.is_grad_enabled():
+            half = self.channel_half()
+            if half is not None and whole_gate.why_not_native(x, half, None) is None:
+                return whole_gate.apply(x, half, None)[0]
         shared = gate.GateInput(x)
         return shared.scale(self.excite(shared.squeeze(STATISTICS[self.squeeze])))
 
