@@ -13,6 +13,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def without_native_kernels_under_type_checks(request):
+    """Numba compiles no function with run-time type checks: gates then take PyTorch's operators."""
+    if request.config.getoption("jaxtyping_packages", None):
+        from foveal.ops import whole_gate
+
+        whole_gate.HAS_NUMBA = False
+
+
 @pytest.fixture
 def said(capsys):
     """Call the command; give back its status and what it printed."""

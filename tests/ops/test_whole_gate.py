@@ -31,6 +31,12 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
 @pytest.fixture(autouse=True)
+def without_type_checks(request):
+    if request.config.getoption("jaxtyping_packages", None):
+        pytest.skip("numba compiles no function with run-time type checks; this test runs without them")
+
+
+@pytest.fixture(autouse=True)
 def small_maps_too(monkeypatch):
     monkeypatch.setattr(whole_gate, "NATIVE_FROM", 0)
 
