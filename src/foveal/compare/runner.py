@@ -15,7 +15,7 @@ from foveal.compare.engines import Engine, Event, RunDied, make_engine
 from foveal.compare.job import Job
 from foveal.compare.progress import Progress
 from foveal.files import write_bytes, write_json, write_text
-from foveal.train.progress import NAMED
+from foveal.train.progress import NAMED, unreadable_in
 
 if TYPE_CHECKING:
     from foveal.compare.plan import Plan
@@ -174,7 +174,7 @@ class Runner:
             place = self.place / str(len(self.images))
             place.mkdir()
             store_images(plan.data, plan.job, place)
-            unreadable = {name: why for part in plan.data.values() for name, why in part.skipped.items()}
+            unreadable = unreadable_in(plan.data)
             if unreadable:
                 write_json(unreadable_path(folder), unreadable)
                 self.progress.say(f"unreadable and left out of all runs: {len(unreadable)}")

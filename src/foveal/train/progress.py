@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -38,6 +39,11 @@ def metric_text(task: Task, value: float) -> str:
     return f"{100 * value:.1f} %" if task.is_share else f"{value:.4g}"
 
 
+def unreadable_in(data: Mapping[str, Any]) -> dict[str, str]:
+    """The unreadable files of all parts, with the reason."""
+    return {name: reason for part in data.values() for name, reason in part.skipped.items()}
+
+
 def opening_lines(
     config: TrainConfig, data: dict[str, Any], net: nn.Module, device: torch.device, image_size: int
 ) -> list[str]:
@@ -45,7 +51,7 @@ def opening_lines(
     from foveal.insertion import inserted
 
     counts = " and ".join(f"{len(part):,} {name}" for name, part in data.items())
-    unreadable = {name: reason for part in data.values() for name, reason in part.skipped.items()}
+    unreadable = unreadable_in(data)
     broken = f", {len(unreadable)} unreadable and left out" if unreadable else ""
     blocks = len(inserted(net))
     parameters = sum(parameter.numel() for parameter in net.parameters())

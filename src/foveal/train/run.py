@@ -45,7 +45,7 @@ from foveal.train.processes import (
     require_same,
     require_world,
 )
-from foveal.train.progress import Progress, opening_lines
+from foveal.train.progress import Progress, opening_lines, unreadable_in
 from foveal.train.resume import settled
 from foveal.train.run_folder import CHECKPOINT, CHECKPOINT_FORMAT, read_checkpoint
 from foveal.train.start import start_lines
@@ -426,7 +426,7 @@ class Run:
                 write_examples(
                     self.folder / "examples.png", best.eval(), self.task, self.info, self.data["val"]
                 )
-        skipped = {**self.data["train"].skipped, **self.data["val"].skipped}
+        skipped = unreadable_in(self.data)
         name = f"val_{self.task.metric}"
         return RunResult(
             self.folder,

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 import psutil
 import pytest
 from safetensors.torch import load_file
+from tests.engine import killing_block
 
 from foveal.compare.arrays import store_images
 from foveal.compare.engines import RunDied, make_engine
@@ -291,27 +292,10 @@ def test_a_node_of_another_version_is_left_out(plan, images, tmp_path, monkeypat
     assert note.endswith("that node is left out")
 
 
-KILLER = """
-import os, sys
-from torch import nn
-
-class Killer(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.inner = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x):
-        if "local_worker" in sys.argv[0] and self.training:
-            print("about to end", file=sys.stderr, flush=True)
-            os.kill(os.getpid(), 9)
-        return x + 0 * self.inner(x)
-"""
-
-
 @pytest.mark.slow
 def test_a_run_that_kills_its_process_is_given_up_with_its_log_and_the_others_are_done(tmp_path, monkeypatch):
     """The file of its block is on the driver's disk alone, by a path that means nothing elsewhere."""
-    (tmp_path / "killer.py").write_text(KILLER)
+    (tmp_path / "killer.py").write_text(killing_block("local_worker"))
     monkeypatch.chdir(tmp_path)
     own = plan_comparison(["killer.py:Killer@residual:3"], seeds=1, control=False, training=TRAINING)
     images = tmp_path / ".images/0"

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from tests.engine import killing_block
 
 from foveal.compare.arrays import store_images
 from foveal.compare.engines import RunDied, make_engine
@@ -78,28 +79,11 @@ def test_what_cannot_be_is_refused_in_one_line(images, monkeypatch):
         engine(images)
 
 
-KILLER = """
-import os, sys
-from torch import nn
-
-class Killer(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.inner = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x):
-        if "submitit" in sys.argv[0] and self.training:
-            print("about to end", file=sys.stderr, flush=True)
-            os.kill(os.getpid(), 9)
-        return x + 0 * self.inner(x)
-"""
-
-
 @pytest.mark.slow
 def test_an_element_that_ends_without_an_answer_is_reported_with_its_log_and_the_others_are_done(
     tmp_path, monkeypatch
 ):
-    (tmp_path / "killer.py").write_text(KILLER)
+    (tmp_path / "killer.py").write_text(killing_block("submitit"))
     monkeypatch.setattr(module, "LATE_SECONDS", 1.0)
     own = plan_comparison(
         [f"{tmp_path}/killer.py:Killer@residual:3"], seeds=1, control=False, training=TRAINING
