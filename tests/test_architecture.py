@@ -146,7 +146,8 @@ JOURNEYS = {
     "checkpoint/test_init.py",
     "cli/test_look.py", "cli/test_main.py", "cli/test_serve.py",
     "compare/test_compare.py", "insertion/test_survival.py", "look/test_default.py", "models/test_article.py",
-    "models/test_sizes.py", "ops/kernels/test_interpreter.py", "look/page/test_page.py", "tasks/test_toy_task.py",
+    "models/test_sizes.py", "ops/kernels/test_interpreter.py", "look/page/test_page.py", "look/page/test_clips.py",
+    "tasks/test_toy_task.py",
     "train/test_nodes.py",
 }  # fmt: skip
 

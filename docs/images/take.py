@@ -26,7 +26,7 @@ DESK, PHONE = {"width": 980, "height": 900}, {"width": 390, "height": 844}
 
 def served(weights: list[str | None]) -> AbstractContextManager[str]:
     networks = [predictor(path, "cpu") if path else open_bundled() for path in weights]
-    return serving(make_app(networks, bundled_images(task=networks[0].task)))
+    return serving(make_app(networks, bundled_images(networks[0])))
 
 
 def opened(browser: Browser, address: str, viewport: dict, example: str | None = None) -> Page:

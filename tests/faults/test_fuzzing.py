@@ -95,7 +95,7 @@ def test_the_page_under_schemathesis():
     """Every answer to a generated request is one that the description names, and never an error of the server."""
     schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
     ready = open_bundled()
-    app = server.make_app([ready], bundled_images(ready.task)[:2])
+    app = server.make_app([ready], bundled_images(ready)[:2])
     schema = schemathesis.openapi.from_dict(app.openapi())
     asked = []
     with server.serving(app) as address:

@@ -31,7 +31,7 @@ TARGETS = (
 @pytest.fixture(scope="module")
 def address():
     ready = open_bundled()
-    with server.serving(server.make_app([ready], bundled_images(ready.task)[:2])) as address:
+    with server.serving(server.make_app([ready], bundled_images(ready)[:2])) as address:
         yield address
 
 

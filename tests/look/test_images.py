@@ -149,8 +149,8 @@ def test_data_of_very_many_files_are_not_opened(
     assert "more than 10 files" in own_images(trained_on(network, str(coloured_folder)))[1]
 
 
-def test_bundled_images_are_scenes_and_photographs() -> None:
-    assert [name.partition(" ")[0] for name, _ in bundled_images(CLASSIFY, 2)] == [
+def test_bundled_images_are_scenes_and_photographs(network: Predictor) -> None:
+    assert [name.partition(" ")[0] for name, _ in bundled_images(network, 2)] == [
         "scene",
         "scene",
         "china.jpg",

@@ -28,7 +28,7 @@ def in_page(path: Path) -> dict:
 def test_any_file_name_of_an_image_gives_pictures_in_the_folder(
     network: Predictor, tmp_path: Path, name: str
 ) -> None:
-    folder = PictureFolder(network, tmp_path, sites="layer1.*", pixel=None, cam=False)
+    folder = PictureFolder(network, tmp_path, sites="layer1.*", point=None, cam=False)
     assert folder.draw(see(network, name, IMAGE)) == 2
     written = [path.name for path in tmp_path.iterdir()]
     assert len(written) == 2
@@ -38,7 +38,7 @@ def test_any_file_name_of_an_image_gives_pictures_in_the_folder(
 def test_two_long_names_that_begin_alike_do_not_overwrite_each_other(
     network: Predictor, tmp_path: Path
 ) -> None:
-    folder = PictureFolder(network, tmp_path, sites="layer1.*", pixel=None, cam=False)
+    folder = PictureFolder(network, tmp_path, sites="layer1.*", point=None, cam=False)
     for end in ("a", "b"):
         folder.draw(see(network, "x" * 300 + end, IMAGE))
     assert len(list(tmp_path.iterdir())) == 4

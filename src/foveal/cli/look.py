@@ -35,7 +35,8 @@ def look(
 
     Args:
         source: An image file, a folder of images, or a data set: "scenes", a folder with one folder a class, a
-            Parquet file or folder, torchvision:NAME. Of weights that generate seed:N, whose images are made.
+            Parquet file or folder, torchvision:NAME; of weights of clips videos and folders of frames. Of weights that
+            generate seed:N, whose images are made.
         weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published
             weights. Default: the small network that comes with foveal, trained on the bundled scenes.
         query: Pixel y,x of the image whose attention row is drawn; of a clip t,y,x as the network sees it. Default: at
@@ -71,36 +72,33 @@ def look(
         )
     ready = open_bundled() if weights is None else predictor(weights, device, blocks)
     of_clips = hasattr(ready.task, "example_size")
-    if of_clips and (score or html is not None or grad_cam):
-        raise FovealError("score, html and grad_cam are for images, got weights of clips")
-    pixel = _point(query, ("t", "y", "x") if of_clips else ("y", "x"))
+    if of_clips and grad_cam:
+        raise FovealError("grad_cam is drawn over images, got weights of clips; score compares with it")
+    point = _point(query, ("t", "y", "x") if of_clips else ("y", "x"))
     if hasattr(ready.task, "sample"):
         if score or grad_cam:
             raise FovealError("score and grad_cam are for images that are there, got weights that generate")
         made = GeneratedImages(ready, source, images or DEFAULT_PICTURES)
-        return _look_at_sites(ready, made, made, html, out, sites, pixel, grad_cam)
+        return _look_at_sites(ready, made, made, html, out, sites, point, grad_cam)
     options = data_options_for(ready.info, source, data_options or {}, ready.task)
     limit = images or (DEFAULT_SCORED if score else DEFAULT_PICTURES)
     named = NamedImages(ready.task, source, split, limit, options, ready.read)
     write_out("".join(f"{note}\n" for note in named.notes))
     if score:
         return _score(ready, named, sites, out)
-    if of_clips:
-        return _look_at_clips(ready, named, out, sites, pixel)
     if hasattr(ready.task, "look_pictures") and html is None:
         if grad_cam:
             raise FovealError(f"grad_cam must be left out for networks of task {ready.info.task}, got it")
         folder = _output_folder(out, named.source)
-        at = None if pixel is None else (pixel[0], pixel[1])
         asked = query is not None or sites != "*"
         return _look_at_answers(
             ready,
             named,
             folder,
-            PictureFolder(ready, folder, sites=sites, pixel=at, cam=False) if asked else None,
+            PictureFolder(ready, folder, sites=sites, point=point, cam=False) if asked else None,
         )
     seen = (see(ready, name, image) for name, image in named)
-    return _look_at_sites(ready, named, seen, html, out, sites, pixel, grad_cam)
+    return _look_at_sites(ready, named, seen, html, out, sites, point, grad_cam)
 
 
 def _look_at_sites(
@@ -110,7 +108,7 @@ def _look_at_sites(
     html: str | None,
     out: str | None,
     sites: str,
-    pixel: tuple[int, ...] | None,
+    point: tuple[int, ...] | None,
     grad_cam: bool,
 ) -> int:
     """A page with the maps of all sites of each image, and unless that alone is wanted a picture of each."""
@@ -122,8 +120,7 @@ def _look_at_sites(
         if html is None:
             if folder is None or pictures is None:
                 folder = _output_folder(out, named.source)
-                at = None if pixel is None else (pixel[0], pixel[1])
-                pictures = PictureFolder(ready, folder, sites=sites, pixel=at, cam=grad_cam)
+                pictures = PictureFolder(ready, folder, sites=sites, point=point, cam=grad_cam)
             made = pictures.draw(seen)
             total += made
             write_out(f"{seen.name}: {made} pictures\n")
@@ -150,21 +147,6 @@ def _look_at_answers(ready: Any, named: Any, folder: Path, sites: Any) -> int:
         if sites is not None:
             total += sites.draw(see(ready, name, image))
         write_out(f"{name}: drawn\n")
-    _write_skipped(named)
-    write_out(f"{total} pictures in {folder}\n")
-    return 0
-
-
-def _look_at_clips(ready: Any, named: Any, out: str | None, sites: str, voxel: tuple[int, ...] | None) -> int:
-    """Pictures of each clip: its frames with the answer, and the row of a point over them."""
-    from foveal.folders import UniqueNames, file_name
-    from foveal.look.clips import write_clip_pictures
-
-    folder, unique, total = _output_folder(out, named.source), UniqueNames(), 0
-    for name, video in named:
-        made = write_clip_pictures(ready, video, folder, unique(file_name(Path(name).stem)), sites, voxel)
-        write_out(f"{name}: {made} pictures\n")
-        total += made
     _write_skipped(named)
     write_out(f"{total} pictures in {folder}\n")
     return 0

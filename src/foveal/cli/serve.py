@@ -17,10 +17,11 @@ def serve(
     device: str = "auto",
     blocks: list[str] | None = None,
 ) -> int:
-    """Open a page on this machine where one moves over an image and sees what each point attends to.
+    """Open a page on this machine where one moves over an image or a clip and sees what each point attends to.
 
     It begins with a few validation images of the data that the first weights were trained on, where these are files of
-    this machine, and with bundled images; any image can be dropped on it.
+    this machine, and with bundled images; any image can be dropped on it. Weights of clips play clips: animated images,
+    and videos where PyAV is installed.
 
     Args:
         weights: Weights files of runs, or models with published weights; repeat the option to compare several side by
@@ -41,15 +42,10 @@ def serve(
     if not 0 <= port <= 65535:
         raise FovealError(f"port must be from 0 to 65535, got {port}")
     ready = [predictor(path, device, blocks) for path in weights or []] or [open_bundled()]
-    for one in ready:
-        if hasattr(one.task, "example_size"):
-            raise FovealError(
-                f"the page shows images, got weights of clips, {one.name}; foveal look draws them"
-            )
     generates = any(hasattr(one.task, "sample") for one in ready)
     examples, note = ([], "") if generates else own_images(ready[0])
     if not generates:
-        examples += bundled_images(ready[0].task)
+        examples += bundled_images(ready[0])
     # before it listens, for it may refuse
     app = make_app(ready, examples, allow_hosts=tuple(allow_hosts or ()))
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

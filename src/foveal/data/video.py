@@ -6,12 +6,13 @@ asked for are kept, and only those between the key frame before them and the las
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,14 +29,20 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+    from PIL.Image import Image
 
 # a suffix -> FFmpeg's name of the format; its other readers, some of which open further files, are never asked
 FORMATS = {
     ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska", ".avi": "avi",
     ".mpg": "mpeg", ".mpeg": "mpeg",
 }  # fmt: skip
-COUNTED = (".avi",)
+COUNTED = ("avi",)
 """Their frames have no times of their own, and are counted from the first."""
+SIGNATURES = (
+    (0, b"\x1a\x45\xdf\xa3", "matroska"), (0, b"\x00\x00\x01\xba", "mpeg"), (8, b"AVI ", "avi"),
+    *((4, name, "mp4") for name in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
+)  # fmt: skip
+"""What the content of a video file has at a place, and FFmpeg's name of the format."""
 ANIMATED = frozenset((".gif", ".webp", ".apng"))
 FRAME_SUFFIXES = IMAGE_SUFFIXES - ANIMATED
 MICROSECONDS = 1e6
@@ -53,6 +60,7 @@ class Video:
     Args:
         path: a file, or a folder of frames.
         channels: 3, or 1 for grey.
+        content: of a file that is in memory: its first bytes tell what it is, and ``path`` is only its name.
 
     Attributes:
         shape: (channels, frames, height, width), from what the file says of itself and the number of its packets.
@@ -62,8 +70,12 @@ class Video:
             raises it too where they are damaged, or too many to be in memory together.
     """
 
-    def __init__(self, path: Path, channels: int = 3) -> None:
-        self.path, self.channels = path, channels
+    def __init__(self, path: Path, channels: int = 3, content: bytes | None = None) -> None:
+        self.path, self.channels, self.content = path, channels, content
+        if content is not None:
+            self._format = video_format(content)
+        else:
+            self._format = FORMATS.get(path.suffix.lower()) if path.is_file() else None
         count, height, width = self._measured()
         if count < 2:
             raise FovealError(f"a video must have at least 2 frames, got {count} in {path}")
@@ -106,12 +118,21 @@ class Video:
     @cached_property
     def variable_rate(self) -> bool:
         """Whether frames are shown for different times."""
-        gaps = np.diff(self._file[0]) if self._is_file else np.zeros(0)
+        gaps = np.diff(self._file[0]) if self._format else np.zeros(0)
         return bool(len(gaps) and gaps.max() > UNEVEN * max(gaps.min(), 1))
 
     @property
-    def _is_file(self) -> bool:
-        return self.path.suffix.lower() in FORMATS and self.path.is_file()
+    def _is_folder(self) -> bool:
+        return self.content is None and self.path.is_dir()
+
+    def _stream(self) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
+        assert self._format is not None
+        return _stream(self.path, self._format, self.content)
+
+    def _image(self) -> AbstractContextManager[tuple[Image, str, BinaryIO]]:
+        """An animated image, opened."""
+        source = self.path if self.content is None else self.content
+        return opened(source, str(self.path), MAX_PIXELS)
 
     @cached_property
     def _frame_files(self) -> list[Path]:
@@ -120,7 +141,7 @@ class Video:
     @cached_property
     def _file(self) -> tuple[list[int], int, int]:
         """Of a video file: when each frame is shown, height and width."""
-        with _stream(self.path) as (container, stream):
+        with self._stream() as (container, stream):
             times = _times(container, stream, self.path)
             height, width = stream.codec_context.height, stream.codec_context.width
             if height * width > MAX_PIXELS:
@@ -132,14 +153,14 @@ class Video:
 
     def _measured(self) -> tuple[int, int, int]:
         """Frames, height, width."""
-        if self._is_file:
+        if self._format:
             times, height, width = self._file
             return len(times), height, width
-        if self.path.is_dir():
+        if self._is_folder:
             if not self._frame_files:
                 raise FovealError(f"a folder of frames must hold images, got none in {self.path}")
             return len(self._frame_files), *image_size(self._frame_files[0])
-        with opened(self.path, None, MAX_PIXELS) as (image, name, _):
+        with self._image() as (image, name, _):
             count = guarded(lambda: getattr(image, "n_frames", 1), name)
             return count, image.height, image.width
 
@@ -170,14 +191,14 @@ class Video:
     @property
     def _reader(self) -> Callable[[Sequence[int]], Iterator[tuple[int, Tensor]]]:
         """Gives number and image of the wanted frames, in order."""
-        return self._decoded if self._is_file else self._listed if self.path.is_dir() else self._animated
+        return self._decoded if self._format else self._listed if self._is_folder else self._animated
 
     def _listed(self, wanted: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         for number in wanted:
             yield number, decode_image(self._frame_files[number], channels=self.channels)
 
     def _animated(self, wanted: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        with opened(self.path, None, MAX_PIXELS) as (image, name, _):
+        with self._image() as (image, name, _):
             for number in wanted:
 
                 def frame(number: int = number) -> Tensor:
@@ -187,10 +208,10 @@ class Video:
                 yield number, guarded(frame, name)
 
     def _decoded(self, wanted: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        with _stream(self.path) as (container, stream):
+        with self._stream() as (container, stream):
             times, left = self._file[0], set(wanted)
             number_of = {time: number for number, time in enumerate(times)}
-            counted = self.path.suffix.lower() in COUNTED
+            counted = self._format in COUNTED
             # back to the key frame before the first one
             container.seek(times[0 if counted else wanted[0]], stream=stream)
             for passed, frame in enumerate(container.decode(stream)):
@@ -208,6 +229,16 @@ def read_clip(path: Path, choose: Callable[[int], list[int]], channels: int = 3)
     return video[:, choose(video.shape[1])]
 
 
+def video_format(content: bytes) -> str | None:
+    """FFmpeg's name of the format of a video file, by its first bytes; None where it is none that is read.
+
+    Example:
+        >>> video_format(b"\\0\\0\\0 ftypisom"), video_format(b"GIF89a")
+        ('mp4', None)
+    """
+    return next((kind for at, mark, kind in SIGNATURES if content[at : at + len(mark)] == mark), None)
+
+
 def require_pyav() -> None:
     """Refuse to go on without PyAV.
 
@@ -223,16 +254,15 @@ def require_pyav() -> None:
 
 
 @contextmanager
-def _stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _stream(path: Path, format: str, content: bytes | None) -> Iterator[tuple[InputContainer, VideoStream]]:
     """An opened file and its first video stream, at its beginning; whatever FFmpeg says becomes one line."""
     require_pyav()
     import av
     from av.error import FFmpegError
 
-    kind = FORMATS[path.suffix.lower()]
-    with open_regular(path) as file:
+    with open_regular(path) if content is None else io.BytesIO(content) as file:
         try:
-            with av.open(file, "r", format=kind) as container:
+            with av.open(file, "r", format=format) as container:
                 if not container.streams.video:
                     raise FovealError(f"a video must have a video stream, got none in {path}")
                 stream = container.streams.video[0]

@@ -62,7 +62,7 @@ def real_images(predictor: Predictor, folder: str | None) -> list[Tensor]:
         FileNotFoundError: there is no such folder.
     """
     if folder is None:
-        return [image for _, image in bundled_images(predictor.task)]
+        return [image for _, image in bundled_images(predictor)]
     found, reason = [], "it holds none"
     if not Path(folder).exists():
         raise FileNotFoundError(f"images must be a folder that exists, got {folder}")

@@ -12,21 +12,21 @@ from foveal.errors import FovealError
 
 def grad_cam(
     net: nn.Module,
-    images: Float[Tensor, "b c H W"],
+    images: Float[Tensor, "b c *size"],
     sites: Sequence[str],
     classes: Int[Tensor, " b"] | None = None,
-) -> tuple[dict[str, Float[Tensor, "b h w"]], Float[Tensor, "b k"]]:
+) -> tuple[dict[str, Float[Tensor, "b *spatial"]], Float[Tensor, "b k"]]:
     """``relu(sum_c a_c A_c)`` with ``a_c`` the mean gradient of the class logit on the output ``A`` of each site.
 
     Args:
         net: a classifier returning logits (b, k); run in its current mode, parameters and their gradients are
             left as they are.
         images: what the network takes.
-        sites: module paths whose outputs are maps (b, c, h, w).
+        sites: module paths whose outputs are maps (b, c, h, w), or of clips (b, c, t, h, w).
         classes: class whose logit is explained, per image; default the predicted one.
 
     Returns:
-        {site: (b, h, w)}, at least 0 and not normalised; and the logits.
+        {site: (b, h, w)}, or (b, t, h, w), at least 0 and not normalised; and the logits.
 
     Raises:
         FovealError: if the network returns no (b, k) logits or a site no map.
@@ -57,18 +57,24 @@ def grad_cam(
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise FovealError(f"the network must return logits (b, k), got {_describe(logits)}")
     for site in sites:
-        if site not in outputs or outputs[site].ndim != 4:
+        if site not in outputs or outputs[site].ndim != images.ndim:
             raise FovealError(
-                f"site {site!r} must give a map (b, c, h, w), got {_describe(outputs.get(site))}"
+                f"site {site!r} must give a map of {images.ndim} dimensions like the input, got "
+                f"{_describe(outputs.get(site))}"
             )
     chosen = logits.argmax(1) if classes is None else classes
     score = logits.gather(1, chosen[:, None]).sum()
     gradients = torch.autograd.grad(score, [outputs[site] for site in sites])
     cams = {
-        site: (gradient.mean((2, 3), keepdim=True) * outputs[site].detach()).sum(1).relu().float()
+        site: (_mean(gradient) * outputs[site].detach()).sum(1).relu().float()
         for site, gradient in zip(sites, gradients, strict=True)
     }
     return cams, logits.detach()
+
+
+def _mean(gradient: Tensor) -> Tensor:
+    """Over all places, (b, c, 1, ...)."""
+    return gradient.mean(tuple(range(2, gradient.ndim)), keepdim=True)
 
 
 def _describe(value: object) -> str:

@@ -9,14 +9,14 @@ from foveal.look.geometry import on_pixels
 
 def perturbation_curves(
     net: nn.Module,
-    images: Float[Tensor, "b c H W"],
-    maps: Float[Tensor, "b h w"],
+    images: Float[Tensor, "b c *size"],
+    maps: Float[Tensor, "b *spatial"],
     classes: Tensor,
     *,
     steps: int = 10,
     seed: int = 0,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """Areas under the deletion and the insertion curve of each map, in 0..1.
+    """Areas under the deletion and the insertion curve of each map of an image or a clip, in 0..1.
 
     Cells are ranked by the map (ties in random order) and replaced, or put back, from the highest on in
     ``steps`` equal parts; what is missing has the image's mean colour. A curve is the softmax probability of
@@ -36,7 +36,7 @@ def perturbation_curves(
     shuffle = torch.randperm(cells, generator=torch.Generator().manual_seed(seed)).to(maps.device)
     order = shuffle[maps.flatten(1)[:, shuffle].argsort(dim=1, descending=True, stable=True)]
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(cells, device=maps.device).expand(b, -1))
-    blank = images.mean((2, 3), keepdim=True)
+    blank = images.mean(tuple(range(2, images.ndim)), keepdim=True)
     curves = []
     for step in range(steps + 1):
         hit = (rank * steps < step * cells).reshape(maps.shape).float()

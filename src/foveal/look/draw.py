@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -68,8 +69,11 @@ def draw_gates(recording: SiteRecording, index: int = 0) -> Figure:
     return figure
 
 
-def draw_mask(recording: SiteRecording, image: UInt8[Tensor, "3 H W"], index: int = 0) -> Figure:
-    """Spatial mask of one image over it, with mean and spread of the mask and, where there is one, of the gate."""
+def draw_mask(recording: SiteRecording, image: UInt8[Tensor, "3 *t H W"], index: int = 0) -> Figure:
+    """Spatial mask of one image over it, or of a clip over its frames.
+
+    Beside it mean and spread of the mask and, where there is one, of the gate.
+    """
     attention = recording.attention()
     if "spatial_mask" not in attention:
         raise FovealError(f"{recording.name!r} ({recording.block}) has no spatial mask")
@@ -78,13 +82,16 @@ def draw_mask(recording: SiteRecording, image: UInt8[Tensor, "3 H W"], index: in
     if "channel_gate" in attention:
         gate = attention["channel_gate"][index].cpu()
         text += f"; channel gate: mean {gate.mean():.3f}, spread {gate.std(unbiased=False):.3f}"
-    figure = new_figure(7.2, 4.0)
-    left, right = figure.subplots(1, 2)
-    show_image(left, image)
-    show_heat(
-        right, image, on_pixels(mask, recording.spatial, tuple(image.shape[1:])), limits(mask, MASK_TOP)
-    )
-    show_legend(figure, [right], limits(mask, MASK_TOP), "factor on the position")
+    norm = limits(mask, MASK_TOP)
+    if image.ndim == 4:
+        figure, panels = _frame_panels(image, mask, recording.spatial, norm)
+    else:
+        figure = new_figure(7.2, 4.0)
+        left, right = figure.subplots(1, 2)
+        show_image(left, image)
+        show_heat(right, image, on_pixels(mask, recording.spatial, tuple(image.shape[1:])), norm)
+        panels = [right]
+    show_legend(figure, panels, norm, "factor on the position")
     set_title(figure, f"Spatial mask ({text})", recording)
     return figure
 
@@ -154,30 +161,36 @@ def draw_clip_rows(
 ) -> Figure:
     """The time-space row of one query ``(t, y, x)`` in pixels of a clip: its frames side by side, one scale."""
     (row,), relative = _relative_rows(recording, [recording.cell(voxel, tuple(frames.shape[1:]))], index)
-    count = frames.shape[1]
-    columns = min(count, 8)
-    lines = math.ceil(count / columns)
-    figure = new_figure(max(1.7 * columns + 0.8, 6.0), 1.9 * lines + 1.0)
-    panels = figure.subplots(lines, columns, squeeze=False)
     norm = limits(row, UNIFORM_TOP)
+    figure, panels = _frame_panels(frames, row, recording.spatial, norm)
     share = row.flatten(1).sum(1) / row.sum().clamp_min(1e-12)
-    for axes in panels.flat[count:]:
-        axes.axis("off")
-    for t, axes in enumerate(panels.flat[:count]):
-        key = t * len(row) // count
-        show_heat(
-            axes, frames[:, t], on_pixels(row[key], recording.spatial[1:], tuple(frames.shape[2:])), norm
-        )
-        axes.set_title(
-            f"t={t}" + (f", {share[t]:.0%}" if len(row) == count and row.min() >= 0 else ""), fontsize=8
-        )
-        if t == voxel[0]:
-            mark(axes, voxel[1:])
-    show_legend(figure, list(panels.flat), norm, relative)
+    if len(row) == len(panels) and row.min() >= 0:
+        for t, axes in enumerate(panels):
+            axes.set_title(f"t={t}, {share[t]:.0%}", fontsize=8)
+    mark(panels[voxel[0]], voxel[1:])
+    show_legend(figure, panels, norm, relative)
     set_title(
         figure, f"Time-space attention row of query t={voxel[0]}, y={voxel[1]}, x={voxel[2]}", recording
     )
     return figure
+
+
+def _frame_panels(
+    frames: Tensor, values: Tensor, spatial: tuple[int, ...], norm: Normalize
+) -> tuple[Figure, list[Axes]]:
+    """The frames of a clip (3, t, H, W) side by side, each with its part of a map (t', h, w) over it."""
+    count = frames.shape[1]
+    columns = min(count, 8)
+    lines = math.ceil(count / columns)
+    figure = new_figure(max(1.7 * columns + 0.8, 6.0), 1.9 * lines + 1.0)
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.axis("off")
+    for t, axes in enumerate(panels[:count]):
+        part = on_pixels(values[t * len(values) // count], spatial[1:], tuple(frames.shape[2:]))
+        show_heat(axes, frames[:, t], part, norm)
+        axes.set_title(f"t={t}", fontsize=8)
+    return figure, panels[:count]
 
 
 def draw_gate_profile(

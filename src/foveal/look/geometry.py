@@ -10,16 +10,16 @@ from torch import Tensor
 def on_pixels(
     values: Float[Tensor, "*lead kh kw"], spatial: tuple[int, ...], size: tuple[int, ...]
 ) -> Tensor:
-    """Lay a map over an image without smoothing: each pixel shows the weight of the cell it lies in.
+    """Lay a map over an image, or over a clip, without smoothing: each pixel shows the weight of the cell it lies in.
 
     Args:
         values: the map, on the site's grid or on a sub-sampled key grid.
-        spatial: (h, w) of the site's map, to undo sub-sampling: a 2x2 pool of a 7x7 map has 3x3 keys, each of
-            which covers 2x2 cells, and the last row and column of cells belong to no key and show 0.
-        size: (H, W) of the image.
+        spatial: (h, w) of the site's map, of a clip (t, h, w), to undo sub-sampling: a 2x2 pool of a 7x7 map has 3x3
+            keys, each of which covers 2x2 cells, and the last row and column of cells belong to no key and show 0.
+        size: (H, W) of the image, of a clip (T, H, W).
 
     Returns:
-        Tensor (*lead, H, W).
+        Tensor (*lead, *size).
 
     Example:
         >>> import torch
@@ -27,7 +27,7 @@ def on_pixels(
         >>> on_pixels(keys, (3, 5), (3, 5)).tolist()
         [[1.0, 1.0, 2.0, 2.0, 0.0], [1.0, 1.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]
     """
-    for dim, (cells, pixels) in enumerate(zip(spatial, size, strict=True), start=values.ndim - 2):
+    for dim, (cells, pixels) in enumerate(zip(spatial, size, strict=True), start=values.ndim - len(spatial)):
         keys = values.shape[dim]
         step = next((s for s in (1, 2) if cells // s == keys), cells // keys)
         key = (torch.arange(pixels, device=values.device) * cells // pixels) // step

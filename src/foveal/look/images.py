@@ -110,7 +110,7 @@ class NamedImages:
 
 
 def prepared_batches(predictor: Predictor, images: NamedImages) -> Iterator[dict[str, Tensor]]:
-    """Images as the network takes them, 32 of one size in a batch.
+    """Images, or clips, as the network takes them, 32 of one size in a batch.
 
     Masks and boxes come along where the task says that they are of objects, and labels where the network knows them.
     """
@@ -188,12 +188,18 @@ def own_images(predictor: Predictor, count: int = 4) -> tuple[list[tuple[str, Te
     return named, f"examples: {len(named)} of {info.data} (val)"
 
 
-def bundled_images(task: Task, count: int = 6) -> list[tuple[str, Tensor]]:
-    """Scenes and the two photographs of scikit-learn: what the page offers before anyone brings an image."""
+def bundled_images(predictor: Predictor, count: int = 6) -> list[tuple[str, Tensor]]:
+    """Scenes and the two photographs of scikit-learn: what the page offers before anyone brings an image.
+
+    Of clips only scenes, those that the weights were trained on where they name any.
+    """
     from sklearn.datasets import load_sample_images
 
+    task, data = predictor.task, predictor.info.data
+    of_clips = hasattr(task, "example_size")
     try:
-        scenes = task.open("scenes", "val", {"length": count})
+        spec = data if of_clips and data is not None and data.startswith("scenes") else "scenes"
+        scenes = task.open(spec, "val", {"length": count})
         found = [
             (f"scene {i + 1} ({task.caption(scenes[i], scenes.classes)})", scenes[i]["image"])
             for i in range(count)
@@ -201,6 +207,8 @@ def bundled_images(task: Task, count: int = 6) -> list[tuple[str, Tensor]]:
     except FovealError:
         # a task without bundled data
         found = []
+    if of_clips:
+        return found
     photographs: Any = load_sample_images()
     names = [name.rpartition("/")[2] for name in photographs.filenames]
     return found + [

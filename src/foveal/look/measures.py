@@ -58,14 +58,14 @@ class SiteScore:
     verdict: str
 
 
-def attention_map(recording: SiteRecording, queries: int = 4) -> Float[Tensor, "b h w"]:
-    """One non-negative map per image of where a site attends, on its own grid.
+def attention_map(recording: SiteRecording, queries: int = 4) -> Float[Tensor, "b *spatial"]:
+    """One non-negative map per image, or per clip, of where a site attends, on its own grid.
 
     The spatial mask where the block has one; else the attention that each position receives, averaged over a
-    grid of ``queries`` x ``queries`` query positions (signed weights count by size).
+    grid of ``queries`` query positions along each side (signed weights count by size).
 
     Raises:
-        FovealError: if the block weighs channels only, or the site is not two-dimensional.
+        FovealError: if the block weighs channels only, or the site is a sequence.
 
     Example:
         >>> import foveal
@@ -75,9 +75,9 @@ def attention_map(recording: SiteRecording, queries: int = 4) -> Float[Tensor, "
         [1.0, 1.0]
     """
     attention = recording.attention(query_grid(recording.spatial, queries))
-    if len(recording.spatial) == 2 and "spatial_mask" in attention:
+    if len(recording.spatial) > 1 and "spatial_mask" in attention:
         return attention["spatial_mask"][:, 0].abs()
-    if len(recording.spatial) == 2 and "rows" in attention:
+    if len(recording.spatial) > 1 and "rows" in attention:
         return on_pixels(attention["rows"].abs().mean(1), recording.spatial, recording.spatial)
     raise FovealError(f"{recording.name!r} ({recording.block}) has no map over image positions")
 
@@ -128,8 +128,9 @@ def score_sites(
 
     Args:
         net: in eval mode.
-        batches: dictionaries with ``image`` (b, c, H, W), ready for the network, and, where known, the object
-            as ``mask`` (b, H, W, non-zero on it) or ``box_xyxy`` (b, 4, pixels). Consumed once.
+        batches: dictionaries with ``image`` (b, c, H, W), or of clips (b, c, t, H, W), ready for the network, and of
+            images, where known, the object as ``mask`` (b, H, W, non-zero on it) or ``box_xyxy`` (b, 4, pixels).
+            Consumed once.
         sites: path patterns as in ``watch``.
         curve_images: how many images get deletion and insertion curves (6 curves each and site); 0 for none.
         queries: side of the grid of query positions.
@@ -222,8 +223,8 @@ def _curves(
 
 
 def has_map(recording: SiteRecording) -> bool:
-    """Whether the site has a map over image positions (and not over channels or time alone)."""
-    return len(recording.spatial) == 2 and bool({"spatial_mask", "rows"} & recording.shows())
+    """Whether the site has a map over positions of an image or a clip (and not over channels or time alone)."""
+    return len(recording.spatial) > 1 and bool({"spatial_mask", "rows"} & recording.shows())
 
 
 def _measure(recording: SiteRecording, queries: int) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from foveal.data.video import is_video_name
 from foveal.errors import FovealError
 from foveal.files import atomic_write, write_text
 from foveal.folders import UniqueNames
@@ -33,7 +34,12 @@ LONGEST_STEM = 120
 
 @dataclass(frozen=True)
 class SeenImage:
-    """One image, what the network sees of it, its answer and the recording."""
+    """One image or clip, what the network sees of it, its answer and the recording.
+
+    Attributes:
+        size: height and width in pixels.
+        view: uint8 (3, H, W), or of a clip (3, t, H, W).
+    """
 
     name: str
     size: tuple[int, int]
@@ -43,9 +49,9 @@ class SeenImage:
 
 
 def see(predictor: Predictor, name: str, image: Tensor) -> SeenImage:
-    """Run the network on an image, uint8 (3, h, w), and record its attention."""
+    """Run the network on an image, uint8 (3, h, w), or on a clip, (3, frames, h, w), and record its attention."""
     view = predictor.view({"image": image})["image"]
-    return SeenImage(name, (image.shape[1], image.shape[2]), view, *predict_recorded(predictor, view))
+    return SeenImage(name, (image.shape[-2], image.shape[-1]), view, *predict_recorded(predictor, view))
 
 
 def matching_sites(recordings: Recordings, sites: str) -> list[SiteRecording]:
@@ -65,28 +71,32 @@ def matching_sites(recordings: Recordings, sites: str) -> list[SiteRecording]:
 
 
 class PictureFolder:
-    """Draws every attention site of images into one folder.
+    """Draws every attention site of images, or of clips, into one folder.
 
     Args:
         sites: only sites whose path matches.
-        pixel: (y, x) of the image whose attention row is drawn; by default at each site the most distinct one.
+        point: (y, x) in pixels of the image, or (t, y, x) of the clip as the network sees it, whose attention row is
+            drawn; by default at each site the most distinct one.
         cam: also draw Grad-CAM.
     """
 
     def __init__(
-        self, predictor: Predictor, folder: Path, *, sites: str, pixel: tuple[int, int] | None, cam: bool
+        self, predictor: Predictor, folder: Path, *, sites: str, point: tuple[int, ...] | None, cam: bool
     ) -> None:
-        self.predictor, self.folder, self.sites, self.pixel, self.cam = predictor, folder, sites, pixel, cam
+        self.predictor, self.folder, self.sites, self.point, self.cam = predictor, folder, sites, point, cam
         self.unique = UniqueNames()
 
     def draw(self, image: SeenImage) -> int:
         """Draw all there is of one image; the number of pictures.
 
         Raises:
-            FovealError: no site matches, or the pixel lies outside of what the network sees.
+            FovealError: no site matches, or the point lies outside of what the network sees.
         """
-        point = self.predictor.point(image.size, self.pixel) if self.pixel is not None else None
-        stem = self.unique(_shortened(Path(image.name).stem if is_image_name(image.name) else image.name))
+        point = self._seen_point(image)
+        named = is_image_name(image.name) or is_video_name(image.name)
+        stem = self.unique(_shortened(Path(image.name).stem if named else image.name))
+        if image.view.ndim == 4:
+            save_picture(image.answer.draw(image.view), self.folder / f"{stem}--clip.png")
         figures: dict[str, Figure] = {}
         class_map = getattr(image.answer, "class_map", None)
         if class_map is not None:
@@ -99,7 +109,21 @@ class PictureFolder:
                 figures[f"{recording.name}--{kind}"] = figure
         for kind, figure in figures.items():
             save_figure(figure, self.folder / f"{stem}--{kind}.png")
-        return len(figures)
+        return len(figures) + (image.view.ndim == 4)
+
+    def _seen_point(self, image: SeenImage) -> tuple[int, ...] | None:
+        """The point in the view."""
+        if self.point is None:
+            return None
+        if image.view.ndim == 3:
+            return self.predictor.point(image.size, (self.point[0], self.point[1]))
+        frames, height, width = image.view.shape[1:]
+        if not all(at < side for at, side in zip(self.point, (frames, height, width), strict=True)):
+            raise FovealError(
+                f"query must lie inside the clip of {frames} frames of {height}x{width} that the network sees, got "
+                f"{','.join(map(str, self.point))}"
+            )
+        return self.point
 
     def _figures(
         self, recording: SiteRecording, image: SeenImage, point: tuple[int, ...] | None
@@ -112,8 +136,11 @@ class PictureFolder:
             figures["mask"] = draw.draw_mask(recording, view)
         if "rows" in shows:
             query = point if point is not None else recording.pixel(recording.most_distinct_query())
-            figures["row"] = draw.draw_rows(recording, view, [query])
-            figures["row-grid"] = draw.draw_row_grid(recording, view)
+            if view.ndim == 4:
+                figures["row"] = draw.draw_clip_rows(recording, view, (query[0], query[1], query[2]))
+            else:
+                figures["row"] = draw.draw_rows(recording, view, [query])
+                figures["row-grid"] = draw.draw_row_grid(recording, view)
         if "channel_matrix" in shows:
             figures["channels"] = draw.draw_channels(recording)
         if self.cam and not recording.tokens:

@@ -1,9 +1,11 @@
 """A small network with one block of each kind, its scales away from zero, saved as training saves it."""
 
+import base64
 import io
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
@@ -14,7 +16,11 @@ from PIL import Image
 from foveal.inference import Predictor, predictor
 from foveal.look.page import server
 
+if TYPE_CHECKING:
+    from playwright import sync_api
+
 PAGE = {"X-Foveal": "1"}
+CHROMIUM = Path("/usr/bin/chromium")
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +76,37 @@ def upload_header(address: str, length: int = 999, expect: bool = False) -> byte
 
 def refusal(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]
+
+
+# ------------------------------------------------------------------------------------------------------ the browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["sync_api.Browser"]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs Debian's chromium at {CHROMIUM}")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def pixels(page: "sync_api.Page", panel: int = 0) -> np.ndarray:
+    """What the canvas of a panel shows, carried as PNG."""
+    data = page.evaluate("n => document.querySelectorAll('canvas.map')[n].toDataURL('image/png')", panel)
+    return np.array(Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))))
+
+
+def drawn(page: "sync_api.Page", panel: int = 0) -> str:
+    return page.locator(".panel").nth(panel).get_attribute("data-drawn") or ""
+
+
+def click(page: "sync_api.Page", y: float, x: float, cell: str, panel: int = 0) -> None:
+    """Click on a place of a panel's picture, in shares of its sides, and wait for the row of that cell."""
+    box = page.locator("canvas.map").nth(panel).bounding_box()
+    page.locator("canvas.map").nth(panel).click(position={"x": x * box["width"], "y": y * box["height"]})
+    page.wait_for_function(
+        "([n, c]) => document.querySelectorAll('.panel')[n].dataset.drawn?.endsWith(c)",
+        arg=[panel, f"|{cell}"],
+    )

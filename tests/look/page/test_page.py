@@ -20,25 +20,15 @@ from foveal.model_info import ModelInfo
 from foveal.tasks import TASKS
 
 from ..test_generated import generator
-from .conftest import png
+from .conftest import click, drawn, pixels, png
 
-CHROMIUM = Path("/usr/bin/chromium")
 sync_api = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's chromium at {CHROMIUM}")
 
 
 @pytest.fixture(scope="module")
 def address(networks: list[Predictor]) -> Iterator[str]:
-    with serving(make_app(networks, bundled_images(networks[0].task, 2))) as address:
+    with serving(make_app(networks, bundled_images(networks[0], 2))) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["sync_api.Browser"]:
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -56,29 +46,10 @@ def page(browser: "sync_api.Browser", address: str) -> Iterator["sync_api.Page"]
     assert problems == []
 
 
-def pixels(page: "sync_api.Page", panel: int = 0) -> np.ndarray:
-    """What the canvas of a panel shows, carried as PNG."""
-    data = page.evaluate("n => document.querySelectorAll('canvas.map')[n].toDataURL('image/png')", panel)
-    return np.array(Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))))
-
-
-def drawn(page: "sync_api.Page", panel: int = 0) -> str:
-    return page.locator(".panel").nth(panel).get_attribute("data-drawn")
-
-
 def show(page: "sync_api.Page", site: str, panel: int = 0) -> None:
     page.locator("select.site").nth(panel).select_option(site)
     page.wait_for_function(
         "([n, s]) => document.querySelectorAll('.panel')[n].dataset.drawn?.includes(s)", arg=[panel, site]
-    )
-
-
-def click(page: "sync_api.Page", y: float, x: float, cell: str, panel: int = 0) -> None:
-    box = page.locator("canvas.map").nth(panel).bounding_box()
-    page.locator("canvas.map").nth(panel).click(position={"x": x * box["width"], "y": y * box["height"]})
-    page.wait_for_function(
-        "([n, c]) => document.querySelectorAll('.panel')[n].dataset.drawn?.endsWith(c)",
-        arg=[panel, f"|{cell}"],
     )
 
 
@@ -217,7 +188,7 @@ def test_a_danet_shows_its_classes_a_row_and_the_channel_matrix(
     browser: "sync_api.Browser", danet: Path
 ) -> None:
     network = predictor(danet, "cpu")
-    with serving(make_app([network], bundled_images(network.task, 1))) as address:
+    with serving(make_app([network], bundled_images(network, 1))) as address:
         page = browser.new_page(viewport={"width": 1180, "height": 1000})
         page.goto(address)
         page.wait_for_selector(".panel[data-drawn]")
@@ -344,7 +315,7 @@ def detector_address() -> Iterator[str]:
     )
     info = ModelInfo("detect", ["ant", "bee", "cat"], 64)
     networks = [Predictor(net.eval(), info, f"net{i}") for i, net in enumerate(nets)]
-    with serving(make_app(networks, bundled_images(TASKS["detect"], 1))) as address:
+    with serving(make_app(networks, bundled_images(networks[0], 1))) as address:
         yield address
 
 

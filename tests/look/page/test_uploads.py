@@ -74,7 +74,7 @@ def test_a_length_that_is_not_declared_is_limited_too(client: httpx.Client) -> N
             yield b"\0" * 2**16
 
     answer = client.post("/api/images", content=endless())
-    assert refusal(answer) == (413, "an image file may have at most 20 MB, got more")
+    assert refusal(answer) == (413, "a file may have at most 20 MB, got more")
 
 
 def test_the_content_decides_and_not_the_name(client: httpx.Client) -> None:

@@ -12,7 +12,6 @@ from tests.data.videos import flat_frames, write_animation, write_frames, write_
 import foveal
 from foveal.checkpoint import load
 from foveal.cli.look import look
-from foveal.cli.serve import serve
 from foveal.compare import compare
 from foveal.data import open_dataset
 from foveal.errors import FovealError
@@ -192,7 +191,8 @@ def test_a_clip_is_looked_at(run, tmp_path, capsys):
     look("scenes", str(run.weights), images=2, out=str(tmp_path / "out"), query="1,4,6")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [
-        f"scenes-val-{i}--{kind}.png" for i in (0, 16) for kind in ("clip", "net.layer2.nonlocal_--row")
+        "index.html",
+        *(f"scenes-val-{i}--{kind}.png" for i in (0, 16) for kind in ("clip", "net.layer2.nonlocal_--row")),
     ]
     write_frames(tmp_path / "v", flat_frames(5, 24, 24))
     look(str(tmp_path / "v"), str(run.weights), out=str(tmp_path / "more"))
@@ -204,16 +204,22 @@ def test_a_clip_is_looked_at(run, tmp_path, capsys):
     ("given", "reason"),
     [({"query": "3,4"}, "query must be t,y,x in frames and pixels of the clip"),
      ({"query": "4,0,0"}, "query must lie inside the clip of 4 frames of 20x20 that the network sees, got 4,0,0"),
-     ({"score": True}, "score, html and grad_cam are for images, got weights of clips")],
+     ({"grad_cam": True}, "grad_cam is drawn over images, got weights of clips")],
 )  # fmt: skip
 def test_what_cannot_be_looked_at_is_refused(run, tmp_path, given, reason):
     with pytest.raises(FovealError, match=reason):
         look("scenes", str(run.weights), images=1, out=str(tmp_path / "out"), **given)
 
 
-def test_the_page_refuses_weights_of_clips(run):
-    with pytest.raises(FovealError, match="the page shows images, got weights of clips"):
-        serve([str(run.weights)], port=0)
+def test_attention_over_clips_is_scored(run, tmp_path):
+    look("scenes", str(run.weights), images=6, score=True, out=str(tmp_path / "scores"))
+    (site,) = json.loads((tmp_path / "scores" / "scores.json").read_text())["sites"]
+    assert site["site"] == "net.layer2.nonlocal_"
+    values = {name: one["mean"] for name, one in site["values"].items()}
+    # over time a row has one cell of each frame, so that rows of two places share none
+    assert 0 < values["entropy"] <= np.log(4) / np.log(4 * 10 * 10) + 1e-6
+    assert values["query_dependence"] > 0.9
+    assert {"deletion_vs_random", "insertion_vs_grad_cam"} <= values.keys()
 
 
 def test_many_views_are_evaluated_in_smaller_batches(run, monkeypatch):

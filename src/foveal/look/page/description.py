@@ -42,7 +42,13 @@ SEED: dict[str, Any] = {"responses": _answers(404, 405, 422)}
 ROW: dict[str, Any] = {
     "responses": _answers(404),
     "openapi_extra": {
-        "parameters": [_query("network", required=False), _query("site"), _query("y"), _query("x")]
+        "parameters": [
+            _query("network", required=False),
+            _query("site"),
+            _query("t", required=False),
+            _query("y"),
+            _query("x"),
+        ]
     },
 }
 EXPORT: dict[str, Any] = {"responses": _answers(404, kind="text/html")}

@@ -2,19 +2,19 @@
 
 import json
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 _SLOT = '<script type="application/json" id="foveal-data">null</script>'
 
 
-def page(*, generates: bool = False) -> str:
+def page(of: Literal["images", "clips", "seeds"] = "images") -> str:
     """The page as ``foveal serve`` sends it, with no images inside.
 
     Args:
-        generates: the networks make images: it has a slider for the seed instead of a place for files.
+        of: what the networks take: images, clips, or, where they make images, a seed.
     """
     text = (resources.files("foveal.look.page") / "page.html").read_text(encoding="utf-8")
-    return text.replace("<body>", "<body data-generates>", 1) if generates else text
+    return text.replace("<body>", f'<body data-of="{of}">', 1)
 
 
 def page_with(images: list[dict[str, Any]], note: str = "") -> str:

@@ -31,28 +31,30 @@ def image_payload(
     *,
     rows: bool,
 ) -> dict[str, Any]:
-    """One image seen by one network.
+    """One image, or one clip, seen by one network.
 
     Args:
-        view: uint8 (3, H, W), as the network saw it.
+        view: uint8 (3, H, W), or (3, t, H, W) of a clip, as the network saw it.
         prediction: the network's answer.
-        sites: the recordings to show; those that are not of an image, such as of clips, are left out.
+        sites: the recordings to show; those that are not of places in the view are left out.
         rows: embed the attention rows (for a file); without, the page asks the server for each.
     """
     classes = None
     if getattr(prediction, "class_map", None) is not None:
         colours = palette(predictor.info.classes).tolist()
         classes = {"map": _packed(prediction.class_map), "names": predictor.info.classes, "colours": colours}
+    frames = [view] if view.ndim == 3 else view.unbind(1)
     return {
         "name": name,
         "weights": predictor.name,
-        "image": png(view),
-        "size": list(view.shape[1:]),
+        "image": png(frames[len(frames) // 2]),
+        "frames": [png(frame) for frame in frames] if len(frames) > 1 else None,
+        "size": list(view.shape[-2:]),
         "prediction": [[label, round(share, 4)] for label, share in prediction.labels if label],
         "made": hasattr(predictor.task, "sample"),
         "segmentation": classes,
         "sites": [
-            *(site_payload(recording, rows=rows) for recording in sites if len(recording.spatial) == 2),
+            *(site_payload(one, rows=rows) for one in sites if len(one.spatial) == view.ndim - 1),
             *(answer_payload(site) for site in _answer_sites(predictor, view)),
         ],
     }
@@ -110,7 +112,7 @@ def site_payload(recording: SiteRecording, *, rows: bool) -> dict[str, Any]:
     return found
 
 
-def row_payload(recording: SiteRecording, cell: tuple[int, int]) -> dict[str, Any]:
+def row_payload(recording: SiteRecording, cell: tuple[int, ...]) -> dict[str, Any]:
     """The row of one query as float32, times the number of keys (1 = uniform)."""
     row = recording.rows(cell)[0, 0].float()
     return {"shape": list(row.shape), "float32": _base64((row * row.numel()).cpu().numpy())}
@@ -119,12 +121,12 @@ def row_payload(recording: SiteRecording, cell: tuple[int, int]) -> dict[str, An
 def rows_payload(recording: SiteRecording) -> dict[str, Any]:
     """The rows of a grid of queries, each rounded to 255 steps between its lowest and highest weight."""
     keys = math.prod(recording.attention()["rows"].shape[2:])
-    queries = max(1, math.isqrt(LARGEST_ROWS // keys))
-    points = query_grid(recording.spatial, queries)
+    queries = LARGEST_ROWS // keys
+    points = query_grid(recording.spatial, max(1, int((queries + 0.5) ** (1 / len(recording.spatial)))))
     rows = torch.cat(
         [recording.rows(*points[i : i + 64])[0].float().cpu() * keys for i in range(0, len(points), 64)]
     )
-    return _packed(rows, lead=1) | {"queries": [len({y for y, _ in points}), len({x for _, x in points})]}
+    return _packed(rows, lead=1) | {"queries": [len(set(axis)) for axis in zip(*points, strict=True)]}
 
 
 def png(view: Tensor) -> str:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -31,9 +31,10 @@ from foveal.look.page.connections import HeaderTimeoutProtocol
 from foveal.look.page.html import page, page_with
 from foveal.look.page.payload import image_payload, png, row_payload
 from foveal.look.page.refusals import HTTPError, check_origin, error_response, printable, whole_number
-from foveal.look.page.uploads import Uploads, decode_upload
+from foveal.look.page.uploads import Uploads, decode_clip, decode_upload
 from foveal.look.predict import predict_recorded
 
+Taken = Literal["images", "clips", "seeds"]
 MAX_RECORDED_BYTES = 2**26
 """Bytes that the recording of one image by one network may take."""
 ROWS_AT_ONCE = 4
@@ -49,12 +50,12 @@ class PageServer:
 
     Args:
         networks: every image is shown to all of them.
-        examples: images to begin with by name, uint8 (3, H, W).
+        examples: images to begin with by name, uint8 (3, H, W); or clips, (3, t, H, W).
         allow_hosts: names besides ``localhost`` and IP addresses that a request may be addressed to. Others are
             refused, for a foreign page could point a name of its own at this machine.
 
     Raises:
-        FovealError: some of the networks make images and others look at them.
+        FovealError: some of the networks take something else than the others: images, clips, or a seed.
     """
 
     def __init__(
@@ -63,11 +64,15 @@ class PageServer:
         examples: Sequence[tuple[str, Tensor]],
         allow_hosts: tuple[str, ...],
     ) -> None:
-        made = [hasattr(network.task, "sample") for network in networks]
-        if any(made) and not all(made):
-            names = ", ".join(network.name for network in networks)
-            raise FovealError(f"weights that generate must be served without others, got {names}")
-        self.networks, self.generates = networks, any(made)
+        taken: list[Taken] = [_taken(network) for network in networks]
+        if len(set(taken)) > 1:
+            names = ", ".join(
+                f"{network.name} ({what})" for network, what in zip(networks, taken, strict=True)
+            )
+            raise FovealError(
+                f"weights served together must all take images, or clips, or seeds, got {names}"
+            )
+        self.networks, self.of = networks, taken[0]
         self.examples = examples
         self.allow_hosts = allow_hosts
         self.cache = RecordingCache()
@@ -75,7 +80,7 @@ class PageServer:
         # A network is watched by hooks, and a decoded image is large, so one at a time; waiting ones hold no thread.
         self.turn = asyncio.Semaphore(1)
         self.row_turn = asyncio.Semaphore(ROWS_AT_ONCE)
-        self.content = page(generates=self.generates)
+        self.content = page(self.of)
         self.policy = _content_policy(self.content)
         self.thumbnails = [{"name": name, "image": png(_thumbnail(image))} for name, image in examples]
 
@@ -142,7 +147,7 @@ class PageServer:
         """Look at an image that the client sends."""
         name = printable(request.query_params.get("name", "")) or "image"
         async with self.uploads.received(request) as body, self.turn:
-            image, note = await run_in_threadpool(decode_upload, body, name)
+            image, note = await run_in_threadpool(self._decoded, body, name)
             return JSONResponse(await run_in_threadpool(self._look_at, name, image, note))
 
     async def row(self, request: Request, image: str) -> JSONResponse:
@@ -154,10 +159,13 @@ class PageServer:
         if site not in list(seen):
             raise HTTPError(404, f"there is no site {printable(site)[:80]!r}")
         recording = seen[site]
-        if len(recording.spatial) != 2:
+        if len(recording.spatial) not in (2, 3):
             raise HTTPError(400, f"site {site!r} has no rows over an image")
-        height, width = recording.spatial
-        cell = whole_number(asked.get("y", ""), "y", height), whole_number(asked.get("x", ""), "x", width)
+        axes = "tyx"[-len(recording.spatial) :]
+        cell = tuple(
+            whole_number(asked.get(axis, ""), axis, cells)
+            for axis, cells in zip(axes, recording.spatial, strict=True)
+        )
         try:
             async with self.row_turn:
                 return JSONResponse(await run_in_threadpool(row_payload, recording, cell))
@@ -173,7 +181,12 @@ class PageServer:
 
     # --------------------------------------------------------------------------------------------------- in threads
 
-    def _look_at(self, name: str, image: Tensor, note: str = "") -> dict[str, Any]:
+    def _decoded(self, body: bytes, name: str) -> tuple[Any, str]:
+        if self.of == "clips":
+            return decode_clip(body, name, self.networks[0].info.channels)
+        return decode_upload(body, name)
+
+    def _look_at(self, name: str, image: Any, note: str = "") -> dict[str, Any]:
         try:
             views = [network.view({"image": image})["image"] for network in self.networks]
             answers = [
@@ -237,7 +250,7 @@ def make_app(
         app.exception_handler(status)(server.unknown)
     app.exception_handler(500)(server.fail)
     app.get("/", **description.PAGE)(server.index)
-    if server.generates:
+    if server.of == "seeds":
         app.get("/api/seeds/{seed}", **description.SEEDS)(server.list_seed)
         app.post("/api/seeds/{seed}/{number}", **description.SEED)(server.take_seed)
     else:
@@ -291,7 +304,15 @@ def _server(app: FastAPI) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def _thumbnail(image: Tensor) -> Tensor:
+def _taken(network: Predictor) -> Taken:
+    if hasattr(network.task, "sample"):
+        return "seeds"
+    return "clips" if hasattr(network.task, "example_size") else "images"
+
+
+def _thumbnail(image: Any) -> Tensor:
+    """Small enough for a button; of a clip the frame in its middle."""
+    image = image if len(image.shape) == 3 else image[:, image.shape[1] // 2]
     step = max(1, min(image.shape[1:]) // 64)
     return image[:, ::step, ::step]
 

@@ -1,4 +1,4 @@
-"""Images that a client sends: received within bounds of size, time and memory, and decoded within bounds of pixels."""
+"""Images and clips that a client sends, within bounds of size, time and memory, and of pixels once decoded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from foveal.data.decode import guarded, to_tensor
 from foveal.data.opening import MAX_PIXELS, opened
+from foveal.data.video import Video, video_format
 from foveal.errors import FovealError
 from foveal.look.page.refusals import HTTPError, printable
 
@@ -36,6 +38,11 @@ full size ever being in memory, so the limit is Pillow's own. WebP takes four ti
 decoded whole, up to ``foveal.data.opening.MAX_PIXELS``."""
 MAX_ASPECT = 8
 """How many times as long as wide an image may be: its shorter side is brought to the network's size."""
+
+MAX_FRAME = 4096 * 2304
+"""Pixels of one frame of a clip."""
+MAX_DECODED = 2**31
+"""Pixels of all frames of a clip together: those before the wanted ones are decoded as well."""
 
 # What a file begins with, for the formats that are decoded at all.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*")
@@ -75,7 +82,7 @@ class Uploads:
 
     async def _read(self, request: Request, parts: list[bytes]) -> None:
         declared = request.headers.get("content-length", "0")
-        limit = f"an image file may have at most {MAX_UPLOAD // 2**20} MB"
+        limit = f"a file may have at most {MAX_UPLOAD // 2**20} MB"
         if not declared.isdecimal() or len(declared) > 15 or int(declared) > MAX_UPLOAD:
             raise HTTPError(413, f"{limit}, got {printable(declared)[:20]} bytes")
         size = 0
@@ -86,7 +93,7 @@ class Uploads:
                     if size > MAX_UPLOAD:
                         raise HTTPError(413, f"{limit}, got more")
                     if self._bytes + len(part) > MAX_WAITING_BYTES:
-                        raise HTTPError(503, "too many images wait to be looked at; try again in a moment")
+                        raise HTTPError(503, "too many files wait to be looked at; try again in a moment")
                     self._bytes += len(part)
                     parts.append(part)
         except TimeoutError:
@@ -103,7 +110,7 @@ def decode_upload(body: bytes, name: str) -> tuple[Tensor, str]:
     Raises:
         HTTPError: it is no image of a kind that is read, damaged, or too large.
     """
-    if not body.startswith(SIGNATURES) and not (body[:4] == b"RIFF" and body[8:12] == b"WEBP"):
+    if not _is_image(body):
         raise HTTPError(415, f"{name} is no JPEG, PNG, WebP, GIF, BMP or TIFF image by its content")
     try:
         # what Pillow thinks of damaged metadata would fill the terminal
@@ -126,6 +133,37 @@ def decode_upload(body: bytes, name: str) -> tuple[Tensor, str]:
             return guarded(lambda: to_tensor(image), name), note
     except FovealError as error:
         raise HTTPError(413 if "pixels" in str(error) else 422, str(error)) from error
+
+
+def decode_clip(body: bytes, name: str, channels: int) -> tuple[Video, str]:
+    """The video, whose frames are decoded when they are asked for, and nothing, as `decode_upload` has it.
+
+    Raises:
+        HTTPError: it is no animation or video of a kind that is read, damaged, or too large.
+    """
+    if not _is_image(body) and video_format(body) is None:
+        raise HTTPError(
+            415,
+            f"{name} is no animated GIF, WebP or PNG, and no MP4, WebM, Matroska, AVI or MPEG by its content",
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            video = Video(Path(name), channels, content=body)
+    except FovealError as error:
+        raise HTTPError(422, str(error)) from error
+    _, frames, height, width = video.shape
+    if height * width > MAX_FRAME or frames * height * width > MAX_DECODED:
+        raise HTTPError(
+            413,
+            f"a clip may have at most {MAX_FRAME} pixels in a frame and {MAX_DECODED} in all, got {frames} frames of "
+            f"{width}x{height} in {name}",
+        )
+    _check_aspect(height, width, name)
+    return video, ""
+
+
+def _is_image(body: bytes) -> bool:
+    return body.startswith(SIGNATURES) or (body[:4] == b"RIFF" and body[8:12] == b"WEBP")
 
 
 def _scale_down(image: Image) -> None:
