@@ -66,6 +66,7 @@ ROOMS["evaluate"] = ROOMS["train"] | {"inference", "train"}
 ROOMS["evaluation_page"] = ROOMS["evaluate"] | {"evaluate"}
 ROOMS["push"] = GROUND | {"checkpoint", "data", "hub", "insertion", "model_info", "models", "nn", "tasks"}
 ROOMS["check"] = GROUND | {"data", "tasks"}
+ROOMS["packing"] = GROUND | {"data", "tasks"}
 ROOMS["predict"] = {"errors", "folders", "image_files", "inference", "signals", "sources"}
 ROOMS["look"] = GROUND | {"data", "inference", "insertion", "nn", "tasks"}
 ROOMS["compare"] = ROOMS["train"] | {"look", "train"}

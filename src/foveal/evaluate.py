@@ -15,6 +15,9 @@ from foveal.errors import FovealError
 from foveal.inference import Predictor, predictor
 from foveal.model_info import ModelInfo
 
+NOT_FROM_WEIGHTS = ("download", "cache", "cache_gib")
+"""Options of data that a weights file does not decide."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -106,6 +109,10 @@ def evaluate(
     spec = data or info.data
     if spec is None:
         raise FovealError(f"data must be given, for {ready.name} does not say what it was trained on")
+    if data is None and "://" in spec:
+        raise FovealError(
+            f"data on the network must be named, as a weights file has nothing fetched, got none: {spec}"
+        )
     options = ready.inference_options(inference or {})
     dataset = open_split(task, spec, split, data_options_for(ready.info, data, data_options or {}, task))
     metric = task.new_metric(info, list(dataset.classes), options)
@@ -154,13 +161,13 @@ def data_options_for(
 ) -> dict[str, Any]:
     """The options to open data with: on the data of the training those of the training, but for what is given.
 
-    Nothing is fetched because a weights file says so: ``download`` is never taken from it.
+    Nothing is fetched or removed because a weights file says so: ``download`` and ``cache`` are never taken from it.
 
     Args:
         data: as typed; None is the data of the training.
     """
     if data is None or same_data(data, info.data):
-        stored = {name: value for name, value in info.data_options.items() if name != "download"}
+        stored = {name: value for name, value in info.data_options.items() if name not in NOT_FROM_WEIGHTS}
         return {**stored, **given}
     inherited = task.inherited_data_options(info, data) if hasattr(task, "inherited_data_options") else {}
     return {**inherited, **given}

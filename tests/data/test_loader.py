@@ -1,14 +1,18 @@
 import os
 
+import numpy as np
+import pytest
 import torch
 
 from foveal.data import JointTransform, Scenes, train_transform
 from foveal.data.loader import (
+    LANES,
     CachedDataset,
     EpochBatchSampler,
     MemoryLoader,
     SequentialBatchSampler,
     TransformedDataset,
+    chunked_order,
     collate_by_size,
     make_loader,
     seed_for,
@@ -157,3 +161,57 @@ def test_batches_from_memory_are_those_of_the_loader():
     for (a,), (b,) in zip(memory, stored, strict=True):
         assert torch.equal(a["image"], b["image"])
         assert torch.equal(a["label"], b["label"])
+
+
+def in_chunks(chunks=40, items=50):
+    return np.repeat(np.arange(chunks), items)
+
+
+def order_of(epoch, *, seed=0, batch_size=64, start=0, chunks=None, **share):
+    chunks = in_chunks() if chunks is None else chunks
+    batches = EpochBatchSampler(len(chunks), batch_size, seed=seed, chunks=chunks, **share)
+    batches.start_at(epoch, start)
+    return [[index for _, index in batch] for batch in batches]
+
+
+def test_chunks_are_read_a_few_at_a_time_and_each_almost_once():
+    chunks = in_chunks()
+    last_use, first_use = {}, {}
+    for place, batch in enumerate(order_of(0)):
+        touched = set(chunks[batch].tolist())
+        assert len(touched) <= 2 * LANES
+        for chunk in touched:
+            first_use.setdefault(chunk, place)
+            last_use[chunk] = place
+    assert len(first_use) == 40
+    held = [sum(first_use[c] <= place <= last_use[c] for c in first_use) for place in range(31)]
+    # a chunk that the cut between two lanes divides is read by both, at different times
+    assert max(held) <= 2 * LANES + LANES
+    assert np.mean(held) < 2 * LANES
+
+
+def test_neighbours_in_an_epoch_are_from_as_many_chunks_as_lanes():
+    chunks = in_chunks()
+    assert all(len(set(chunks[batch].tolist())) >= LANES - 1 for batch in order_of(0))
+
+
+def test_the_order_of_chunked_data_depends_on_seed_and_epoch_alone():
+    assert order_of(1) == order_of(1)
+    assert order_of(1)[5:] == order_of(1, start=5)
+    assert len({str(order_of(e, seed=s)) for e in (0, 1) for s in (0, 1)}) == 4
+    whole = chunked_order(in_chunks(7, 3), torch.Generator().manual_seed(0))
+    assert sorted(whole) == list(range(21)), "sizes that lanes do not divide"
+    assert sorted(chunked_order(in_chunks(2, 2), torch.Generator().manual_seed(0))) == list(range(4))
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_processes_read_different_chunks_and_together_what_one_reads(world):
+    chunks = in_chunks(96, 50)
+    alone = order_of(0, batch_size=64, chunks=chunks)
+    parts = [
+        order_of(0, batch_size=64 // world, chunks=chunks, rank=rank, world=world) for rank in range(world)
+    ]
+    for batch, *shares in zip(alone, *parts, strict=True):
+        assert sorted(batch) == sorted(index for share in shares for index in share)
+    used = [{int(chunks[i]) for batch in part for i in batch} for part in parts]
+    assert sum(map(len, used)) <= 96 + LANES, "only a chunk on the border of two lanes is read by two"

@@ -66,6 +66,7 @@ COMMANDS = {
         options="inference",
     ),
     "check": Command(f"{HERE}:check", positional="data", example="foveal check photos/ --task detect"),
+    "pack": Command("foveal.cli.pack:pack", positional="data out", example="foveal pack photos/ packed/"),
     "look": Command(
         "foveal.cli.look:look", positional="source", example="foveal look photo.jpg --weights FILE"
     ),

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from foveal.data import JointTransform
 from foveal.data.joint import Rescale
-from foveal.data.loader import transformed_item
+from foveal.data.loader import chunks_of, transformed_item
 from foveal.errors import FovealError
 from foveal.files import write_json
 
@@ -95,8 +95,11 @@ def save_arrays(data: Any, folder: Path, split: str, resize: Callable[[Sample], 
         for file in files.values():
             file.close()
     entries = {name: {"dtype": str(first[name].dtype), "shapes": shapes[name]} for name in first}
+    chunks = chunks_of(data)
     about = {
         "entries": entries,
+        # the order of an epoch is then that of `foveal train`
+        "chunks": None if chunks is None else chunks.tolist(),
         "classes": list(data.classes),
         **{
             name: getattr(data, name)
@@ -158,6 +161,8 @@ class ArrayDataset(Dataset):
         stored = len(next(iter(self._shapes.values())))
         self.indices: Sequence[int] = range(stored) if indices is None else indices
         self._all = indices is None
+        chunks = about["chunks"]
+        self.chunks = None if chunks is None else np.asarray(chunks)[list(self.indices)]
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from foveal.checkpoint import save
 from foveal.compare.arrays import ArrayDataset, fold, spread
 from foveal.compare.job import Job
-from foveal.data.loader import EpochBatchSampler, MemoryLoader, SequentialBatchSampler, make_loader
+from foveal.data.loader import (
+    EpochBatchSampler,
+    MemoryLoader,
+    SequentialBatchSampler,
+    chunks_of,
+    make_loader,
+)
 from foveal.look.measures import attention_map, has_map, share_on_object
 from foveal.look.watching import watch
 from foveal.tasks import Task, collate_training
@@ -93,7 +99,9 @@ class Prepared:
         config, task = job.config, job.config.the_task
         self.job, self.task = job, task
         train, self.val = parts_of(job, images)
-        self.batches = EpochBatchSampler(len(train), config.batch_size, seed=config.seed)
+        self.batches = EpochBatchSampler(
+            len(train), config.batch_size, seed=config.seed, chunks=chunks_of(train)
+        )
         self.training = loop.Training(job.build(), task, config, job.info, self.batches)
         to_train = task.train_transform(train, job.info, config.options, config.augment)
         normalize = task.eval_transform(job.info).normalization_alone()

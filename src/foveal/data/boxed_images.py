@@ -52,7 +52,7 @@ class Rows:
         self.source = source
 
     def content(self, index: int) -> bytes:
-        return self.source.table.column("bytes")[index].as_py() or b""
+        return self.source.content(index)
 
     def looks_whole(self, index: int) -> bool:
         content = self.content(index)
@@ -91,6 +91,9 @@ class BoxedImages:
 
     def name(self, index: int) -> str:
         return self.images[index].path
+
+    def content(self, index: int) -> Path | bytes:
+        return self.contents.content(index)
 
     def object_count(self, index: int) -> int:
         """How many objects an image has, crowds left out."""

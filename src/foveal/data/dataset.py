@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from foveal.data.opening import ImageKindError, LabelError
+from foveal.data.opening import ChunkError, ImageKindError, LabelError
 from foveal.errors import FovealError
 from foveal.image_files import open_regular
 
+NEVER_SKIPPED = (LabelError, ImageKindError, ChunkError)
 LOOKED_AT = 16  # items whose sizes `median_size` takes
 
 
@@ -80,14 +82,11 @@ class StoredDataset(Dataset):
         if self.left_out:
             self.notes.append(_told(self.left_out))
         self._asked = len(indices)
-        self._indices: list[int] = []
-        self._unreadable: dict[str, str] = {}
-        for index in indices:
-            reason = None if source.looks_whole(index) else self._reason(index)
-            if reason is None:
-                self._indices.append(index)
-            else:
-                self._unreadable[source.name(index)] = reason
+        doubtful = [index for index in indices if not source.looks_whole(index)]
+        reasons = {index: why for index in doubtful if (why := self._reason(index)) is not None}
+        self._unreadable = {source.name(index): why for index, why in reasons.items()}
+        # as they came where all are readable: a range needs no memory
+        self._indices = [index for index in indices if index not in reasons] if reasons else indices
         # Shared with the reading processes of a DataLoader, so that their finds are counted here.
         self._broken = torch.zeros(len(self._indices), dtype=torch.bool).share_memory_()
         self._check_share()
@@ -109,12 +108,35 @@ class StoredDataset(Dataset):
                 continue
             try:
                 return read(self._indices[place])
-            except (LabelError, ImageKindError):
+            except NEVER_SKIPPED:
                 raise
             except (ValueError, OSError):
                 self._broken[place] = True
                 self._check_share()
         raise FovealError(f"none of the {length} images can be read")
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """An item, and no other in its place.
+
+        Raises:
+            ValueError, OSError: it cannot be read.
+        """
+        return self.source.sample(self._indices[index])
+
+    def encoded(self, index: int) -> bytes | None:
+        """The image file of an item as it is stored; None where the source has no such files.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        content = getattr(self.source, "content", None)
+        if content is None:
+            return None
+        found = content(self._indices[index])
+        if isinstance(found, bytes):
+            return found
+        with open_regular(found) as file:
+            return file.read()
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -134,13 +156,23 @@ class StoredDataset(Dataset):
     def object_counts(self) -> list[int] | None:
         """How many objects each item has, where the source knows without decoding it."""
         count = getattr(self.source, "object_count", None)
-        return None if count is None else [count(index) for index in self._indices]
+        counts = [] if count is None else [count(index) for index in self._indices]
+        return None if count is None or None in counts else counts
 
     @property
     def labels(self) -> list[int] | None:
         """The items' labels, in order, where the source knows them without decoding an image; else None."""
         labels = getattr(self.source, "labels", None)
         return None if labels is None else [int(labels[index]) for index in self._indices]
+
+    @property
+    def chunks(self) -> np.ndarray | None:
+        """(items,) The number of the chunk that holds each item, where items are stored in chunks; else None.
+
+        An order for training that goes through the chunks reads each of them once.
+        """
+        chunks_of = getattr(self.source, "chunks_of", None)
+        return None if chunks_of is None else chunks_of(self._indices)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -156,7 +188,7 @@ class StoredDataset(Dataset):
     def _reason(self, index: int) -> str | None:
         try:
             self.source.sample(index)
-        except (LabelError, ImageKindError):
+        except NEVER_SKIPPED:
             raise
         except (ValueError, OSError) as error:
             return str(error)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -26,6 +27,8 @@ CACHE_BYTES = 2**28
 SMALL_IMAGE = 64
 """Up to this many pixels a side, images are read by the training process itself."""
 MAX_WORKERS = 8
+LANES = 8
+"""Chunks that the order of an epoch reads from at a time."""
 
 
 def seed_for(*position: int | str) -> int:
@@ -39,6 +42,30 @@ def seed_for(*position: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
+def chunked_order(chunks: np.ndarray, generator: torch.Generator) -> list[int]:
+    """A random order of items that reads from `LANES` of their chunks at a time, each chunk almost only once.
+
+    Chunks come in random order, and their items one chunk after another, in random order within it. This sequence is
+    cut into `LANES` equal lanes, and the order takes one item of each lane in turn: neighbours come from as many
+    chunks, and no lane goes back to a chunk that it has left. With 2, 4 or 8 processes, each of which takes every
+    second, fourth or eighth item, every process has lanes of its own.
+
+    Args:
+        chunks: (items,) the number of each item's chunk.
+
+    Example:
+        >>> order = chunked_order(np.repeat(np.arange(100), 10), torch.Generator().manual_seed(0))
+        >>> sorted(order) == list(range(1000)), len({item // 10 for item in order[:80]})
+        (True, 16)
+    """
+    numbers, place = np.unique(chunks, return_inverse=True)
+    turn = torch.randperm(len(numbers), generator=generator).numpy()[place]
+    sequence = np.lexsort((torch.randperm(len(chunks), generator=generator).numpy(), turn))
+    length = len(sequence) // LANES
+    lanes = sequence[: length * LANES].reshape(LANES, length)
+    return [*lanes.T.ravel().tolist(), *sequence[length * LANES :].tolist()]
+
+
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) in an order fixed by seed and epoch; each process takes every ``world``-th index.
 
@@ -49,6 +76,8 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     Args:
         size: images in the data set.
         batch_size: images in a batch of one process.
+        chunks: (size,) the number of the chunk that holds each item, for data that are read in chunks: the order is
+            then that of `chunked_order`.
 
     Example:
         >>> batches = EpochBatchSampler(5, 2, seed=0)
@@ -56,9 +85,18 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         (2, [2, 2])
     """
 
-    def __init__(self, size: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        chunks: np.ndarray | None = None,
+    ) -> None:
         self.batch_size = min(batch_size, max(size // world, 1))
-        self.size, self.seed, self.rank, self.world = size, seed, rank, world
+        self.size, self.seed, self.rank, self.world, self.chunks = size, seed, rank, world, chunks
         self.epoch = 0
         self.start_batch = 0
 
@@ -71,7 +109,11 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(seed_for(self.seed, "order", self.epoch))
-        order = torch.randperm(self.size, generator=generator).tolist()[self.rank :: self.world]
+        if self.chunks is None:
+            order = torch.randperm(self.size, generator=generator).tolist()
+        else:
+            order = chunked_order(self.chunks, generator)
+        order = order[self.rank :: self.world]
         for i in range(self.start_batch, len(self)):
             yield [(self.epoch, j) for j in order[i * self.batch_size : (i + 1) * self.batch_size]]
 
@@ -198,6 +240,11 @@ def worker_count(asked: int | None, image_size: int) -> int:
     if asked is not None:
         return asked
     return 0 if image_size <= SMALL_IMAGE else min(usable_cores(), MAX_WORKERS)
+
+
+def chunks_of(data: Any) -> np.ndarray | None:
+    """The chunk of each item, for data that are read in chunks; else None."""
+    return getattr(data, "chunks", None)
 
 
 def make_loader(

@@ -64,6 +64,9 @@ class MaskedImages:
     def name(self, index: int) -> str:
         return self.pairs[index][0]
 
+    def content(self, index: int) -> Path:
+        return self.root / self.pairs[index][0]
+
     def fingerprint(self, indices: Sequence[int]) -> str:
         files = fingerprint([path for index in indices for path in self.pairs[index]], self.root)
         return f"{files} {self.class_of.tolist()}"

@@ -35,6 +35,10 @@ class ImageKindError(FovealError):
     """A sound image of a kind that cannot become bytes without a decision, such as signed values. Never skipped."""
 
 
+class ChunkError(FovealError):
+    """A file that holds many items is missing, damaged or out of reach. Never skipped as one unreadable image is."""
+
+
 @contextmanager
 def opened(
     source: str | PathLike[str] | bytes, name: str | None, max_pixels: int

@@ -21,7 +21,7 @@ BATCH = 32
 MOST_FILES = 20_000
 """Data with more files are not opened for examples: a page should be there at once."""
 # options of data that fetch, or that lead elsewhere: never taken from a weights file
-NOT_FROM_WEIGHTS = ("download", "root", "arguments")
+NOT_FROM_WEIGHTS = ("download", "root", "arguments", "cache", "cache_gib")
 
 
 class NamedImages:

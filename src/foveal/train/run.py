@@ -18,6 +18,7 @@ from foveal.checkpoint import load, save
 from foveal.data.loader import (
     EpochBatchSampler,
     SequentialBatchSampler,
+    chunks_of,
     make_loader,
     worker_count,
 )
@@ -197,7 +198,11 @@ class Run:
         config, fabric, info = self.config, self.fabric, self.info
         share = {"rank": fabric.global_rank, "world": fabric.world_size}
         self.batches = EpochBatchSampler(
-            len(self.data["train"]), config.batch_size, seed=config.seed, **share
+            len(self.data["train"]),
+            config.batch_size,
+            seed=config.seed,
+            chunks=chunks_of(self.data["train"]),
+            **share,
         )
         val_batches = SequentialBatchSampler(len(self.data["val"]), 2 * config.batch_size, **share)
         self.eval_transform = self.task.eval_transform(info)

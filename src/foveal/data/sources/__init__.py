@@ -20,6 +20,7 @@ from foveal.data.scenes import (
 from foveal.data.sources.clips import open_clips
 from foveal.data.sources.detection import open_detection
 from foveal.data.sources.folder import open_folder
+from foveal.data.sources.packed import is_packed, open_packed
 from foveal.data.sources.parquet import find_parquet, open_parquet
 from foveal.data.sources.segmentation import open_segmentation
 from foveal.data.sources.torchvision import TORCHVISION, open_torchvision
@@ -81,6 +82,7 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
               if train, val, valid, validation, test, training or testing is a word of its name: ``training_set``,
               ``seg_train``, ``train2017``. Where a name may be a part or a class, both readings are refused.
             - A Parquet file, or a folder of them, in the layout of Hugging Face ``datasets``.
+            - A folder of chunks that `foveal pack` wrote, or litdata; or the URL of one. See `open_packed`.
             - ``"torchvision:NAME"``: any classification set of torchvision, with the options ``root``,
               ``download`` (default False: nothing is fetched unasked) and ``arguments`` (a dictionary for the
               class).
@@ -116,12 +118,15 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
     """
     if task not in ("classify", *OTHER_TASKS):
         raise FovealError(f"task must be one of classify, {', '.join(OTHER_TASKS)}, got {task!r}")
-    if task in OTHER_TASKS:
-        bundled, open_stored = OTHER_TASKS[task]
-        if spec in bundled:
-            opener, takes = bundled[spec]
-            check_options(takes, options, spec)
-            return opener(split, **options)
+    bundled, open_stored = OTHER_TASKS.get(task, ({}, None))
+    if spec in bundled:
+        opener, takes = bundled[spec]
+        check_options(takes, options, spec)
+        return opener(split, **options)
+    if spec not in BUNDLED and is_packed(spec):
+        check_options(open_packed, options, spec)
+        return open_packed(spec, split, **{**options, "task": task})
+    if open_stored is not None:
         check_options(open_stored, options, spec)
         return open_stored(spec, split, **options)
     opener, where = _opener(spec)

@@ -45,9 +45,12 @@ class FolderImages:
     def name(self, index: int) -> str:
         return self.paths[index]
 
+    def content(self, index: int) -> Path:
+        return self.root / self.paths[index]
+
     def sample(self, index: int) -> dict[str, Any]:
         image = decode_image(
-            self.root / self.paths[index],
+            self.content(index),
             max_pixels=self.max_pixels,
             channels=self.channels,
             grey_bits=self.grey_bits,

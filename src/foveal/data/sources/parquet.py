@@ -79,10 +79,12 @@ class ParquetImages:
         path = self.table.column("path")[index].as_py()
         return self.table.column("row")[index].as_py() + (f" {path}" if path else "")
 
+    def content(self, index: int) -> bytes:
+        return self.table.column("bytes")[index].as_py() or b""
+
     def sample(self, index: int) -> dict[str, Any]:
-        content = self.table.column("bytes")[index].as_py() or b""
         image = decode_image(
-            content,
+            self.content(index),
             name=self.name(index),
             max_pixels=self.max_pixels,
             channels=self.channels,
@@ -95,7 +97,7 @@ class ParquetImages:
         return sample
 
     def looks_whole(self, index: int) -> bool:
-        content = self.table.column("bytes")[index].as_py() or b""
+        content = self.content(index)
         return looks_whole(content[:32], content[-32:], len(content))
 
     def fingerprint(self, indices: Sequence[int]) -> str:

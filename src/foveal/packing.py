@@ -1,0 +1,193 @@
+"""A data set as chunks: large files that hold many images each, to be read from a slow disk or over a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveal.data.chunks import CHUNK_BYTES, ChunkWriter
+from foveal.data.dataset import NEVER_SKIPPED
+from foveal.data.loader import seed_for
+from foveal.data.packed_items import BOX, BOX_KIND, PACKED_TASKS, encode, png_file
+from foveal.data.sources.packed import ITEMS, MANIFEST, Manifest
+from foveal.data.split import SPLITS, NoPartError
+from foveal.errors import FovealError
+from foveal.files import atomic_write, utf8_path, write_json
+from foveal.folders import whole_folder
+from foveal.tasks import task_named
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack` wrote.
+
+    Attributes:
+        folder: where it is.
+        items, chunks: split -> how many.
+        size: bytes of all chunks.
+        left_out: images that are unreadable and not packed, name -> why.
+    """
+
+    folder: Path
+    items: dict[str, int]
+    chunks: dict[str, int]
+    size: int
+    left_out: dict[str, str]
+
+
+def pack(
+    data: str,
+    out: str | os.PathLike[str],
+    *,
+    task: str = "classify",
+    data_options: Mapping[str, Any] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Packed:
+    """Write a data set as a folder of chunks, which `foveal.data.open_dataset` and litdata open.
+
+    Image files go into the chunks byte for byte; data without files, such as the bundled scenes, as PNG. Images for
+    training are shuffled once, so that a chunk holds images of every class; the others keep their order. Parts,
+    classes, names and truth come along, and stay as they are packed.
+
+    Args:
+        data: as for ``open_dataset``.
+        out: the folder, which must not exist: it appears whole, or not at all.
+        task: what the data are for: classify, segment or detect.
+        data_options: of the data set.
+        chunk_bytes: size of a chunk, about.
+        progress: called with split, items done and items of the split.
+
+    Raises:
+        FovealError: ``out`` exists, the data cannot be opened, or more than ``max_unreadable`` of the images are
+            unreadable.
+
+    Example:
+        >>> import tempfile
+        >>> from foveal.data import open_dataset
+        >>> packed = pack("scenes", tempfile.mkdtemp() + "/packed", data_options={"length": 8})
+        >>> packed.items, len(open_dataset(str(packed.folder), "val"))
+        ({'train': 8, 'val': 8, 'test': 8}, 8)
+    """
+    if task not in PACKED_TASKS:
+        raise FovealError(f"task must be one of {', '.join(PACKED_TASKS)}, got {task!r}")
+    if not 2**10 <= chunk_bytes < 2**32:
+        raise FovealError(f"chunk_bytes must be {2**10} to {2**32 - 1}, got {chunk_bytes}")
+    with whole_folder(out, "", "") as (folder, place):
+        opened = dict(_parts(data, task, dict(data_options or {})))
+        first = next(iter(opened.values()))
+        for split, part in opened.items():
+            if list(part.classes) != list(first.classes):
+                raise FovealError(
+                    f"parts must have the same classes, got {part.classes} for {split} and {first.classes}"
+                )
+        writers, left_out = {}, {}
+        for split, part in opened.items():
+            (folder / split).mkdir()
+            writers[split] = _write_part(part, split, task, folder / split, chunk_bytes, left_out, progress)
+        manifest = Manifest(
+            task=task,
+            classes=list(first.classes),
+            mirror=getattr(first, "mirror", True),
+            ignore_index=getattr(first, "ignore_index", None),
+            category_ids=getattr(first, "category_ids", None),
+            parts=list(opened),
+        )
+        write_json(folder / MANIFEST, {"format": 1, **asdict(manifest)})
+    size = sum(chunk["chunk_bytes"] for writer in writers.values() for chunk in writer.rows)
+    items = {split: sum(row["chunk_size"] for row in writer.rows) for split, writer in writers.items()}
+    return Packed(
+        place, items, {split: len(writer.rows) for split, writer in writers.items()}, size, left_out
+    )
+
+
+def _parts(data: str, task: str, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The parts that the data have, all of which must hold something."""
+    missing = []
+    for split in SPLITS:
+        try:
+            part = task_named(task).open(data, split, options)
+        except NoPartError as error:
+            missing.append(str(error))
+            continue
+        if len(part) == 0:
+            raise FovealError(f"a part must hold at least 1 image, got 0 for {split} in {data}")
+        yield split, part
+    if len(missing) == len(SPLITS):
+        raise FovealError(missing[0])
+
+
+def _write_part(
+    part: Any,
+    split: str,
+    task: str,
+    folder: Path,
+    chunk_bytes: int,
+    left_out: dict[str, str],
+    progress: Callable[[str, int, int], None] | None,
+) -> ChunkWriter:
+    left_out |= getattr(part, "skipped", {})
+    fields = dict(PACKED_TASKS[task])
+    if task == "classify" and BOX in part[0]:
+        fields[BOX] = BOX_KIND
+    writer, rows = ChunkWriter(folder, fields, chunk_bytes), []
+    names, unreadable = list(part.names), 0
+    generator = torch.Generator().manual_seed(seed_for(0, "pack"))
+    order = torch.randperm(len(part), generator=generator).tolist() if split == "train" else range(len(part))
+    for done, place in enumerate(order, 1):
+        try:
+            image, truth = _item(part, place, decoded=task != "classify" or BOX in fields)
+        except NEVER_SKIPPED:
+            raise
+        except (ValueError, OSError) as error:
+            left_out[names[place]] = str(error)
+            unreadable += 1
+            if unreadable > part.max_unreadable * len(part):
+                raise FovealError(
+                    f"at most {part.max_unreadable:.3g} of the images may be unreadable (max_unreadable), got "
+                    f"{unreadable} of {len(part)} for {split}, the last is {names[place]}: {error}"
+                ) from None
+            continue
+        writer.add(encode(task, image, names[place], truth))
+        rows.append({"name": names[place], **_known(truth)})
+        if progress is not None:
+            progress(split, done, len(part))
+    writer.close()
+    _write_items(folder / ITEMS, rows)
+    return writer
+
+
+def _item(part: Any, place: int, *, decoded: bool) -> tuple[bytes, Mapping[str, Any]]:
+    """The image file of an item and its truth, which is known without decoding the image where only a label is."""
+    file = part.encoded(place) if hasattr(part, "encoded") else None
+    if file is not None and not decoded and part.labels is not None:
+        return file, {"label": part.labels[place]}
+    sample = part.sample(place) if hasattr(part, "sample") else part[place]
+    return png_file(sample["image"]) if file is None else file, sample
+
+
+def _known(truth: Mapping[str, Any]) -> dict[str, int]:
+    """What `ITEMS` says of an item beside its name."""
+    if "label" in truth:
+        return {"label": int(truth["label"])}
+    return {"objects": int((~truth["crowd"]).sum())} if "crowd" in truth else {}
+
+
+def _write_items(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [row["name"].encode(errors="backslashreplace").decode() for row in rows]
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "name"}
+    table = pa.table({"name": names, **columns})
+
+    def write(temporary: Path) -> None:
+        with utf8_path(temporary) as name:
+            pq.write_table(table, name, compression="zstd")
+
+    atomic_write(path, write)

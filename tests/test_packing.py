@@ -1,0 +1,144 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from foveal.data import open_dataset
+from foveal.data.chunks import ChunkWriter
+from foveal.errors import FovealError
+from foveal.evaluate import evaluate
+from foveal.packing import pack
+from foveal.train import TrainConfig, fit
+from tests.data.boxes_by_hand import box, coco
+
+
+def test_image_files_are_stored_byte_for_byte_with_names_and_classes(
+    coloured_folder: Path, tmp_path: Path
+) -> None:
+    packed = pack(str(coloured_folder), tmp_path / "out", chunk_bytes=2000)
+    assert packed.items == {"train": 48, "val": 18}
+    assert packed.chunks["train"] > 3
+    for split in ("train", "val"):
+        stored, original = (
+            open_dataset(str(tmp_path / "out"), split),
+            open_dataset(str(coloured_folder), split),
+        )
+        assert stored.classes == original.classes
+        assert sorted(stored.names) == sorted(original.names)
+        for i, name in enumerate(stored.names):
+            assert stored.encoded(i) == (coloured_folder / name).read_bytes()
+            assert stored.classes[stored[i]["label"]] == name.split("/")[1]
+        assert (stored.names == original.names) == (split == "val"), "only images for training are shuffled"
+
+
+def test_parts_stay_as_they_were_divided(coloured_folder: Path, tmp_path: Path) -> None:
+    options = {"val_share": 0.25, "split_seed": 3}
+    data = str(coloured_folder / "train")
+    pack(data, tmp_path / "out", data_options=options)
+    stored = open_dataset(str(tmp_path / "out"), "val")
+    assert stored.names == open_dataset(data, "val", **options).names
+    assert len(stored) == 12
+
+
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_masks_and_boxes_come_back(task: str, tmp_path: Path) -> None:
+    data, options = "scenes", {"length": 6}
+    if task == "detect":
+        boxes = [
+            box(1, [1, 2, 10, 9]),
+            box(2, [5, 5, 8, 8], category=7, iscrowd=1),
+            box(3, [0, 0, 4, 4], image_id=2),
+        ]
+        coco(tmp_path / "data", boxes)
+        shutil.copytree(tmp_path / "data" / "annotations", tmp_path / "copy")
+        data, options = str(tmp_path / "data"), {"val_share": 0.5}
+    pack(data, tmp_path / "out", task=task, data_options=options, chunk_bytes=2000)
+    for split in ("train", "val"):
+        stored = open_dataset(str(tmp_path / "out"), split, task=task)
+        original = open_dataset(data, split, task=task, **options)
+        assert (stored.classes, stored.ignore_index) == (
+            original.classes,
+            getattr(original, "ignore_index", None),
+        )
+        assert getattr(stored, "category_ids", None) == getattr(original, "category_ids", None)
+        assert stored.object_counts == getattr(original, "object_counts", None)
+        by_name = {name: stored[i] for i, name in enumerate(stored.names)}
+        for name, wanted in zip(original.names, original, strict=True):
+            found = by_name[name]
+            assert found.keys() == wanted.keys()
+            for entry, value in wanted.items():
+                same = (
+                    torch.equal(found[entry], value)
+                    if isinstance(value, torch.Tensor)
+                    else found[entry] == value
+                )
+                assert same, entry
+
+
+def test_it_appears_whole_or_not_at_all(
+    coloured_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FovealError, match=r"out must not exist yet, got .*there"):
+        pack(str(coloured_folder), tmp_path / "there")
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ChunkWriter, "close", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pack(str(coloured_folder), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_unreadable_images_are_left_out_and_named(coloured_folder: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(coloured_folder, tmp_path / "data")
+    broken = data / "train" / "red" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    packed = pack(str(data), tmp_path / "out")
+    assert packed.items["train"] == 47
+    assert list(packed.left_out) == ["train/red/03.png"]
+    assert len(open_dataset(str(tmp_path / "out"), "train")) == 47
+
+
+def test_what_cannot_be_packed_is_refused(coloured_folder: Path, tmp_path: Path) -> None:
+    for words, message in (
+        ({"task": "clips"}, "task must be one of classify, segment, detect, got 'clips'"),
+        ({"chunk_bytes": 10}, "chunk_bytes must be 1024 to 4294967295, got 10"),
+        ({"data_options": {"classes": ["a", "b"]}}, "class folders must be among a, b"),
+    ):
+        with pytest.raises(FovealError, match=message):
+            pack(str(coloured_folder), tmp_path / "out", **words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_packed_set_can_be_packed_again(coloured_folder: Path, tmp_path: Path) -> None:
+    pack(str(coloured_folder), tmp_path / "a", chunk_bytes=2000)
+    pack(str(tmp_path / "a"), tmp_path / "b", chunk_bytes=5000)
+    a, b = (open_dataset(str(tmp_path / name), "val") for name in "ab")
+    assert [a.encoded(i) for i in range(len(a))] == [b.encoded(i) for i in range(len(b))]
+
+
+def test_a_file_known_by_its_name_alone_is_read(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (4, 3), (9, 8, 7)).save(tmp_path / "data" / name / f"{i}.tga")
+    pack(str(tmp_path / "data"), tmp_path / "out")
+    assert open_dataset(str(tmp_path / "out"), "val")[0]["image"][:, 0, 0].tolist() == [9, 8, 7]
+
+
+def test_training_and_evaluation_take_it_as_they_take_the_folder(
+    coloured_folder: Path, tmp_path: Path
+) -> None:
+    pack(str(coloured_folder), tmp_path / "packed", chunk_bytes=2000)
+    options = {"model": "cifar_resnet8", "epochs": 1, "batch_size": 16, "workers": 0, "accelerator": "cpu"}
+    result = fit(TrainConfig(data=str(tmp_path / "packed"), out=str(tmp_path / "run"), **options), quiet=True)
+    weights = tmp_path / "run" / "weights" / "best.safetensors"
+    near = evaluate(str(weights), device="cpu")
+    assert near.images == 18
+    assert near.figures["accuracy"] == pytest.approx(result.best["val_accuracy"])
+    folder = evaluate(str(weights), str(coloured_folder), device="cpu")
+    assert folder.figures == near.figures, "validation keeps its order"
