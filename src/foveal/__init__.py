@@ -77,6 +77,7 @@ _SUBPACKAGES = (
     "models",
     "nn",
     "ops",
+    "packing",
     "palette",
     "predict",
     "published",
