@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import foveal
-from foveal.export import export, script_image
+from foveal.export import export, script_input
 from foveal.export.script import run_script
 from foveal.inference import Predictor
 from foveal.model_info import ModelInfo
@@ -75,8 +75,8 @@ def test_detectors_are_exported_with_boxes_of_any_size_of_image(name, to, tmp_pa
     done = export(ready, to, with_preprocessing=True, out=tmp_path / "out")
     assert [one.shape for one in done.checks] == [(2, 3, 64, 64), (1, 3, 64, 64), (3, 3, 81, 64)]
     assert all(one.difference < 1e-5 and one.agreement == 1 for one in done.checks)
-    photo = script_image(None)
-    said, wanted = run_script(done.folder / "infer.py", photo, tmp_path), ready(photo)
+    with script_input(ready, None) as photo:
+        said, wanted = run_script(done.folder / "infer.py", photo, tmp_path), ready(photo)
     assert len(wanted) > 1, "an answer without boxes would prove nothing"
     assert [label for label, _ in said["labels"]] == [label for label, _ in wanted.labels]
     torch.testing.assert_close(torch.tensor(said["boxes_xyxy"]), wanted.boxes_xyxy, atol=0.02, rtol=0)

@@ -204,12 +204,12 @@ def export(
         weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published weights.
         to: onnx, openvino, aotinductor (machine code for this processor), pt2 (torch.export) or web (one page for a
             browser).
-        static: One image of one size; by default batch, height and width are free.
+        static: One image of one size; by default batch, height and width are free, of clips the batch.
         with_preprocessing: The file takes the bytes 0 to 255 of resized images and normalises them itself.
         half: Compute in float16.
         int8: Quantise, for onnx and openvino. Gates and softmax stay in float where that is more accurate.
         calibrate: For int8, a folder of images like those to come.
-        images: Folder of your images, on which the file is compared with the network. Default: bundled ones.
+        images: Folder of your images, or clips, on which the file is compared with the network. Default: bundled ones.
         image_size: At which the network sees images. Default: as it was trained.
         out: Folder to write, which must not exist. Default: the first free runs/export/MODEL-FORMAT.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from foveal.checkpoint import load
@@ -251,7 +251,7 @@ def attention_pictures(
         weights: variant name -> trained weights.
 
     Returns:
-        A word for each image; the images; variant name -> its maps over them, as data URLs.
+        A word for each image; the images, of a clip its frames; variant name -> its maps over them, as data URLs.
     """
     job, images = plan.job, plan.data["val"]
     task = job.config.the_task
@@ -265,6 +265,7 @@ def attention_pictures(
         (batch,) = task.collate(samples)
         objects = task.object_mask(batch)  # pyright: ignore[reportAttributeAccessIssue]
     prepared = job.config.the_task.eval_transform(job.info).normalize(pixels).to(job.device)
+    flat: Callable[[Tensor], Tensor] = _in_two_lines if pixels.ndim == 5 else lambda values: values
 
     maps: dict[str, list[str]] = {}
     for variant in plan.variants:
@@ -277,13 +278,25 @@ def attention_pictures(
             net(prepared)
         found = [on_pixels(attention_map(r), r.spatial, tuple(size[1:])) for r in seen.values() if has_map(r)]
         if found:
-            relative = torch.stack([m / m.mean((1, 2), keepdim=True) for m in found]).mean(0).cpu()
-            maps[variant.name] = [_picture(p, objects, i, relative[i]) for i, p in enumerate(pixels)]
+            whole = tuple(range(1, found[0].ndim))
+            relative = torch.stack([m / m.mean(whole, keepdim=True) for m in found]).mean(0).cpu()
+            maps[variant.name] = [
+                _picture(flat(p), objects, i, flat(relative[i])) for i, p in enumerate(pixels)
+            ]
     labels = [task.caption(sample, job.info.classes) for sample in samples]
-    if pixels.ndim == 5:
-        # of a clip the frame in the middle
-        pixels = pixels[:, :, pixels.shape[2] // 2]
-    return labels, [_picture(p, objects, i, None) for i, p in enumerate(pixels)], maps
+    return labels, [_picture(flat(p), objects, i, None) for i, p in enumerate(pixels)], maps
+
+
+def _in_two_lines(values: Shaped[Tensor, "*c t h w"]) -> Tensor:
+    """The frames of a clip, or of a map over it, side by side in two lines (*c, 2 h, t / 2 w).
+
+    A missing one at the end is the last one once more.
+    """
+    frames = values.shape[-3]
+    columns = math.ceil(frames / 2)
+    chosen = torch.arange(2 * columns).clamp_max(frames - 1)
+    lines = values.index_select(-3, chosen).unflatten(-3, (2, columns))
+    return lines.movedim(-3, -2).flatten(-2).flatten(-3, -2)
 
 
 def recordable(net: nn.Module) -> bool:

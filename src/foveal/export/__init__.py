@@ -7,7 +7,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 import foveal
+from foveal.data.video import FORMATS as FORMATS_OF_VIDEOS
 from foveal.errors import FovealError
 from foveal.export.fault import first_fault
-from foveal.export.program import INPUT, Program, record, shipment_of
+from foveal.export.program import INPUT, Program, free_axes, record, shipment_of
 from foveal.export.proof import (
     TOLERANCES,
     Batch,
@@ -38,6 +40,7 @@ from foveal.export.tensorrt import engine_script
 from foveal.files import write_json, write_text
 from foveal.folders import whole_folder
 from foveal.inference import Predictor, image_files, predictor
+from foveal.look.images import bundled_images
 from foveal.machine import versions
 from foveal.model_info import LARGEST_SIZE
 from foveal.tasks.shipping import Shipment
@@ -94,7 +97,7 @@ def export(
         weights: a file of `foveal train`, the name of a model with published weights, or a predictor.
         to: "onnx", "openvino", "aotinductor" (machine code for this processor), "pt2" (torch.export) or "web" (one
             page for a browser).
-        static: record one image of one size; by default batch, height and width are free.
+        static: record one image of one size; by default batch, height and width are free, of clips the batch.
         with_preprocessing: the file takes the bytes 0..255 of resized images and normalises them itself.
         half: compute in float16.
         int8: quantise, for "onnx" and "openvino"; gates and softmax stay in float where that is more accurate.
@@ -144,14 +147,19 @@ def export(
         reference = (
             ready if precision == "float32" else replace(ready, net=RuntimeNet(run, shipment, ready.net))
         )
-        example_file, allowed = script_image(images), SAME_SCORE[precision]
-        if to == "web":
-            difference = finish_page(reference, folder, facts, shipment, example_file, allowed, say)
-        else:
-            text = script_text(RUNTIMES[to], [kind.load, *shipment.script], ready.info.channels)
-            write_text(folder / "infer.py", text)
-            difference = prove_script(reference, folder / "infer.py", example_file, allowed)
-            say(f"infer.py answers as foveal predict: scores within {difference:.1e}")
+        with script_input(ready, images) as example_file:
+            if to == "web":
+                allowed = SAME_SCORE[precision]
+                difference = finish_page(reference, folder, facts, shipment, example_file, allowed, say)
+            else:
+                of_clips = hasattr(ready.task, "example_size")
+                functions = [kind.load, *shipment.script]
+                write_text(
+                    folder / "infer.py",
+                    script_text(RUNTIMES[to], functions, ready.info.channels, of_clips=of_clips),
+                )
+                difference = prove_script(reference, folder / "infer.py", example_file, SAME_SCORE[precision])
+                say(f"infer.py answers as foveal predict: scores within {difference:.1e}")
         if to == "onnx" and not int8:
             text = engine_script(folder / kind.FILE, ready.net, facts["input"], example.shape)
             write_text(folder / "build_engine.py", text)
@@ -211,7 +219,8 @@ def description(
 ) -> dict[str, Any]:
     """What ``foveal.json`` and the file's own metadata say."""
     info = ready.info
-    sizes = list(example.shape) if static else ["batch", example.shape[1], "height", "width"]
+    free = free_axes(shipment, static)
+    sizes = [free.get(axis, size) for axis, size in enumerate(example.shape)]
     packages = [
         name for name in ("onnx", "onnxruntime", "openvino", "nncf") if name in format_named(to).NEEDS
     ]
@@ -333,14 +342,34 @@ def finish_page(
     return difference
 
 
-def script_image(images: str | None) -> Path:
-    """The first of a person's images, or a photograph that comes with scikit-learn."""
-    if images is not None:
-        return image_files([images])[0]
-    from sklearn.datasets import load_sample_images
+@contextmanager
+def script_input(predictor: Predictor, images: str | None) -> Iterator[Path]:
+    """The first of a person's images that a script reads, or a photograph that comes with scikit-learn.
 
-    photographs: Any = load_sample_images()
-    return Path(photographs.filenames[0])
+    Of clips an animated image or a folder of frames, or a bundled clip, written as an animated image.
+    """
+    of_clips = hasattr(predictor.task, "example_size")
+    if images is not None:
+        files = image_files([images], predictor.task)
+        # the script reads videos with Pillow alone
+        files = [file for file in files if not of_clips or file.suffix.lower() not in FORMATS_OF_VIDEOS]
+        if files:
+            yield files[0]
+            return
+    if not of_clips:
+        from sklearn.datasets import load_sample_images
+
+        photographs: Any = load_sample_images()
+        yield Path(photographs.filenames[0])
+        return
+    from PIL import Image
+
+    ((_, clip),) = bundled_images(predictor, 1)
+    first, *others = [Image.fromarray(frame.numpy()) for frame in clip.permute(1, 2, 3, 0)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.webp"
+        first.save(path, save_all=True, append_images=others, lossless=True)
+        yield path
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -88,14 +88,14 @@ def _name_nodes(model: Any, program: Program) -> None:
 
 
 def _name_sizes(model: Any, program: Program) -> None:
-    """Call the free sizes batch, height and width; sizes inside, which are formulas of these, say nothing."""
+    """Call the free sizes by their names; sizes inside, which are formulas of these, say nothing."""
     del model.graph.value_info[:]
-    if not program.dynamic:
+    if not program.free:
         return
     (image,) = model.graph.input
     sizes = image.type.tensor_type.shape.dim
     renamed = {}
-    for place, name in ((0, "batch"), (2, "height"), (3, "width")):
+    for place, name in program.free.items():
         renamed[sizes[place].dim_param] = name
         sizes[place].dim_param = name
     for output in model.graph.output:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,26 +23,28 @@ INPUT = "images"
 class ShippedNet(nn.Module):
     """The network as it is recorded: images in, the task's tensors out.
 
-    Shapes: images (b, c, h, w), prepared; or the bytes of resized images, where ``normalise`` is given.
+    Shapes: images (b, c, h, w) or clips (b, c, t, h, w), prepared; or the bytes of resized images, where ``normalise``
+    is given.
 
     Args:
         net: the network.
         shipment: what the task wants of it.
         normalise: mean and standard deviation of each channel, for images in 0..1, to apply in the graph.
         half: compute in float16; outputs are float32 all the same.
+        dims: 4 for images, 5 for clips.
     """
 
     gain: Tensor
     shift: Tensor
 
     def __init__(
-        self, net: nn.Module, shipment: Shipment, normalise: tuple[Any, Any] | None, half: bool
+        self, net: nn.Module, shipment: Shipment, normalise: tuple[Any, Any] | None, half: bool, dims: int = 4
     ) -> None:
         super().__init__()
         self.net = net.half() if half else net
         self.shipment, self.half_type, self.normalised = shipment, half, normalise is not None
         if normalise is not None:
-            mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in normalise)
+            mean, std = (of_channels(values, dims) for values in normalise)
             self.register_buffer("gain", 1 / (255 * std))
             self.register_buffer("shift", -mean / std)
 
@@ -63,14 +65,14 @@ class Program:
         exported: the graph.
         net: what was recorded, to run beside it.
         names: names of the outputs.
-        dynamic: whether batch, height and width are free.
+        free: name of the size of each axis of the input that is free: batch, height and width, or some of them.
         paths: path of a module in ``net`` -> its path in the network that the person knows.
     """
 
     exported: Any
     net: ShippedNet
     names: tuple[str, ...]
-    dynamic: bool
+    free: dict[int, str]
     paths: dict[str, str] = field(default_factory=dict)
 
     def readable(self, path: str) -> str:
@@ -107,17 +109,16 @@ def record(predictor: Predictor, example: Tensor, *, static: bool, half: bool, n
         FovealError: the network cannot be recorded; the message names the module.
     """
     info, shipment = predictor.info, shipment_of(predictor)
-    if not (static or shipment.dynamic):
-        raise FovealError(f"networks of task {info.task} are exported at one size only; say --static")
     fused = foveal.fuse(predictor.net, fuse_example(example, predictor, normalise))
     paths: Any = fused.paths
-    net = ShippedNet(fused, shipment, (info.mean, info.std) if normalise else None, half).eval()
-    dimension = torch.export.Dim.DYNAMIC
-    free = None if static else ({0: dimension, 2: dimension, 3: dimension},)
+    normalisation = (info.mean, info.std) if normalise else None
+    net = ShippedNet(fused, shipment, normalisation, half, example.ndim).eval()
+    free = free_axes(shipment, static)
+    dynamic = (dict.fromkeys(free, torch.export.Dim.DYNAMIC),) if free else None
     with running(net) as modules:
         try:
             with torch.no_grad(), quiet("torch.export"):
-                exported = torch.export.export(net, (example,), dynamic_shapes=free)
+                exported = torch.export.export(net, (example,), dynamic_shapes=dynamic)
         except Exception as error:
             # whatever a network does in forward may fail here, in many ways
             at = readable(paths, modules[-1]) if modules else ""
@@ -126,7 +127,23 @@ def record(predictor: Predictor, example: Tensor, *, static: bool, half: bool, n
             hint = "" if static else "; --static records one size"
             name = info.model or type(predictor.net).__name__
             raise FovealError(f"{name} cannot be recorded{where}: {reason}{hint}") from error
-    return Program(exported, net, shipment.outputs, not static, paths)
+    return Program(exported, net, shipment.outputs, free, paths)
+
+
+def free_axes(shipment: Shipment, static: bool) -> dict[int, str]:
+    """The axes of the input whose sizes a file leaves free, by number, with their names; none where ``static``."""
+    names = {0: "batch", 2: "height", 3: "width"}
+    return {} if static else {axis: names[axis] for axis in shipment.free}
+
+
+def of_channels(values: Sequence[float], dims: int) -> Tensor:
+    """A number for each channel, for an input of so many dimensions.
+
+    Example:
+        >>> of_channels((0.5, 0.25), 5).shape
+        torch.Size([1, 2, 1, 1, 1])
+    """
+    return torch.tensor(values).reshape(1, -1, *[1] * (dims - 2))
 
 
 def shipment_of(predictor: Predictor) -> Shipment:
@@ -145,9 +162,7 @@ def fuse_example(example: Tensor, predictor: Predictor, normalise: bool) -> Tens
     """One image as the network itself takes it."""
     if not normalise:
         return example[:1]
-    mean, std = (
-        torch.tensor(values).reshape(1, -1, 1, 1) for values in (predictor.info.mean, predictor.info.std)
-    )
+    mean, std = (of_channels(values, example.ndim) for values in (predictor.info.mean, predictor.info.std))
     return (example[:1].float() / 255 - mean) / std
 
 

@@ -1,4 +1,4 @@
-"""Whether a file computes what the network computes: on real images, at more than one size, in more than one batch."""
+"""Whether a file computes what the network computes: on real images or clips, in more than one batch, at more sizes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveal.data import decode_image
 from foveal.errors import FovealError
+from foveal.export.program import shipment_of
 from foveal.image_files import find_images
 from foveal.inference import Predictor
 from foveal.look.images import bundled_images
@@ -31,7 +31,7 @@ class Batch:
     """Real images of one size.
 
     Attributes:
-        prepared: (b, c, h, w) as the network takes them.
+        prepared: (b, c, h, w), or of clips (b, c, t, h, w), as the network takes them.
         input: the same as the file takes them: these, or bytes.
     """
 
@@ -44,7 +44,7 @@ class Check:
     """What came of one batch.
 
     Attributes:
-        shape: of the images, (b, c, h, w).
+        shape: of the images, (b, c, h, w), or of the clips.
         difference: the largest of any output, as a share of the largest output.
         agreement: share of equal answers, from 0 to 1; of what, the task says.
     """
@@ -55,7 +55,7 @@ class Check:
 
 
 def real_images(predictor: Predictor, folder: str | None) -> list[Tensor]:
-    """Images of a person's folder, or those that come with foveal; uint8 (c, h, w).
+    """Images, or clips, of a person's folder, or those that come with foveal; uint8 (c, h, w) or (c, t, h, w).
 
     Raises:
         FovealError: no image of the folder can be read.
@@ -66,9 +66,10 @@ def real_images(predictor: Predictor, folder: str | None) -> list[Tensor]:
     found, reason = [], "it holds none"
     if not Path(folder).exists():
         raise FileNotFoundError(f"images must be a folder that exists, got {folder}")
-    for file in [folder] if Path(folder).is_file() else find_images(folder):
+    find = getattr(predictor.task, "find_files", find_images)
+    for file in [folder] if Path(folder).is_file() else find(Path(folder)):
         try:
-            found.append(decode_image(file, channels=predictor.info.channels))
+            found.append(predictor.read(file))
         except (FovealError, OSError) as error:
             reason = str(error)
         if len(found) == IMAGES:
@@ -83,16 +84,18 @@ def make_batches(
 ) -> list[Batch]:
     """The batch that is recorded, and those that prove it.
 
-    First the traced size, two images (one where ``static``); then one image alone; then three at another size, odd
-    and not square. Where ``static``, another image of the same size.
+    First the traced size, two images (one where ``static``); then one image alone; then three, where sizes are free at
+    another size, odd and not square. Where ``static``, another image of the same size.
     """
     views = _views(predictor, images)
     if static:
         return [_batch(predictor, [view], normalise) for view in [*views, *views][:2]]
-    larger = replace(
-        predictor, info=replace(predictor.info, image_size=predictor.info.image_size * 5 // 4 | 1)
-    )
-    others = [view[..., : view.shape[-1] * 4 // 5] for view in _views(larger, images)]
+    others = views
+    if 2 in shipment_of(predictor).free:
+        larger = replace(
+            predictor, info=replace(predictor.info, image_size=predictor.info.image_size * 5 // 4 | 1)
+        )
+        others = [view[..., : view.shape[-1] * 4 // 5] for view in _views(larger, images)]
     return [
         _batch(predictor, (views * 2)[:2], normalise),
         _batch(predictor, views[-1:], normalise),

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from foveal.data import decode_image
 from foveal.errors import FovealError
 from foveal.evaluate import data_options_for
 from foveal.export.program import quiet
@@ -42,9 +41,10 @@ def calibration_inputs(predictor: Predictor, folder: str) -> tuple[list[np.ndarr
         raise FileNotFoundError(f"calibrate must be a folder of images, got {folder}")
     inputs: list[np.ndarray] = []
     unreadable: dict[str, str] = {}
-    for file in find_images(folder):
+    find = getattr(predictor.task, "find_files", find_images)
+    for file in find(Path(folder)):
         try:
-            view = predictor.view({"image": decode_image(file, channels=predictor.info.channels)})["image"]
+            view = predictor.view({"image": predictor.read(file)})["image"]
         except (FovealError, OSError) as error:
             unreadable[file] = str(error)
             continue

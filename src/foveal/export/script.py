@@ -13,7 +13,7 @@ from typing import Any
 
 from foveal.errors import FovealError
 
-HEAD = '''"""Answers for images, one line of JSON each: python infer.py photo.jpg ...
+HEAD = '''"""Answers for {what}, one line of JSON each: python infer.py {example} ...
 
 Written by foveal; needs numpy, Pillow and {runtime}.
 """
@@ -32,22 +32,27 @@ about = json.loads((here / "foveal.json").read_text(encoding="utf-8"))
 LOOP = """
 run = load(str(here / about["file"]))
 for name in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(name)).convert("{mode}")
+    image = read(name, "{mode}")
     outputs = run(prepare(image, about["preprocessing"]))
     print(json.dumps({{"file": name, **answer(outputs, image, name, about)}}))
 """
 
 
-def script_text(runtime: str, functions: Sequence[Callable[..., Any]], channels: int) -> str:
+def script_text(
+    runtime: str, functions: Sequence[Callable[..., Any]], channels: int, *, of_clips: bool = False
+) -> str:
     """The Python of ``infer.py``.
 
     Args:
         runtime: what it needs beside numpy and Pillow, as people install it.
-        functions: that are copied into it: ``load``, ``prepare`` and ``answer``, and those these call.
+        functions: that are copied into it: ``load``, ``read``, ``prepare`` and ``answer``, and those these call.
+        of_clips: whether it takes clips rather than images.
     """
     sources = "\n\n".join(inspect.getsource(function) for function in functions)
     mode = "L" if channels == 1 else "RGB"
-    return f"{HEAD.format(runtime=runtime)}\n\n{sources}\n{LOOP.format(mode=mode)}"
+    what = "clips: animated images, and folders of frames" if of_clips else "images"
+    head = HEAD.format(runtime=runtime, what=what, example="clip.gif frames/" if of_clips else "photo.jpg")
+    return f"{head}\n\n{sources}\n{LOOP.format(mode=mode)}"
 
 
 def run_script(script: Path, image: Path, folder: Path) -> dict[str, Any]:

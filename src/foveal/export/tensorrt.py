@@ -68,15 +68,12 @@ def engine_script(model: Path, net: nn.Module, entry: dict[str, Any], example: S
         example: shape at which the network was recorded; from half to twice its sides and 1 to 8 images are taken,
             unless the file has one shape only.
     """
-    channels, height, width = example[1:]
-    if all(isinstance(size, int) for size in entry["shape"]):
-        shapes = [tuple(entry["shape"])] * 3
-    else:
-        shapes = [
-            (1, channels, max(1, height // 2), max(1, width // 2)),
-            (1, channels, height, width),
-            (8, channels, 2 * height, 2 * width),
-        ]
+    free = [not isinstance(size, int) for size in entry["shape"]][1:]
+    shapes = [tuple(entry["shape"])] * 3
+    if "batch" in entry["shape"]:
+        least = [max(1, size // 2) if one else size for size, one in zip(example[1:], free, strict=True)]
+        most = [2 * size if one else size for size, one in zip(example[1:], free, strict=True)]
+        shapes = [(1, *least), (1, *example[1:]), (8, *most)]
     kept = sorted(float_nodes(net, nodes(model)))
     return SCRIPT.format(
         profile="SHAPES",

@@ -1,7 +1,8 @@
 """What a task says of a network that leaves Python: its outputs, and how a script without foveal uses them.
 
 The functions without types here and in the tasks' own ``shipping.py`` are copied as they stand into the script that
-`foveal export` writes beside a file. They may use numpy as ``np``, Pillow's ``Image`` and ``Path``, and each other.
+`foveal export` writes beside a file. They may use numpy as ``np``, Pillow's ``Image`` and ``ImageOps``, ``Path``, and
+each other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path  # noqa: F401 - for the functions that are copied
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 
@@ -21,18 +23,19 @@ class Shipment:
 
     Attributes:
         outputs: names of the tensors in the file.
-        call: runs a network on prepared images (b, c, h, w) and gives these tensors.
+        call: runs a network on prepared images (b, c, h, w), or clips (b, c, t, h, w), and gives these tensors.
         rebuild: from these tensors what the network itself would have returned.
         agreement: how far two sets of them, of the same images, lead to the same answers, from 0 to 1.
         agreement_of: what that share is of, such as "top-1".
         preprocessing: facts for the script's ``prepare``, beside mean, std and interpolation.
-        script: functions that are copied into the script, ``prepare`` and ``answer`` among them:
-            ``prepare(image, facts)`` takes an upright Pillow image and returns the input of the file, and
+        script: functions that are copied into the script, ``read``, ``prepare`` and ``answer`` among them:
+            ``read(name, mode)`` opens a file in a mode of Pillow's, ``prepare(image, facts)`` makes of what it returned
+            the input of the file, and
             ``answer(outputs, image, name, about)`` returns a dictionary for JSON with ``labels`` as the task's
             predictions have them.
         browser: JavaScript files beside this one that define ``prepare(rgba, width, height, facts)`` and
             ``answer(outputs, about)`` with the same results; none where the task has no page.
-        dynamic: whether one file takes images of any size, in batches of any size.
+        free: axes of the input whose sizes one file leaves free: those of batch, height and width, or some of them.
     """
 
     outputs: tuple[str, ...]
@@ -43,7 +46,12 @@ class Shipment:
     script: Sequence[Callable[..., Any]]
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     browser: Sequence[str] = ()
-    dynamic: bool = True
+    free: tuple[int, ...] = (0, 2, 3)
+
+
+def read(name, mode):
+    """An upright image."""
+    return ImageOps.exif_transpose(Image.open(name)).convert(mode)
 
 
 def resize(pixels, height, width):

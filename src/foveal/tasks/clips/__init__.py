@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from foveal.tasks import Checked
     from foveal.tasks.classify.metric import Accuracy
     from foveal.tasks.clips.prediction import ClipPrediction
+    from foveal.tasks.shipping import Shipment
 
 LARGEST_NATURAL_SIZE = 96
 USUAL_SIZE = 224
@@ -259,6 +260,11 @@ class Clips:
         from foveal.tasks.clips.check import check_clips
 
         return check_clips(self, data, split, options)
+
+    def ship(self, info: ModelInfo) -> Shipment:
+        from foveal.tasks.clips.shipping import ship
+
+        return ship(info, *_clip_of(info), shorter=_shorter(info))
 
     def caption(self, sample: dict[str, Any], classes: Sequence[str]) -> str:
         return classes[int(sample["label"])]

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveal.model_info import ModelInfo
-from foveal.tasks.shipping import Path, Shipment, network_input, resize
+from foveal.tasks.shipping import Path, Shipment, network_input, read, resize
 
 
 def ship(info: ModelInfo) -> Shipment:
@@ -22,7 +22,7 @@ def ship(info: ModelInfo) -> Shipment:
         agreement=mean_overlap,
         agreement_of="mIoU",
         preprocessing={"resize_shorter": info.image_size},
-        script=(resize, network_input, prepare, bilinear, answer),
+        script=(read, resize, network_input, prepare, bilinear, answer),
     )
 
 

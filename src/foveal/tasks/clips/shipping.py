@@ -1,0 +1,69 @@
+"""How an exported network of clips is used: see `foveal.tasks.shipping`."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from foveal.model_info import ModelInfo
+from foveal.tasks.classify.shipping import answer, same_label
+from foveal.tasks.shipping import Path, Shipment, network_input, resize
+
+
+def ship(info: ModelInfo, frames: int, stride: int, short: str, shorter: int) -> Shipment:
+    """Logits (b, classes) of clips of so many frames, in batches of any size.
+
+    Args:
+        frames, stride, short: which frames of a video make the clip.
+        shorter: to which the shorter side of a frame is resized before the crop.
+    """
+    clip = {"frames": frames, "stride": stride, "short": short}
+    return Shipment(
+        outputs=("logits",),
+        call=lambda net, clips: (net(clips),),
+        rebuild=lambda outputs: outputs[0],
+        agreement=same_label,
+        agreement_of="top-1",
+        preprocessing={**clip, "resize_shorter": shorter, "crop": info.image_size},
+        script=(read, resize, network_input, chosen, prepare, answer),
+        free=(0,),
+    )
+
+
+def read(name, mode):
+    """How many frames an animated image or a folder of images has, and a function from a number to that frame."""
+    import re
+
+    if Path(name).is_dir():
+        kinds = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+        files = [one for one in Path(name).iterdir() if one.suffix.lower() in kinds]
+        # frame 2 comes before frame 10
+        files.sort(key=lambda one: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", one.name)])
+        return len(files), lambda n: ImageOps.exif_transpose(Image.open(files[n])).convert(mode)
+    video = Image.open(name)
+
+    def frame(n):
+        video.seek(n)
+        return video.convert(mode)
+
+    return getattr(video, "n_frames", 1), frame
+
+
+def chosen(count, facts):
+    """The numbers of the frames of a clip in the middle; behind the last one it begins again, or stays."""
+    start = max(0, count - (facts["frames"] - 1) * facts["stride"] - 1) // 2
+    wanted = [start + i * facts["stride"] for i in range(facts["frames"])]
+    return [n % count if facts["short"] == "loop" else min(n, count - 1) for n in wanted]
+
+
+def prepare(video, facts):
+    """Of each frame the shorter side resized, the centre cut out; the frames of a clip one after the other."""
+    count, frame = video
+    planes = []
+    for n in chosen(count, facts):
+        image = frame(n)
+        width, height = (round(facts["resize_shorter"] / min(image.size) * side) for side in image.size)
+        pixels, side = resize(np.asarray(image), height, width), facts["crop"]
+        top, left = (height - side) // 2, (width - side) // 2
+        planes.append(network_input(pixels[top : top + side, left : left + side], facts))
+    return np.stack(planes, axis=2)
