@@ -2,9 +2,9 @@
 
     python benchmarks/block_rates.py --data shared/cifar10-jpeg --optimizer adamw --out benchmarks/results/rates.json
 
-``foveal compare --tune 4`` on a small part of the data with the rate of the blocks at the network's own: it tries that
-rate, and a tenth, three tenths and three hundredths of it, each once and the better half three times, on a quarter of
-the training images that the trials do not see. Runs are short, so the table says what a rate does in the first
+``foveal compare --tune 4`` on a small part of the data with the rate of the blocks at three tenths of the network's: it
+tries that rate, and 0.3, 3 and 0.1 times it, each once and the better half three times, on a quarter of the training
+images that the trials do not see. Runs are short, so the table says what a rate does in the first
 hundreds of steps, where scales that start at zero are driven too far, and no more.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -21,14 +22,14 @@ from foveal.data import open_dataset
 from foveal.files import write_json
 from foveal.machine import environment
 
-TRAIN, VAL = 6400, 1000
+COUNTS = {"train": 6400, "val": 1000}
 RATES = {"adamw": 0.01, "sgd": 0.1}
 SIZE = 32
 
 
-def write_part(data: str, folder: Path) -> None:
+def write_part(data: str, folder: Path, counts: Mapping[str, int]) -> None:
     """The first images of every class as PNG files of 32 pixels, the same number of each."""
-    for part, count in (("train", TRAIN), ("val", VAL)):
+    for part, count in counts.items():
         images = open_dataset(data, part)
         left = dict.fromkeys(range(len(images.classes)), count // len(images.classes))
         for i in range(len(images)):
@@ -62,7 +63,7 @@ def main() -> None:
     if given.data != "scenes":
         part = given.folder / f"{name}-part"
         if not (part / "val").exists():
-            write_part(given.data, part)
+            write_part(given.data, part, COUNTS)
         data = str(part)
     lr = RATES[given.optimizer]
     result = compare(
@@ -78,7 +79,7 @@ def main() -> None:
         batch_size=32,
         optimizer=given.optimizer,
         lr=lr,
-        inserted_lr=lr,
+        inserted_lr=0.3 * lr,
         weight_decay=0.01 if given.optimizer == "adamw" else 5e-4,
         augment=False,
         jobs=given.jobs,

@@ -42,7 +42,7 @@ def simulated(values):
 
 
 def test_the_best_rate_is_taken_and_every_variant_gets_as_many_trials(plan):
-    best = {"none": 0.5, "control": 2.0, "se": 0.1}
+    best = {"none": 0.5, "control": 2.0, "se": 3.0}
     do, asked = simulated(
         lambda name, factor, seed: 0.9 if factor == best[name] else 0.5 + 0.001 * (seed % 3)
     )
@@ -60,7 +60,7 @@ def test_among_equals_the_default_rate_stays(plan):
 
 def test_a_rate_that_becomes_infinite_is_out(plan):
     do, _ = simulated(lambda name, factor, seed: None if factor == 1.0 else 0.5 - factor / 100)
-    assert set(tune(plan.variants, plan.job, 3, do).chosen.values()) == {0.5, 0.1}
+    assert set(tune(plan.variants, plan.job, 3, do).chosen.values()) == {0.5, 0.3}
     do, _ = simulated(lambda *_: None)
     assert set(tune(plan.variants, plan.job, 3, do).chosen.values()) == {1.0}, "nothing is known: the default"
 
@@ -82,6 +82,8 @@ def test_it_is_the_block_s_rate_that_is_tuned_and_of_others_the_network_s(plan):
         assert tuned.block_lr == pytest.approx(0.5 * config.block_lr)
         assert rate_of(config, variant, 0.5) == tuned.lr
     assert len(factors_of(se, 3)) == len(factors_of(none, 3)) == 3
+    for variant in (se, none):
+        assert min(factors_of(variant, 3)) < 1 < max(factors_of(variant, 3)), "on both sides of the default"
 
 
 def test_trials_see_no_validation_image_and_their_parts_are_apart(plan, tmp_path):

@@ -89,7 +89,8 @@ class LocalEngine:
 
     Args:
         device: "cpu", or "cuda": then one worker a GPU, in turn.
-        jobs: workers; by default one for each usable core, or for each GPU.
+        jobs: workers; by default one for each usable core, or for each GPU. Each has as many threads as
+            ``OMP_NUM_THREADS`` says where it is set, else its share of the cores.
         runs: how many there are to do.
         log: file that collects what the processes print.
     """
@@ -98,7 +99,8 @@ class LocalEngine:
         gpus = visible_gpus() if device == "cuda" else []
         cores = usable_cores()
         self.workers = max(1, min(jobs or (len(gpus) if gpus else cores), runs))
-        self.threads = max(1, cores // self.workers)
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        self.threads = int(asked) if asked.isdigit() and int(asked) else max(1, cores // self.workers)
         self.gpus, self.log = gpus, log
         plural = "s" if self.threads > 1 else ""
         self.description = f"{self.workers} at a time with {self.threads} thread{plural} each"
