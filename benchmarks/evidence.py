@@ -26,7 +26,7 @@ from foveal.train import TrainConfig, fit
 FOLDER = Path("runs/evidence")
 RESULTS = Path("benchmarks/results")
 EVERYWHERE = "@residual:1,2,3"
-ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
+ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel")
 PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 SIMILARITIES = ("dot", "scaled_dot", "cosine", "concatenation", "perceptron")
 SMALL_IMAGES = {
@@ -48,7 +48,7 @@ class Study:
         options: of `foveal.compare.compare`.
         images: training and validation images, as many of each class, of the data set ``data``; None takes all.
         pairs: baseline -> variants that are compared with it, besides the comparison with the first variant.
-        weights: a study of `PRETRAINING` whose network all variants begin from.
+        weights: a data set on which the network that all variants begin from is trained first.
     """
 
     options: Mapping[str, Any]
@@ -78,19 +78,12 @@ def starting(block: str, start: str) -> str:
     return f"{block}(reduction=4,start={start}){EVERYWHERE}"
 
 
-SCRATCH = {**SMALL_IMAGES, "model": "cifar_resnet8", "lr": 0.01, "epochs": 3}
+SCRATCH = {**SMALL_IMAGES, "model": "cifar_resnet8", "lr": 0.01, "epochs": 2}
 STUDIES = {
     "arrangements": Study(
-        {
-            **SCRATCH,
-            "insert": [f"se(reduction=4){EVERYWHERE}", *map(cbam, ARRANGEMENTS)],
-            "tune": 3,
-            "seeds": 10,
-        },
-        images=(5000, 2000),
-        pairs={
-            cbam("channel-spatial"): ["se", cbam("spatial-channel"), cbam("parallel")],
-        },
+        {**SCRATCH, "insert": [f"se(reduction=4){EVERYWHERE}", *map(cbam, ARRANGEMENTS)]},
+        images=(4000, 2000),
+        pairs={cbam("channel-spatial"): ["se", cbam("spatial-channel"), cbam("parallel")]},
     ),
     "starts": Study(
         {
@@ -99,27 +92,23 @@ STUDIES = {
             "control": False,
             "lr": 0.003,
             "epochs": 2,
-            "seeds": 10,
         },
         images=(2000, 2000),
         weights="tiny-imagenet-50",
         pairs={starting(block, "paper"): [starting(block, "identity")] for block in ("se", "cbam")},
     ),
-    "pairwise": Study(
-        {
-            **SCRATCH,
-            "insert": [*map(nonlocal_, PAIRWISE), *map(self_attention, SIMILARITIES)],
-            "control": False,
-            "seeds": 10,
-        },
-        images=(5000, 2000),
-        pairs={
-            nonlocal_("embedded_gaussian"): [nonlocal_(name) for name in PAIRWISE[1:]],
-            self_attention("dot"): [self_attention(name) for name in SIMILARITIES[1:]],
-        },
+    "nonlocal": Study(
+        {**SCRATCH, "insert": list(map(nonlocal_, PAIRWISE)), "control": False},
+        images=(4000, 2000),
+        pairs={nonlocal_("embedded_gaussian"): [nonlocal_(name) for name in PAIRWISE[1:]]},
+    ),
+    "selfattention": Study(
+        {**SCRATCH, "insert": list(map(self_attention, SIMILARITIES)), "control": False},
+        images=(4000, 2000),
+        pairs={self_attention("dot"): [self_attention(name) for name in SIMILARITIES[1:]]},
     ),
 }
-PRETRAINING = {**SCRATCH, "lr": 0.01, "epochs": 4}
+PRETRAINING = {**SCRATCH, "epochs": 4}
 
 
 def part_of(data: Path, counts: tuple[int, int] | None) -> Path:
@@ -140,7 +129,7 @@ def pretrained_on(data: Path) -> Path:
     run = FOLDER / f"pretraining-{data.name}"
     weights = run / "weights" / "best.safetensors"
     if not weights.exists():
-        fit(TrainConfig(data=str(part_of(data, (20000, 2500))), out=str(run), **PRETRAINING))
+        fit(TrainConfig(data=str(part_of(data, (10000, 1000))), out=str(run), **PRETRAINING))
     return weights
 
 

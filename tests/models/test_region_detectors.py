@@ -123,6 +123,20 @@ def test_it_trains_is_evaluated_and_saved_as_every_detector(tmp_path):
     assert 0 <= found.figures["ap"] <= 1
 
 
+def test_a_smaller_second_stage_judges_fewer_proposals():
+    net = build("faster_rcnn", head_width=16, proposals=9).eval()
+    judged = []
+    net.net.roi_heads.box_head.register_forward_hook(
+        lambda module, args, out: judged.append(tuple(out.shape))
+    )
+    net(images())
+    net.train()(images(), SIZES, TARGETS)
+    assert judged[0] == (2 * 9, 16)
+    assert judged[1][0] <= 2 * 9, "of a step no more are sampled than there are"
+    with pytest.raises(FovealError, match="proposals must be at least 1, got 0"):
+        build("faster_rcnn", proposals=0)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(FovealError, match="width must be a multiple of 64, got 40"):
         build("fcos", width=40)

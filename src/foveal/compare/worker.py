@@ -233,6 +233,8 @@ def attention_shares(net: nn.Module, val: ArrayDataset, job: Job) -> dict[str, l
             return {}
         with watch(net, required=False) as seen:
             net(batch["image"])
+        if not any(has_map(record) for record in seen.values()):
+            return {}
         for name, record in seen.items():
             if has_map(record):
                 share, _, chance = share_on_object(attention_map(record), objects)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -26,6 +27,10 @@ LEAST_SCORE = 1e-3
 ANCHOR_STRIDES = 8.0
 """Side of Faster R-CNN's anchors in strides of their map, as published: 32 at stride 4."""
 CANONICAL_SIDE = 224
+REGION_SIDE = 7
+"""Side of the map that a proposal is pooled to, as published."""
+SAMPLED = 512
+"""Most proposals of an image of which Faster R-CNN's second stage learns at a step, as published."""
 ABSENT = -100.0
 """Logit of a place without a detection."""
 
@@ -55,6 +60,9 @@ class RegionDetector(nn.Module):
         frozen_norm: batch norms as buffers that nothing trains; for pretrained backbones only.
         width: channels of the pyramid, a multiple of 64: FCOS normalises 32 groups, each of more than one.
         anchor_strides: side of Faster R-CNN's anchors, and what FCOS's levels are for, in strides of their map.
+        head_width: of the two layers with which Faster R-CNN judges a proposal.
+        proposals: most proposals of an image that Faster R-CNN judges; as published 2,000 while training, of which 512
+            are sampled, and 1,000 after.
 
     ``forward`` gives, where it is not training, ``logits`` (b, 100, k) and ``boxes`` (b, 100, 4) of the detections that
     remain after suppression, as `foveal.models.detection.DetectionNet` has them; and with targets ``losses``, those
@@ -85,6 +93,8 @@ class RegionDetector(nn.Module):
         frozen_norm: bool = False,
         width: int = 256,
         anchor_strides: float = ANCHOR_STRIDES,
+        head_width: int = 1024,
+        proposals: int | None = None,
     ) -> None:
         super().__init__()
         fcos = kind == "fcos"
@@ -93,6 +103,8 @@ class RegionDetector(nn.Module):
             ("num_classes", num_classes, "at least 1", num_classes >= 1),
             ("width", width, "a multiple of 64", width >= 1 and width % 64 == 0),
             ("anchor_strides", anchor_strides, "above 0", anchor_strides > 0),
+            ("head_width", head_width, "at least 1", head_width >= 1),
+            ("proposals", proposals, "at least 1", proposals is None or proposals >= 1),
         )
         self.backbone, channels, _ = backbone_at_strides(
             backbone, strides=strides, pretrained=pretrained, in_chans=in_chans, frozen_norm=frozen_norm
@@ -113,11 +125,16 @@ class RegionDetector(nn.Module):
             return
         sides = tuple((round(stride * anchor_strides),) for stride in levels)
         pool = MultiScaleRoIAlign(
-            [str(i) for i in range(len(strides))], output_size=7, sampling_ratio=2,
+            [str(i) for i in range(len(strides))], output_size=REGION_SIDE, sampling_ratio=2,
             canonical_scale=round(CANONICAL_SIDE * strides[0] / 4 * anchor_strides / ANCHOR_STRIDES),
         )  # fmt: skip
+        if proposals is not None:
+            kept["rpn_post_nms_top_n_train"] = kept["rpn_post_nms_top_n_test"] = proposals
+            kept["box_batch_size_per_image"] = min(proposals, SAMPLED)
         self.net = FasterRCNN(
-            pyramid, num_classes + 1, box_roi_pool=pool, box_score_thresh=LEAST_SCORE, box_detections_per_img=LIMIT,
+            pyramid, box_roi_pool=pool, box_score_thresh=LEAST_SCORE, box_detections_per_img=LIMIT,
+            box_head=TwoMLPHead(width * REGION_SIDE**2, head_width),
+            box_predictor=FastRCNNPredictor(head_width, num_classes + 1),
             rpn_anchor_generator=AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * len(levels)), **kept,
         )  # fmt: skip
 

@@ -35,6 +35,15 @@ def images(plan, tmp_path):
     return tmp_path
 
 
+def test_a_run_has_the_threads_that_were_asked_for_else_its_share_of_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr("foveal.compare.engines.local.usable_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert engine(tmp_path).threads == 3
+    for unusable in ("", "0", "4,2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", unusable)
+        assert engine(tmp_path, jobs=2).threads == 4
+
+
 def engine(images: Path, jobs: int = 1) -> LocalEngine:
     return LocalEngine(device="cpu", jobs=jobs, runs=9, log=images / "log.txt")
 
