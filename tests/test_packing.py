@@ -12,6 +12,7 @@ from foveal.evaluate import evaluate
 from foveal.packing import pack
 from foveal.train import TrainConfig, fit
 from tests.data.boxes_by_hand import box, coco
+from tests.file_server import served
 
 
 def test_image_files_are_stored_byte_for_byte_with_names_and_classes(
@@ -142,3 +143,30 @@ def test_training_and_evaluation_take_it_as_they_take_the_folder(
     assert near.figures["accuracy"] == pytest.approx(result.best["val_accuracy"])
     folder = evaluate(str(weights), str(coloured_folder), device="cpu")
     assert folder.figures == near.figures, "validation keeps its order"
+    with served(tmp_path / "packed") as site:
+        cache = {"cache": str(tmp_path / "cache")}
+        config = TrainConfig(
+            data=site.url, data_options=cache, out=str(tmp_path / "far"), **{**options, "workers": 2}
+        )
+        assert fit(config, quiet=True).best["val_loss"] == result.best["val_loss"]
+        weights = tmp_path / "far" / "weights" / "best.safetensors"
+        with pytest.raises(FovealError, match="data on the network must be named"):
+            evaluate(str(weights), device="cpu")
+        assert evaluate(str(weights), site.url, data_options=cache, device="cpu").figures == near.figures
+
+
+def test_a_chunk_out_of_reach_ends_a_run_in_one_line_that_names_it(
+    coloured_folder: Path, tmp_path: Path, said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foveal.data.stores.WAIT_S", 0.0)
+    pack(str(coloured_folder), tmp_path / "packed", chunk_bytes=2000)
+    with served(tmp_path / "packed") as site:
+        site.faults["train/chunk-0-2.bin"] = [lambda content: None] * 99
+        words = ["--data", site.url, "--data_options.cache", tmp_path / "cache", "--out", tmp_path / "run"]
+        status, _, err = said(
+            "train", *words, "--epochs", 1, "--workers", 1, "--accelerator", "cpu", "--batch_size", 8
+        )
+    assert status == 2
+    last = err.splitlines()[-1]
+    assert last.startswith(f"train: {site.url}/train/chunk-0-2.bin could not be fetched: HTTP Error 503")
+    assert "Traceback" not in last

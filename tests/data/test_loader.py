@@ -10,6 +10,7 @@ from foveal.data.loader import (
     CachedDataset,
     EpochBatchSampler,
     MemoryLoader,
+    ReadAhead,
     SequentialBatchSampler,
     TransformedDataset,
     chunked_order,
@@ -215,3 +216,15 @@ def test_processes_read_different_chunks_and_together_what_one_reads(world):
         assert sorted(batch) == sorted(index for share in shares for index in share)
     used = [{int(chunks[i]) for batch in part for i in batch} for part in parts]
     assert sum(map(len, used)) <= 96 + LANES, "only a chunk on the border of two lanes is read by two"
+
+
+def test_reading_ahead_changes_no_batch_and_tells_of_each_in_time():
+    told, plain = [], EpochBatchSampler(40, 4, seed=0)
+    ahead = ReadAhead(plain, lambda indices: told.append(list(indices)), items=10)
+    plain.start_at(2, 3)
+    wanted = [[index for _, index in batch] for batch in plain]
+    for place, batch in enumerate(ahead):
+        assert [index for _, index in batch] == wanted[place]
+        assert told == wanted[: place + 3], "the batch that is given, and two more"
+    assert told == wanted
+    assert len(ahead) == len(plain)

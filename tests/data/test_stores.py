@@ -1,3 +1,5 @@
+import os
+import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,3 +144,35 @@ def test_a_small_file_that_is_large_is_refused(
     for store in (RemoteStore(site.url, tmp_path / "cache", 2**20), LocalStore(str(tmp_path / "site"))):
         with pytest.raises(FovealError, match="at most 20 bytes, got"):
             store.read("index.json")
+
+
+def test_chunks_are_fetched_before_they_are_read(site: Served, tmp_path: Path) -> None:
+    far = remote(site, tmp_path)
+    store = far.store
+    assert isinstance(store, RemoteStore)
+    site.faults["chunk-0-1.bin"] = [lambda content: content[:-1] + b"?"]
+    store.prefetch(far.index.chunks[:3])
+    assert store._coming is not None
+    store._coming.join()
+    assert [store.place(chunk).exists() for chunk in far.index.chunks[:4]] == [True, False, True, False]
+    asked = list(site.asked)
+    far.item(0)
+    assert site.asked == asked
+    far.item(int(far.starts[1]))
+    assert site.asked == [*asked, "chunk-0-1.bin"], "what went wrong is tried again when it is read"
+    assert pickle.loads(pickle.dumps(store))._coming is None
+
+
+def test_what_killed_processes_left_in_the_cache_is_removed(site: Served, tmp_path: Path) -> None:
+    far = remote(site, tmp_path)
+    (tmp_path / "cache").mkdir()
+    old, new, other = (
+        tmp_path / "cache" / name
+        for name in (".a.bin.0123456789ab.part", ".b.bin.0123456789ab.part", ".mine.part")
+    )
+    for path in (old, new, other):
+        path.write_bytes(b"half")
+        os.utime(path, (1, 1))
+    os.utime(new)
+    far.item(0)
+    assert [path.exists() for path in (old, new, other)] == [False, True, True]

@@ -7,6 +7,7 @@ on the standard error output and exit status 2; Ctrl-C in 130; a bug in a traceb
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,12 +132,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename else ""
         return print_error(name, f"{error.strerror}{where}" if error.strerror else str(error))
     except FovealError as error:
-        return print_error(name, str(error))
+        return print_error(name, without_worker(str(error)))
 
 
 def interrupt() -> None:
     """What Ctrl-C and SIGTERM do: the command ends with one line, and nothing is left half-written."""
     raise KeyboardInterrupt
+
+
+def without_worker(text: str) -> str:
+    """What went wrong in a reading process, without the traceback that a DataLoader puts into the error's text.
+
+    Example:
+        >>> without_worker("Caught FovealError in DataLoader worker process 0.\\nTraceback ...\\na.FovealError: b")
+        'b'
+    """
+    found = re.search(r"\n[\w.]+: (.*)\Z", text, re.DOTALL) if text.startswith("Caught ") else None
+    return text if found is None else found[1]
 
 
 def overview() -> str:

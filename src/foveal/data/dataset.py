@@ -174,6 +174,12 @@ class StoredDataset(Dataset):
         chunks_of = getattr(self.source, "chunks_of", None)
         return None if chunks_of is None else chunks_of(self._indices)
 
+    @property
+    def prefetch(self) -> Callable[[Sequence[int]], None] | None:
+        """A function that begins to bring items near that are read soon, for data on the network; else None."""
+        begin = getattr(self.source, "prefetch", None)
+        return None if begin is None else lambda places: begin([self._indices[place] for place in places])
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the classes and of the names, sizes and times of the items' files, as when it is first asked for.

@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ SMALL_IMAGE = 64
 MAX_WORKERS = 8
 LANES = 8
 """Chunks that the order of an epoch reads from at a time."""
+CHUNKS_AHEAD = 3
+"""About so many chunks are fetched before they are needed, for data on the network."""
 
 
 def seed_for(*position: int | str) -> int:
@@ -132,6 +135,40 @@ class SequentialBatchSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for i in range(0, len(self.indices), self.batch_size):
             yield [(0, index) for index in self.indices[i : i + self.batch_size]]
+
+
+class ReadAhead(Sampler[list[tuple[int, int]]]):
+    """The same batches, each told to ``prefetch`` some ``items`` items before it is given out.
+
+    Example:
+        >>> told = []
+        >>> batches = ReadAhead(SequentialBatchSampler(6, 2), told.append, items=2)
+        >>> next(iter(batches)), told
+        ([(0, 0), (0, 1)], [[0, 1], [2, 3]])
+    """
+
+    def __init__(
+        self,
+        batches: EpochBatchSampler | SequentialBatchSampler,
+        prefetch: Callable[[Sequence[int]], None],
+        items: int,
+    ) -> None:
+        self.batches, self.prefetch, self.items = batches, prefetch, items
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        waiting: deque[list[tuple[int, int]]] = deque()
+        ahead = 0
+        for batch in self.batches:
+            self.prefetch([index for _, index in batch])
+            waiting.append(batch)
+            ahead += len(batch)
+            while ahead > self.items:
+                ahead -= len(waiting[0])
+                yield waiting.popleft()
+        yield from waiting
 
 
 class CachedDataset(Dataset):
@@ -263,9 +300,14 @@ def make_loader(
     """
     # an item that a worker keeps is asked for again from another one: only without workers does a cache help
     dataset = TransformedDataset(data, transform, seed=seed, cache_bytes=0 if workers else CACHE_BYTES)
+    prefetch, chunks = getattr(data, "prefetch", None), chunks_of(data)
+    sampler = batches
+    if prefetch is not None and chunks is not None:
+        # until so many items are read, one lane after another goes on to its next chunk
+        sampler = ReadAhead(batches, prefetch, CHUNKS_AHEAD * len(chunks) // len(np.unique(chunks)))
     return DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,

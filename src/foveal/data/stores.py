@@ -6,15 +6,17 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import Any, BinaryIO
 
 from foveal.data.chunks import CHUNK_BYTES, Chunk
 from foveal.data.opening import ChunkError, line_of
 from foveal.errors import FovealError
-from foveal.files import atomic_write
+from foveal.files import atomic_write, is_temporary
 from foveal.image_files import open_regular
 
 CACHE = "~/.cache/foveal/chunks"
@@ -26,6 +28,9 @@ OURS = re.compile(r"[0-9a-f]{32}\.bin")
 ATTEMPTS = 4
 WAIT_S = 1.0
 TIMEOUT_S = 60.0
+LEFT_S = 3600.0
+"""A temporary file that nobody has written to for so long is left over."""
+READ_AHEAD_THREADS = 2
 BLOCK = 2**20
 
 
@@ -96,6 +101,10 @@ class RemoteStore:
     def __init__(self, url: str, cache: Path, cache_bytes: int) -> None:
         self.url, self.where = url.rstrip("/"), url.rstrip("/") + "/"
         self.cache, self.cache_bytes = cache, cache_bytes
+        self._coming: Queue[Chunk] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_coming": None}
 
     def read(self, name: str) -> bytes | None:
         """A small file; None where there is none.
@@ -196,6 +205,22 @@ class RemoteStore:
                         raise ChunkError(f"{error}, {ATTEMPTS} times") from None
                     time.sleep(WAIT_S * 2**attempt)
 
+    def prefetch(self, chunks: Iterable[Chunk]) -> None:
+        """Begin to fetch those that are not here, in their order; whatever fails is told when it is read."""
+        if self._coming is None:
+            self._coming = Queue()
+            for _ in range(READ_AHEAD_THREADS):
+                Thread(target=self._fetch_all, args=(self._coming,), daemon=True).start()
+        for chunk in chunks:
+            self._coming.put(chunk)
+
+    def _fetch_all(self, coming: Queue[Chunk]) -> None:
+        while True:
+            chunk = coming.get()
+            with suppress(Exception):
+                self.fetch(chunk)
+            coming.task_done()
+
     def _download(self, chunk: Chunk, path: Path) -> None:
         digest, size = hashlib.blake2b(digest_size=16), 0
         with open(path, "wb") as file:
@@ -215,6 +240,10 @@ class RemoteStore:
             )
 
     def _make_room(self, chunk: Chunk) -> None:
+        for path in self.cache.glob(".*.part"):  # of processes that were killed meanwhile
+            with suppress(OSError):
+                if is_temporary(path) and time.time() - path.stat().st_mtime > LEFT_S:
+                    path.unlink()
         kept = []
         for path in self.cache.glob("*.bin"):
             if OURS.fullmatch(path.name) is None:  # not from here: never removed

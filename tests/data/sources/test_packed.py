@@ -7,7 +7,8 @@ import torch
 from tests.data.litdata_sets import write_set
 from tests.file_server import served
 
-from foveal.data import open_dataset
+from foveal.data import open_dataset, train_transform
+from foveal.data.loader import EpochBatchSampler, collate_by_size, make_loader
 from foveal.data.opening import ChunkError
 from foveal.data.split import NoPartError
 from foveal.errors import FovealError
@@ -47,6 +48,26 @@ def test_a_set_on_the_network_is_that_of_the_folder(packed, tmp_path):
             open_dataset(site.url, "val", cache_gib=1e-6)
         with pytest.raises(FovealError, match=r"must have index\.json, got none at http"):
             open_dataset(f"{site.url}/nothing", "train", classes=["a", "b"], cache=str(tmp_path))
+
+
+def test_a_continued_epoch_gives_the_same_batches_with_any_number_of_reading_processes(packed, tmp_path):
+    def read(spec, workers, start, **options):
+        data = open_dataset(str(spec), "train", **options)
+        batches = EpochBatchSampler(len(data), 2, seed=0, chunks=data.chunks)
+        batches.start_at(1, start)
+        loader = make_loader(data, train_transform(24), batches, collate_by_size, seed=3, workers=workers)
+        return [batch["image"] for parts in loader for batch in parts]
+
+    whole = read(packed, 0, 0)
+    with served(packed) as site:
+        left = read(site.url, 2, 2, cache=str(tmp_path / "cache"))
+        asked = [name for name in site.asked if name.endswith(".bin")]
+    assert len(whole) == 6
+    assert len(left) == 4
+    assert all(torch.equal(a, b) for a, b in zip(whole[2:], left, strict=True))
+    assert len(asked) == len(set(asked)), (
+        "two reading processes and the one that reads ahead fetch a chunk once"
+    )
 
 
 def test_the_fingerprint_changes_with_items_and_classes(packed, tmp_path):

@@ -26,7 +26,8 @@ MANIFEST = "foveal.json"
 ITEMS = "items.parquet"
 """Names and labels of a part's items, which are read without its chunks."""
 CHUNKS_AT_ONCE = 16
-"""Of a data set on the network the cache must hold so many: training reads from eight at a time, and from the next."""
+"""Of a data set on the network the cache must hold so many: training reads from eight at a time, and fetches the next
+ones meanwhile."""
 
 
 def is_packed(spec: str) -> bool:
@@ -73,6 +74,7 @@ class PackedImages:
         packed: bool,
     ) -> None:
         self.reader, self.to_sample, self.folder, self.packed = reader, to_sample, folder, packed
+        self._near: list[int] = []
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -138,6 +140,19 @@ class PackedImages:
         """Of the index, which changes whenever the chunks are written, and so the same wherever they lie."""
         rows = np.asarray(indices, dtype=np.int64).tobytes()
         return hashlib.blake2b(self.reader.index.digest.encode() + rows, digest_size=16).hexdigest()
+
+    @property
+    def prefetch(self) -> Callable[[Sequence[int]], None] | None:
+        """Begin to fetch the chunks of some items; None where they are on this disk."""
+        store = self.reader.store
+        return self._prefetch if isinstance(store, RemoteStore) else None
+
+    def _prefetch(self, indices: Sequence[int]) -> None:
+        new = [place for place in dict.fromkeys(self.chunks_of(indices).tolist()) if place not in self._near]
+        # those asked for last: the rest may have been removed from the cache meanwhile
+        self._near = [*self._near, *new][-CHUNKS_AT_ONCE:]
+        if isinstance(self.reader.store, RemoteStore) and new:
+            self.reader.store.prefetch([self.reader.index.chunks[place] for place in new])
 
     def chunks_of(self, indices: Sequence[int]) -> np.ndarray:
         """(indices,) int64: the number of each item's chunk."""
