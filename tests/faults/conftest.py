@@ -93,9 +93,9 @@ class Zygote:
         return trial
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
-        self.process.stdout.close()
+        # not by the end of its input: a process that a test forked and left may hold the other end open
+        self.process.kill()
+        self.process.communicate()
 
 
 @pytest.fixture(scope="session")
