@@ -1,6 +1,7 @@
 """A gate joined with its addition computes what the two did."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -41,3 +42,41 @@ def test_cbam_is_one_operator_with_the_addition_and_the_relu(variant, last, relu
         wanted = block(convolution(u)) + strange
         torch.testing.assert_close(joined(u, strange), torch.relu(wanted) if relu else wanted)
     assert len(called) == 1
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("last", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("inner", [5, 40], ids=["expansion", "reduction"])
+def test_se_is_one_operator_with_the_addition_and_the_relu(inner, last, relu, monkeypatch):
+    pytest.importorskip("numba", reason="numba, which compiles the kernels, is not installed")
+    monkeypatch.setattr(whole_gate, "NATIVE_FROM", 0)
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(inner, 19, 1).to(memory_format=last)
+    u, shortcut = (torch.randn(3, c, 9, 11).contiguous(memory_format=last) for c in (inner, 19))
+    blocks = [
+        foveal.nn.SqueezeExcite(19, reduction=4),
+        foveal.nn.SqueezeExcite(19, reduction=4, activation="hard_sigmoid", bias=False),
+        timm.layers.SEModule(19, rd_ratio=0.25),
+        timm.layers.SEModule(19, rd_ratio=0.25, gate_layer="hard_sigmoid"),
+    ]
+    called, add = [], whole_gate.add_residual_
+    monkeypatch.setattr(whole_gate, "add_residual_", lambda *given: called.append(1) or add(*given))
+    for number, block in enumerate(blocks):
+        joined = GatedResidual(block.eval(), convolution, relu=relu).requires_grad_(False)
+        assert joined.squeezes_early == (inner < 19)
+        kept = u.clone(), shortcut.clone()
+        found = joined(u, shortcut)
+        assert len(called) == number + 1
+        wanted = block(convolution(u)) + shortcut
+        torch.testing.assert_close(found, torch.relu(wanted) if relu else wanted)
+        assert torch.equal(u, kept[0])
+        assert torch.equal(shortcut, kept[1])
+
+
+def test_timms_se_with_another_activation_is_joined_step_by_step(monkeypatch):
+    monkeypatch.setattr(whole_gate, "NATIVE_FROM", 0)
+    torch.manual_seed(0)
+    convolution, block = nn.Conv2d(4, 16, 1), timm.layers.SEModule(16, act_layer=nn.SiLU).eval()
+    joined = GatedResidual(block, convolution, relu=True).requires_grad_(False)
+    u, shortcut = torch.randn(2, 4, 7, 9), torch.randn(2, 16, 7, 9)
+    torch.testing.assert_close(joined(u, shortcut), torch.relu(block(convolution(u)) + shortcut))

@@ -91,6 +91,11 @@ def test_output_and_gradients_are_those_of_pytorchs_operators(shape, last, name)
 def test_bits_depend_neither_on_threads_nor_on_the_run(name):
     shape = (3, 19, 33, 37)
     block, before = build(name, shape), torch.get_num_threads()
+    # PyTorch's matrix products give these: their bits depend on threads on some processors
+    products = {
+        2 + i for i, (name, _) in enumerate(block.named_parameters()) if "fc" in name and "weight" in name
+    }
+    assert len(products) == 2
     for last in (False, True):
         x = feature_map(shape, last)
         try:
@@ -101,7 +106,11 @@ def test_bits_depend_neither_on_threads_nor_on_the_run(name):
         finally:
             torch.set_num_threads(before)
         for run in runs[1:]:
-            assert all(map(torch.equal, run, runs[0]))
+            for i, (found, first) in enumerate(zip(run, runs[0], strict=True)):
+                if i in products:
+                    torch.testing.assert_close(found, first)
+                else:
+                    assert torch.equal(found, first)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])

@@ -12,9 +12,12 @@ from foveal.fusion.fold import CONVOLUTIONS, is_timm_se, only_input
 from foveal.insertion.hooks import RECORD
 from foveal.nn import CBAM, SqueezeExcite
 from foveal.ops import gate, whole_gate
+from foveal.ops.whole_gate_ops import laid_out_alike
 
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 IN_PLACE = {operator.iadd, "add_"}
+TIMM_GATES = {"Sigmoid": "sigmoid", "Hardsigmoid": "hard_sigmoid", "HardSigmoid": "hard_sigmoid"}
+"""The names of PyTorch's and timm's classes of the activations that the one operator knows."""
 RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
 
 
@@ -49,23 +52,22 @@ class GatedResidual(nn.Module):
             self.fc2 = _linear(block.fc2, None)
 
     def forward(self, u: Tensor, shortcut: Tensor) -> Tensor:
+        x = u if self.convolution is None else self.convolution(u)
         if torch.is_grad_enabled() and (u.requires_grad or shortcut.requires_grad):
             # saliency maps: autograd needs what is overwritten below
-            y = self.block(self._convolved(u)) + shortcut
+            y = self.block(x) + shortcut
             return F.relu(y) if self.relu else y
-        if isinstance(self.block, CBAM) and (y := self._at_once(u, shortcut)) is not None:
-            return y
+        # nobody else holds what a convolution returned
+        fresh = self.convolution is not None
+        seen = self._where_convolved(u) if self.squeezes_early else x
+        if fresh and self._at_once_(x, seen, shortcut):
+            return x
         if isinstance(self.block, CBAM):
-            x, weights = self._spatially_gated(self._convolved(u))
-        elif self.squeezes_early:
-            weights = self._channel_gate(self._where_convolved(u))  # before u leaves the cache
-            x = self._convolved(u)
+            x, weights = self._spatially_gated(x)
+            fresh = True
         else:
-            x = self._convolved(u)
-            weights = self._channel_gate(x)
+            weights = self._channel_gate(seen)
         weights = weights.to(x.dtype)
-        # nobody else holds what a convolution or CBAM's first product returned
-        fresh = self.convolution is not None or isinstance(self.block, CBAM)
         fits = x.shape == shortcut.shape and x.dtype == shortcut.dtype
         if fresh and fits and not torch.compiler.is_compiling():
             y = torch.addcmul(shortcut, x, weights, out=x)
@@ -73,23 +75,36 @@ class GatedResidual(nn.Module):
         y = torch.addcmul(shortcut, x, weights)
         return F.relu(y) if self.relu else y
 
-    def _at_once(self, u: Tensor, shortcut: Tensor) -> Tensor | None:
-        """CBAM, addition and ReLU in one operator, where the convolution's result is; None if they cannot be."""
-        block: Any = self.block
-        channel, spatial = block.channel.channel_half(), block.spatial.spatial_half(1)
-        if self.convolution is None or channel is None or spatial is None or torch.compiler.is_compiling():
-            return None
-        if whole_gate.why_not_native(u, None, spatial) is not None:
-            return None
-        x = self.convolution(u)
-        alike = x.shape == shortcut.shape and x.stride() == shortcut.stride() and x.dtype == shortcut.dtype
-        if type(shortcut) is Tensor and alike and whole_gate.why_not_native(x, channel, spatial) is None:
-            return whole_gate.add_residual_(x, shortcut, channel, spatial, self.relu)
-        y = block(x) + shortcut
-        return F.relu(y) if self.relu else y
+    def _at_once_(self, x: Tensor, seen: Tensor, shortcut: Tensor) -> bool:
+        """Compute gate, addition and ReLU by one operator into ``x``; false, and ``x`` untouched, if it cannot."""
+        channel, spatial = self._halves()
+        if channel is None or torch.compiler.is_compiling():
+            return False
+        # the map alone is asked about: with the addition and the ReLU, SE's product is worth a call
+        if whole_gate.why_not_native(x, None, None) is not None or type(shortcut) is not Tensor:
+            return False
+        if shortcut.shape != x.shape or not (laid_out_alike(shortcut, x) and laid_out_alike(seen, x)):
+            return False
+        whole_gate.add_residual_(x, shortcut, channel, spatial, self.relu, seen)
+        return True
 
-    def _convolved(self, u: Tensor) -> Tensor:
-        return u if self.convolution is None else self.convolution(u)
+    def _halves(self) -> tuple[whole_gate.ChannelHalf | None, whole_gate.SpatialHalf | None]:
+        """What the one operator needs; no channel half if it knows no such gate."""
+        block, fc1, fc2 = self.block, self.fc1, self.fc2
+        if isinstance(block, CBAM):
+            spatial = block.spatial.spatial_half(1)
+            return (None if spatial is None else block.channel.channel_half()), spatial
+        assert fc1 is not None
+        assert fc2 is not None
+        if isinstance(block, SqueezeExcite):
+            activation, gain = block.activation, block.gate_gain
+        elif type(block.act) is nn.ReLU and type(block.gate).__name__ in TIMM_GATES:
+            activation, gain = TIMM_GATES[type(block.gate).__name__], 1.0
+        else:
+            return None, None
+        return whole_gate.ChannelHalf(
+            fc1.weight, fc1.bias, fc2.weight, fc2.bias, "mean", activation, gain
+        ), None
 
     def _where_convolved(self, u: Tensor) -> Tensor:
         """The positions of ``u`` that a 1x1 convolution with a stride reads."""

@@ -157,6 +157,7 @@ def add_residual_(
     channel: ChannelHalf | None,
     spatial: SpatialHalf | None,
     relu: bool,
+    seen: Float[Tensor, "b seen *_"] | None = None,
 ) -> Tensor:
     """Compute ``g_c s_p x + shortcut``, and its ReLU if asked for, into the memory of ``x``; for inference.
 
@@ -165,6 +166,8 @@ def add_residual_(
         shortcut: another, laid out alike.
         channel, spatial: the halves of the gate, as in `apply`.
         relu: whether a ReLU follows.
+        seen: the map that is squeezed instead of ``x``, laid out alike, where the first layer of ``channel`` is for its
+            channels.
 
     Returns:
         ``x``.
@@ -176,5 +179,5 @@ def add_residual_(
         tensor([0., 0., 0., 0., 1., 1., 1., 1.])
     """
     given = _arguments(x, channel, spatial)
-    torch.ops.foveal.gated_residual_.default(x, shortcut, relu, *given, False)
+    torch.ops.foveal.gated_residual_.default(x, shortcut, x if seen is None else seen, relu, *given, False)
     return x

@@ -66,7 +66,7 @@ def _forward(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
 
 torch.library.define(
     "foveal::gated_residual_",
-    f"(Tensor(a!) x, Tensor shortcut, bool relu, {_GIVEN}) -> ()",
+    f"(Tensor(a!) x, Tensor shortcut, Tensor seen, bool relu, {_GIVEN}) -> ()",
 )
 
 
@@ -75,18 +75,34 @@ def _nothing(x: Tensor, *given: Any) -> None: ...
 
 
 @torch.library.impl("foveal::gated_residual_", "CPU")
-def _residual(x: Tensor, shortcut: Tensor, relu: bool, *given: Any) -> None:
+def _residual(x: Tensor, shortcut: Tensor, seen: Tensor, relu: bool, *given: Any) -> None:
     named = dict(zip((*WEIGHTS, *OPTIONS), given, strict=True))
-    if shortcut.shape != x.shape or shortcut.stride() != x.stride() or shortcut.dtype != x.dtype:
+    if shortcut.shape != x.shape or not laid_out_alike(shortcut, x):
         raise FovealError(
             f"shortcut must be laid out as the map, {tuple(x.shape)} with strides {x.stride()}, {x.dtype}, "
             f"got {tuple(shortcut.shape)} with strides {shortcut.stride()}, {shortcut.dtype}"
         )
-    named |= _checked(x, named)
+    if seen.shape[0] != x.shape[0] or not laid_out_alike(seen, x):
+        raise FovealError(
+            f"seen must have as many images as the map and lie in memory as it does, {tuple(x.shape)} with strides "
+            f"{x.stride()}, {x.dtype}, got {tuple(seen.shape)} with strides {seen.stride()}, {seen.dtype}"
+        )
+    named |= _checked(x, named, seen.shape[1])
     named |= dict(zip(KEPT, _outputs(x, *given)[1:], strict=True))
     if named["w1"] is None:
         named["gate"].fill_(1)
-    call("forward", x, **named, y=x, shortcut=shortcut, relu=relu)
+    elif seen is not x:
+        named["squeezed"] = named["squeezed"].new_empty(2, *seen.shape[:2])
+    call("forward", x, **named, y=x, shortcut=shortcut, seen=seen, relu=relu)
+
+
+def laid_out_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two maps have one dtype and are both contiguous, or both channels-last."""
+    if one.dtype != other.dtype:
+        return False
+    if other.is_contiguous():
+        return one.is_contiguous()
+    return one.movedim(1, -1).is_contiguous()
 
 
 @torch.library.register_fake("foveal::gate_backward")
@@ -132,11 +148,11 @@ def _backward(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
     return dx, *dweights
 
 
-def _checked(x: Tensor, named: dict[str, Any]) -> dict[str, Tensor | None]:
-    """The weights, contiguous, and of the shapes and dtype that the kernels read."""
+def _checked(x: Tensor, named: dict[str, Any], seen: int | None = None) -> dict[str, Tensor | None]:
+    """The weights, contiguous, and of the shapes and dtype that the kernels read; ``seen`` channels are squeezed."""
     c, sums, weights = x.shape[1], SUMS[x.dtype], {name: named[name] for name in WEIGHTS}
     width = 0 if weights["w1"] is None else len(weights["w1"])
-    shapes = {"w1": (width, c), "b1": (width,), "w2": (c, width), "b2": (c,)}
+    shapes = {"w1": (width, c if seen is None else seen), "b1": (width,), "w2": (c, width), "b2": (c,)}
     for name, weight in weights.items():
         if weight is None:
             continue

@@ -85,6 +85,7 @@ def call(direction: str, x: Tensor, **values: Any) -> None:
         x: the map; its dtype, shape and layout are those of all maps.
         values: what the slots of the kernel's argument hold, by the names in ``slots``. A tensor stands for its
             address and must be contiguous or laid out as ``x``; None, or a tensor without values, is no address.
+            ``seen``, the map that is squeezed, is ``x`` where it is not given.
     """
     threads = openmp.threads_for(x.numel())
     if threads > 1:
@@ -108,12 +109,15 @@ def _sizes(direction: str, x: Tensor, values: dict[str, Any]) -> dict[str, Any]:
     b, c, n = x.shape[0], x.shape[1], x.shape[2:].numel()
     last, kernel, sums = not x.is_contiguous(), values["kernel"], SUMS[x.dtype]
     found: dict[str, Any] = {"x": x, "images": b, "channels": c, "positions": n, "channels_last": last}
+    seen = values.get("seen", x)
+    widest = max(c, seen.shape[1])
+    found |= {"seen": seen, "seen_channels": seen.shape[1], "seen_positions": seen.shape[2:].numel()}
     if values["w1"] is not None:
         found["width"] = len(values["w1"])
     backward = direction == "backward"
     if last or (backward and kernel is not None):
         tiles = max(TILES, -(-n // COLUMNS)) if backward else 2 * TILES
-        found["partial"] = x.new_empty(b * tiles * c, dtype=sums)
+        found["partial"] = x.new_empty(b * tiles * widest, dtype=sums)
     if kernel is None:
         return found
     depth, height, breadth = [1] * (5 - x.ndim) + list(x.shape[2:])

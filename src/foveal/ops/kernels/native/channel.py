@@ -43,13 +43,15 @@ from foveal.ops.kernels.native.slots import (
     MEAN,
     PARTIAL,
     POSITIONS,
+    SEEN,
+    SEEN_CHANNELS,
+    SEEN_POSITIONS,
     SQUEEZE,
     SQUEEZED,
     TILES,
     W1,
     W2,
     WIDTH,
-    X,
 )
 
 SMALL_LAYERS = 2**15
@@ -58,8 +60,8 @@ SMALL_LAYERS = 2**15
 
 @jit
 def squeeze(args, image, part, parts):
-    """Mean and maximum of each channel over all positions, into SQUEEZED."""
-    x, c, n = map_at(args, X), slot(args, CHANNELS), slot(args, POSITIONS)
+    """Mean and maximum of each channel of SEEN over all positions, into SQUEEZED."""
+    x, c, n = map_at(args, SEEN), slot(args, SEEN_CHANNELS), slot(args, SEEN_POSITIONS)
     mean, largest = sums_at(args, SQUEEZED), sums_at(args, SQUEEZED)
     argmax, want_index = ints_at(args, CHANNEL_ARGMAX), slot(args, CHANNEL_ARGMAX) != 0
     to_mean, to_max = image * c, (slot(args, IMAGES) + image) * c
@@ -116,20 +118,27 @@ def squeeze(args, image, part, parts):
 @jit
 def excite(args, image, part, parts):
     """The two layers and the sigmoid, into GATE; HIDDEN keeps the ReLU's output for backward."""
-    c, width, images = slot(args, CHANNELS), slot(args, WIDTH), slot(args, IMAGES)
+    c, seen, width, images = (
+        slot(args, CHANNELS),
+        slot(args, SEEN_CHANNELS),
+        slot(args, WIDTH),
+        slot(args, IMAGES),
+    )
     w1, b1, w2, b2 = sums_at(args, W1), sums_at(args, B1), sums_at(args, W2), sums_at(args, B2)
     squeezed, hidden, gate = sums_at(args, SQUEEZED), sums_at(args, HIDDEN), sums_at(args, GATE)
     kind = slot(args, SQUEEZE)
-    if c * width <= SMALL_LAYERS:  # sooner done than waited for: by each thread, which write the same
+    if (
+        max(c, seen) * width <= SMALL_LAYERS
+    ):  # sooner done than waited for: by each thread, which write the same
         part, parts = 0, 1
     lo, hi = share(width, part, parts)
     for bit in range(2):
         if kind & (bit + 1):
-            source, row = (bit * images + image) * c, (bit * images + image) * width
+            source, row = (bit * images + image) * seen, (bit * images + image) * width
             for j in range(lo, hi):
                 total = like(w1, 0.0)
-                for i in range(c):
-                    total += read(w1, j * c + i) * read(squeezed, source + i)
+                for i in range(seen):
+                    total += read(w1, j * seen + i) * read(squeezed, source + i)
                 if slot(args, B1) != 0:
                     total += read(b1, j)
                 write(hidden, row + j, like(w1, 0.0) if total < like(w1, 0.0) else total)

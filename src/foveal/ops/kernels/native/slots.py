@@ -4,6 +4,8 @@
 (
     # threads, the map and its gradients
     BARRIER, THREADS, THREAD, IMAGES, CHANNELS, POSITIONS, CHANNELS_LAST, X, Y, SHORTCUT, RELU, DY, DX,
+    # the map whose statistics make the channel gate: X, but for a squeeze that is taken before a convolution
+    SEEN, SEEN_CHANNELS, SEEN_POSITIONS,
     # the channel half; GATE is always there, of ones if need be, and SQUEEZE says which statistics make it, or none
     GATE, SQUEEZE, SQUEEZED, CHANNEL_ARGMAX, W1, B1, W2, B2, WIDTH, HIDDEN, HARD, CHANNEL_GAIN, DGATE, DHIDDEN,
     # the spatial half, where there is a KERNEL
@@ -12,7 +14,7 @@
     DLOGITS, DSTATISTICS, DKERNEL, FLIPPED, PADDED_DLOGITS, DMOMENTS, MEANS,
     # room for what lies between two steps
     PARTIAL, ROOM,
-) = range(56)
+) = range(59)
 # fmt: on
 
 SLOTS = {name.lower(): number for name, number in globals().items() if name.isupper()}
