@@ -60,9 +60,20 @@ def main():
     import foveal.look.pictures
     import foveal.predict
     import foveal.published.verb
+    import foveal.tasks.classify.loss
+    import foveal.tasks.classify.metric
+    import foveal.tasks.classify.prediction
+    import foveal.tasks.segment.loss
+    import foveal.tasks.segment.metric
+    import foveal.tasks.segment.prediction
     import foveal.train.run  # noqa: F401
+    from foveal.data.scenes.render import sources
+    from foveal.ops.whole_gate import compile_kernels
 
     torch.set_num_threads(1)
+    compile_kernels()
+    for split in ("train", "val", "test"):
+        sources(split, 64)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)

@@ -177,6 +177,7 @@ def test_negative_zero_and_the_bits_of_an_identity_stay():
                 assert torch.equal(y.view(torch.int32), x.view(torch.int32))
 
 
+@pytest.mark.slow  # another dtype to compile for
 def test_first_and_second_derivatives_are_right(monkeypatch):
     monkeypatch.setattr(whole_gate, "NATIVE_DTYPES", {torch.float64})
     shape = (2, 3, 4, 3)
@@ -191,6 +192,24 @@ def test_first_and_second_derivatives_are_right(monkeypatch):
             x = feature_map(shape, last, torch.float64).requires_grad_()
             assert torch.autograd.gradcheck(function, (x, *parameters.values()))
         assert torch.autograd.gradgradcheck(function, (x, *parameters.values()))
+
+
+@pytest.mark.parametrize("name", ["se", "cbam timm", "cbam official, running"])
+def test_second_derivatives_are_those_of_pytorchs_operators(name):
+    shape = (2, 3, 4, 3)
+    block, x = build(name, shape), feature_map(shape, False).requires_grad_()
+    found = []
+    for reason in (None, "not asked for"):
+        block_here = copy.deepcopy(block)
+        with pytest.MonkeyPatch.context() as patch:
+            if reason is not None:
+                patch.setattr(whole_gate, "why_not_native", lambda *_, reason=reason: reason)
+            y = block_here(x)
+        assert ("foveal_gate" in str(y.grad_fn)) == (reason is None)
+        wanted = [x, *block_here.parameters()]
+        first = torch.autograd.grad(y.square().sum(), wanted, create_graph=True)
+        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), wanted))
+    close(found[0], found[1], TOLERANCE[torch.float32])
 
 
 def test_what_cannot_be_taken_whole_is_taken_step_by_step():

@@ -14,14 +14,12 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.strategy import Strategy
 from torch import nn
 
 from foveal.errors import FovealError
 from foveal.tasks import Metric
 from foveal.train.config import TrainConfig
+from foveal.train.fabric import DDPStrategy, Fabric, Strategy
 from foveal.train.lost_process import ProcessWatch
 
 WAIT_SECONDS = 600.0

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from foveal.train.fabric import Fabric, ModelParallelStrategy
 
 
 def shard(net: nn.Module, mesh: DeviceMesh) -> nn.Module:

@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from foveal.data.loader import EpochBatchSampler, seed_for
@@ -14,6 +13,7 @@ from foveal.model_info import ModelInfo
 from foveal.tasks import Task
 from foveal.train.config import TrainConfig
 from foveal.train.ema import ModelEma
+from foveal.train.fabric import Fabric
 from foveal.train.freeze import Freezer
 from foveal.train.nonfinite import NonFiniteError
 from foveal.train.optim import lr_scale, make_optimizer, set_lr
