@@ -90,11 +90,11 @@ class GatedResidual(nn.Module):
 
     def _halves(self) -> tuple[whole_gate.ChannelHalf | None, whole_gate.SpatialHalf | None]:
         """What the one operator needs; no channel half if it knows no such gate."""
-        block: Any = self.block
-        fc1, fc2 = self.fc1, self.fc2
+        block, fc1, fc2 = self.block, self.fc1, self.fc2
         if isinstance(block, CBAM):
-            spatial = block.spatial.spatial_half(1)
-            return (None if spatial is None else block.channel.channel_half()), spatial
+            gates: Any = block
+            spatial = gates.spatial.spatial_half(1)
+            return (None if spatial is None else gates.channel.channel_half()), spatial
         assert fc1 is not None
         assert fc2 is not None
         if isinstance(block, SqueezeExcite):
