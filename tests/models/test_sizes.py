@@ -204,7 +204,8 @@ def test_the_ablations_of_danet_differ_by_their_attention_alone(depth):
 
 def test_every_network_by_name_is_in_one_of_these_tables():
     held = {*PEERS, *PAPERS, "cifar_se_resnet32", *(f"cifar_cbam_resnet{d}" for d in CIFAR_DEPTHS)}
-    held |= {"nonlocal_resnet50", "nonlocal_resnet101", "nonlocal_c2d_resnet50", "nonlocal_i3d_resnet50"}
+    # of video networks tests/published/test_video.py
+    held |= {f"nonlocal_{kind}resnet{d}" for kind in ("", "c2d_", "i3d_") for d in (50, 101)}
     # of our own making: tests/models/test_video.py
     held |= {f"nonlocal_{kind}_cifar_resnet{d}" for kind in ("c2d", "i3d") for d in (8, 20)}
     heads = ("danet", "danet_position", "danet_channel", "fcn", "fcn_nonlocal")

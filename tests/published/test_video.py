@@ -14,13 +14,13 @@ from foveal.published import convert, export
 from foveal.published.conversion import FORMATS
 
 CLASSES = 7
-BLOCKS = (3, 4, 6, 3)
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def over_time(stage, block, kind):
     """Frames of a block's first convolution: res2 all, res3 and res4 every other from the first, res5 the second."""
-    inflated = {0: (0, 1, 2), 1: (0, 2), 2: (0, 2, 4), 3: (1,)}
-    return 3 if kind == "i3d" and block in inflated[stage] else 1
+    inflated = stage == 0 or (block % 2 == 0 if stage < 3 else block == 1)
+    return 3 if kind == "i3d" and inflated else 1
 
 
 def norm(x, state, name):
@@ -40,12 +40,12 @@ def residual(x, state, convs, norms, shortcut, stride, frames):
     return (x + y).relu()
 
 
-def slowfast(state, x, kind, similarity):
+def slowfast(state, x, kind, similarity, depth=50):
     """PySlowFast's ResNet: strides in the 3x3, keys pooled before their convolutions, softmax over scaled products."""
     frames = 5 if kind == "i3d" else 1
     x = F.conv3d(x, state["s1.pathway0_stem.conv.weight"], stride=(1, 2, 2), padding=(frames // 2, 3, 3))
     x = F.max_pool3d(norm(x, state, "s1.pathway0_stem.bn").relu(), (1, 3, 3), (1, 2, 2), (0, 1, 1))
-    for stage, count in enumerate(BLOCKS):
+    for stage, count in enumerate(BLOCKS[depth]):
         for block in range(count):
             at = f"s{stage + 2}.pathway0_res{block}"
             convs = [f"{at}.branch2.{letter}" for letter in "abc"]
@@ -75,11 +75,11 @@ def slowfast(state, x, kind, similarity):
     return F.linear(x.mean((2, 3, 4)), state["head.projection.weight"], state["head.projection.bias"])
 
 
-def mmaction(state, x, similarity):
+def mmaction(state, x, similarity, depth=50):
     """mmaction2's I3D: frames halved by the first convolution and the first pooling, phi and g pooled after them."""
     x = F.conv3d(x, state["backbone.conv1.conv.weight"], stride=2, padding=(2, 3, 3))
     x = F.max_pool3d(norm(x, state, "backbone.conv1.bn").relu(), (1, 3, 3), (2, 2, 2), (0, 1, 1))
-    for stage, count in enumerate(BLOCKS):
+    for stage, count in enumerate(BLOCKS[depth]):
         for block in range(count):
             at = f"backbone.layer{stage + 1}.{block}"
             convs, norms = ([f"{at}.conv{i}.{part}" for i in (1, 2, 3)] for part in ("conv", "bn"))
@@ -92,6 +92,33 @@ def mmaction(state, x, similarity):
         if stage == 0:
             x = F.max_pool3d(x, (2, 1, 1), (2, 1, 1))
     return F.linear(x.mean((2, 3, 4)), state["cls_head.fc_cls.weight"], state["cls_head.fc_cls.bias"])
+
+
+def mmaction_c2d(state, x, depth=50):
+    """mmaction2's C2D: convolutions of frames that lie in the batch, poolings of clips, none of them padded."""
+    clips = len(x)
+
+    def frames(v):
+        return v.permute(0, 2, 1, 3, 4).flatten(0, 1)
+
+    def clip(v):
+        return v.unflatten(0, (clips, -1)).permute(0, 2, 1, 3, 4)
+
+    x = F.conv2d(frames(x), state["backbone.conv1.conv.weight"], stride=2, padding=3)
+    x = frames(F.max_pool3d(clip(norm(x, state, "backbone.conv1.bn").relu()), (1, 3, 3), (1, 2, 2)))
+    for stage, count in enumerate(BLOCKS[depth]):
+        for block in range(count):
+            at, stride = f"backbone.layer{stage + 1}.{block}", 2 if block == 0 and stage else 1
+            y = norm(F.conv2d(x, state[f"{at}.conv1.conv.weight"]), state, f"{at}.conv1.bn").relu()
+            y = F.conv2d(y, state[f"{at}.conv2.conv.weight"], stride=stride, padding=1)
+            y = F.conv2d(norm(y, state, f"{at}.conv2.bn").relu(), state[f"{at}.conv3.conv.weight"])
+            if block == 0:
+                x = F.conv2d(x, state[f"{at}.downsample.conv.weight"], stride=stride)
+                x = norm(x, state, f"{at}.downsample.bn")
+            x = (x + norm(y, state, f"{at}.conv3.bn")).relu()
+        if stage == 0:
+            x = frames(F.max_pool3d(clip(x), (2, 1, 1), (2, 1, 1)))
+    return F.linear(clip(x).mean((2, 3, 4)), state["cls_head.fc_cls.weight"], state["cls_head.fc_cls.bias"])
 
 
 def mmcv_block(state, x, at, similarity):
@@ -122,8 +149,8 @@ def randomised(net):
     return net.eval()
 
 
-def ours(kind, blocks, **options):
-    name = f"nonlocal_{kind}_resnet50"
+def ours(kind, blocks, depth=50, **options):
+    name = f"nonlocal_{kind}_resnet{depth}"
     return randomised(
         foveal.create_model(name, variant="released", num_classes=CLASSES, blocks=blocks, **options)
     )
@@ -170,14 +197,14 @@ MMACTION = [
 def test_mmaction2(similarity, blocks, tensors, parameters):
     block = {"pairwise": similarity, "subsample": "after"} if blocks else {}
     net = ours("i3d", blocks, stem_stride=2, **block)
-    state = export(net, "mmaction2-i3d")
+    state = export(net, "mmaction2")
     x = torch.randn(1, 3, 16, 32, 32)
     with torch.no_grad():
         assert agree(net(x), mmaction(state, x, similarity)) < 1e-5
     stated = {"pairwise": similarity} if similarity in ("dot_product", "embedded_gaussian") else {}
     again = convert(state, **stated).eval()
-    assert again.foveal_info["converted_from"] == "mmaction2-i3d"
-    assert all(torch.equal(value, state[name]) for name, value in export(again, "mmaction2-i3d").items())
+    assert again.foveal_info["converted_from"] == "mmaction2"
+    assert all(torch.equal(value, state[name]) for name, value in export(again, "mmaction2").items())
     assert (len(state), sum(p.numel() for p in net.parameters())) == (tensors, parameters)
 
 
@@ -205,10 +232,54 @@ def test_another_depth_or_a_cut_file_is_refused():
         )
 
 
-def test_a_c2d_of_mmaction2_is_not_read():
-    with torch.device("meta"):
-        net = foveal.create_model("nonlocal_c2d_resnet50", variant="released", blocks=0)
-    state = shapes_of("mmaction2-i3d", net)
-    state = {name: value.squeeze(2) if value.ndim == 5 else value for name, value in state.items()}
-    with pytest.raises(ValueError, match="must be an I3D, got a C2D of mmaction2"):
+# where PySlowFast's configuration of ResNet-101 has its blocks, unlike the released code
+SITES_101 = ["layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5"]
+
+
+@pytest.mark.slow
+def test_a_resnet_101_of_pyslowfast_keeps_its_places():
+    block = {"pairwise": "embedded_gaussian", "scaled": True, "subsample": "before", "out_bias": True}
+    net = ours("i3d", SITES_101, 101, **block)
+    state = export(net, "pyslowfast")
+    x = torch.randn(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        assert agree(net(x), slowfast(state, x, "i3d", "softmax", 101)) < 1e-5
+    again = convert(state, pairwise="embedded_gaussian").eval()
+    assert again.foveal_model["kwargs"]["blocks"] == SITES_101
+    assert all(torch.equal(value, state[name]) for name, value in export(again, "pyslowfast").items())
+
+
+@pytest.mark.parametrize("depth", [50, pytest.param(101, marks=pytest.mark.slow)])
+def test_a_c2d_of_mmaction2(depth):
+    net = ours("c2d", 0, depth, pool_padding=0)
+    state = export(net, "mmaction2")
+    assert state["backbone.layer1.0.conv2.conv.weight"].shape == (64, 64, 3, 3)
+    x = torch.randn(2, 3, 4, 33, 40)
+    with torch.no_grad():
+        assert agree(net(x), mmaction_c2d(state, x, depth)) < 1e-5
+    again = convert(state, pool_padding=0).eval()
+    assert again.foveal_model["name"] == f"nonlocal_c2d_resnet{depth}"
+    assert all(torch.equal(value, state[name]) for name, value in export(again, "mmaction2").items())
+    with pytest.raises(ValueError, match=r"pool_padding must be stated as 0, .* a TSN"):
         convert(state)
+
+
+@pytest.mark.slow
+def test_an_i3d_of_mmaction2_of_resnet_101():
+    net = ours("i3d", 1, 101, stem_stride=2, pairwise="dot_product", subsample="after")
+    state = export(net, "mmaction2")
+    x = torch.randn(1, 3, 16, 32, 32)
+    with torch.no_grad():
+        assert agree(net(x), mmaction(state, x, "dot_product", 101)) < 1e-5
+    again = convert(state, pairwise="dot_product")
+    assert again.foveal_model["kwargs"]["blocks"] == 1
+
+
+def test_places_of_a_deeper_network_are_read_from_the_names():
+    with torch.device("meta"):
+        net = foveal.create_model(
+            "nonlocal_c2d_resnet101", variant="released", blocks=SITES_101, subsample="before", out_bias=True
+        )
+    again = convert(shapes_of("pyslowfast", net), pairwise="dot_product")
+    assert again.foveal_model["name"] == "nonlocal_c2d_resnet101"
+    assert again.foveal_model["kwargs"]["blocks"] == SITES_101

@@ -54,7 +54,8 @@ def compare(
         insert: the blocks to compare, each written ``name[(option=value,...)][@residual|block|stage|pattern]
             [:stages]``; one variant each. Default: five blocks, at the places that suit the bundled data.
         models: instead of blocks inserted into one network, networks to compare by name, options in brackets, such as
-            "danet_resnet18(channel_form=paper)"; the first is what the others are compared with.
+            "danet_resnet18(channel_form=paper)"; the first is what the others are compared with. Default of task
+            generate on its bundled digits: without attention and with.
         seeds: runs of each variant; with 5 blocks and a control, 8 is the fewest with which anything can become
             significant. "auto" adds seeds, from 8 up to 32, until every variant is better, worse, or less than
             ``detect`` away; p and intervals hold wherever it stops.

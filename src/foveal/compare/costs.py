@@ -27,8 +27,9 @@ def measure_costs(plan: Plan, folder: Path, advance: Callable[[], None] = lambda
     """Costs by variant name. Kept in ``folder/costs.json`` and not measured again on the same machine.
 
     Times are of the network in eval mode, in float32, with PyTorch's own number of threads: one image, and one
-    training batch. Memory is that of a training step of one batch; weights, gradients and the optimiser's state
-    are not in it. ``advance`` is called after each variant, and after each of the two rounds of times.
+    training batch; of a task that has a ``report_pass`` they are of that. Memory is that of a training step of one
+    batch; weights, gradients and the optimiser's state are not in it. ``advance`` is called after each variant, and
+    after each of the two rounds of times.
     """
     job = plan.job
     machine = {name: value for name, value in environment().items() if name != "command"}
@@ -53,14 +54,15 @@ def measure_costs(plan: Plan, folder: Path, advance: Callable[[], None] = lambda
         net.eval()
         advance()
     with torch.no_grad():
-        one = measure_time({name: _forward(net, image) for name, net in nets.items()}, repeats=40)
+        passes = {name: _Pass(net, job.config.the_task) for name, net in nets.items()}
+        one = measure_time({name: _forward(net, image) for name, net in passes.items()}, repeats=40)
         advance()
-        many = measure_time({name: _forward(net, batch) for name, net in nets.items()}, repeats=10)
+        many = measure_time({name: _forward(net, batch) for name, net in passes.items()}, repeats=10)
         advance()
     costs = {
         name: Costs(
             parameters=count_parameters(net),
-            macs=count_macs(net, image),
+            macs=count_macs(passes[name], image),
             time_ms=one[name].time_ms,
             time_low_ms=one[name].low_ms,
             time_high_ms=one[name].high_ms,
@@ -86,6 +88,17 @@ def _training_batch(plan: Plan) -> dict[str, Any]:
     if job.config.channels_last:
         moved["image"] = moved["image"].contiguous(memory_format=channels_last(moved["image"]))
     return moved
+
+
+class _Pass(nn.Module):
+    """A network whose pass runs all of it: where a task makes images, both that and the judging of them."""
+
+    def __init__(self, net: nn.Module, task: Any) -> None:
+        super().__init__()
+        self.net, self.whole = net, getattr(task, "report_pass", None)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x) if self.whole is None else self.whole(self.net, x)
 
 
 def _forward(net: nn.Module, x: Tensor) -> Callable[[], Any]:

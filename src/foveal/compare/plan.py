@@ -85,6 +85,10 @@ class Plan:
         return replace(self.job, variant=variant, config=config, keep_weights=seed == 0, settings=settings)
 
 
+WHAT = ("insert", "models")
+"""What a recipe may name to be compared; the rest of it are options of training."""
+
+
 def plan_comparison(
     insertions: Sequence[str] | None,
     *,
@@ -99,7 +103,8 @@ def plan_comparison(
     """Settle what is to be compared.
 
     Args:
-        models: networks to compare by name instead of ``insertions``.
+        models: networks to compare by name instead of ``insertions``; where neither is given, those of the task's
+            recipe.
         seeds: runs of each variant, or "auto".
         control: whether there is one; "time" has its width chosen later, in the comparison's folder.
         detect: the difference that matters, in points, or for a metric that is no share in its own unit.
@@ -123,6 +128,8 @@ def plan_comparison(
         )
     if control not in (True, False, "time"):
         raise FovealError(f"control must be true, false or time, got {control!r}")
+    if insertions is None and "model" not in training:
+        models = models or recipe_of(training).get("models", ())
     blocks: Sequence[str] = recipe_of(training).get("insert", BLOCKS) if insertions is None else insertions
     variants = parse_models(models) if models else [NONE, *parse_variants(blocks)]
     config = _config(training)
@@ -190,7 +197,7 @@ def _config(training: Mapping[str, Any]) -> TrainConfig:
             f"the options of training that a comparison takes do not include {', '.join(refused)}"
         )
     options = dict(training)
-    recipe = {name: value for name, value in recipe_of(training).items() if name != "insert"}
+    recipe = {name: value for name, value in recipe_of(training).items() if name not in WHAT}
     if options.get("model", recipe.get("model")) != recipe.get("model"):
         recipe.pop("model_options", None)
     size = options.get("image_size") or recipe.get("image_size")

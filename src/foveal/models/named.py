@@ -17,7 +17,7 @@ from foveal.models.backbone import feature_maps, timm_backbone
 from foveal.models.cifar_resnet import cifar_resnet
 from foveal.models.legacy_senet import LEGACY, legacy_senet, stride_in_first
 from foveal.models.segmentation import HEADS, SegmentationNet
-from foveal.models.video import KINDS, SmallVideoResNet, VideoResNet, nonlocal_sites
+from foveal.models.video import KINDS, STAGES, SmallVideoResNet, VideoResNet, nonlocal_sites
 
 CIFAR_OPTIONS = ("pretrained", "num_classes", "features_only", "out_indices")
 SMALL = (64, 64)  # enough to trace a classifier for its channels
@@ -164,7 +164,11 @@ NAMED: dict[str, Callable[..., nn.Module]] = {
         for depth in (20, 32, 56, 110)
     },
     **{f"nonlocal_resnet{depth}": functools.partial(nonlocal_resnet, depth) for depth in (50, 101)},
-    **{f"nonlocal_{kind}_resnet50": functools.partial(VideoResNet, kind) for kind in KINDS},
+    **{
+        f"nonlocal_{kind}_resnet{depth}": functools.partial(VideoResNet, kind, depth)
+        for kind in KINDS
+        for depth in STAGES
+    },
     **{
         f"nonlocal_{kind}_cifar_resnet{depth}": functools.partial(SmallVideoResNet, kind, depth)
         for kind in KINDS

@@ -66,10 +66,12 @@ class SAGAN(nn.Module):
         in_chans: int = 3,
         width: int = 64,
         latent: int = 128,
-        attention: str = "selfattention",
+        attention: str | None = "selfattention",
         conditional: bool | None = None,
     ) -> None:
         super().__init__()
+        # "none" in brackets, as of a comparison, is read as None
+        attention = attention or "none"
         sizes = {"released": tuple(GENERATOR), "dcgan": (64, 32)}
         if form not in sizes:
             raise FovealError(f"form must be one of {', '.join(sizes)}, got {form!r}")

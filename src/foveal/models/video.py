@@ -3,6 +3,7 @@
 C2D computes frame by frame and only pools over time; I3D also convolves over time. Input (b, 3, t, h, w).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from foveal.models.cifar_resnet import CifarResNet
 KINDS = ("c2d", "i3d")
 SMALL_SITES: dict[int, list[str]] = {0: [], 1: ["layer2"], 2: ["layer2", "layer3"]}
 VARIANTS = ("paper", "released")
+STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 INFLATED = {
-    "paper": ((0, 2), (0, 2), (0, 2, 4), (0, 2)),
-    "released": ((0, 1, 2), (0, 2), (0, 2, 4), (1,)),
+    "paper": (slice(0, None, 2),) * 4,
+    "released": (slice(0, None), slice(0, None, 2), slice(0, None, 2), slice(1, None, 2)),
 }
 """Residual blocks, by stage, whose first convolution goes over 3 frames in an I3D."""
 
@@ -61,7 +63,12 @@ def _with_time(time: int, size: Any) -> tuple[int, int, int]:
 
 
 def _over_time(
-    module: nn.Module, path: str, times: dict[str, int], released: bool, stem_stride: int = 1
+    module: nn.Module,
+    path: str,
+    times: dict[str, int],
+    released: bool,
+    stem_stride: int = 1,
+    pool_padding: int = 1,
 ) -> None:
     """Replace every 2-D layer below ``module`` by its 3-D form, in place."""
     for name, child in module.named_children():
@@ -75,7 +82,7 @@ def _over_time(
             setattr(module, name, batch_norm)
         elif isinstance(child, nn.MaxPool2d):
             pool = (
-                nn.MaxPool3d((1, 3, 3), stride=(stem_stride, 2, 2), padding=(0, 1, 1))
+                nn.MaxPool3d((1, 3, 3), stride=(stem_stride, 2, 2), padding=(0, pool_padding, pool_padding))
                 if released
                 else nn.MaxPool3d(3, stride=2, padding=1)
             )
@@ -83,25 +90,29 @@ def _over_time(
         elif isinstance(child, nn.AdaptiveAvgPool2d):
             setattr(module, name, nn.AdaptiveAvgPool3d(1))
         else:
-            _over_time(child, where, times, released, stem_stride)
+            _over_time(child, where, times, released, stem_stride, pool_padding)
 
 
 class VideoResNet(nn.Module):
-    """ResNet-50 over clips, C2D or I3D, of the Non-local paper.
+    """ResNet-50 or ResNet-101 over clips, C2D or I3D, of the Non-local paper.
 
     Args:
         kind: ``"c2d"``: no convolution over time; ``"i3d"``: a first convolution of 5 frames and, in every second
             residual block, a first 1x1 convolution of 3 frames.
+        depth: 50 or 101.
         variant: ``"paper"``: table 1, where the first convolution and the first pooling halve the frames, and every
             second block of each stage is inflated. ``"released"``: as the released code has it for 8 frames, and
-            mmaction2 and PySlowFast after it: inflated are all blocks of res2, blocks 0 and 2 of res3, 0, 2 and 4 of
-            res4 and 1 of res5; the first pooling is 1x3x3, no stride over time comes before the second pooling, and
+            mmaction2 and PySlowFast after it: inflated are all blocks of res2, blocks 0, 2, ... of res3 and res4 and
+            1 of res5; the first pooling is 1x3x3, no stride over time comes before the second pooling, and
             that is 2x1x1 without padding, so that a clip has at least 2 frames. Weights of that form fit by shape.
         num_classes: outputs; with 0 the 2048 pooled features.
-        blocks: Non-local blocks: 0, 1 (res4), 5 (res3 and res4, every other residual block) or 10 (every one).
+        blocks: Non-local blocks: 0, 1 (res4), 5 (res3 and res4, every other residual block) or 10 (every one), see
+            `nonlocal_sites`; or the residual blocks behind which they are, such as ``["layer2.1", "layer3.5"]``.
         over: ``"spacetime"``, ``"space"`` or ``"time"``: what the Non-local blocks attend over.
         stem_stride: with ``variant="released"`` the stride over time of the first convolution and of the first pooling
             each: 1 for clips of 8 frames, 2 for 32, as mmaction2's I3D has it.
+        pool_padding: with ``variant="released"`` the padding of height and width in the first pooling: 1, or 0 as
+            mmaction2's C2D has it.
         pretrained: start from torchvision's ImageNet weights (needs a network connection).
         in_chans: channels of a frame; 3 with ``pretrained``.
         **options: options of `NonLocal`.
@@ -120,12 +131,14 @@ class VideoResNet(nn.Module):
     def __init__(
         self,
         kind: str = "c2d",
+        depth: int = 50,
         *,
         variant: str = "paper",
         num_classes: int = 400,
-        blocks: int = 5,
+        blocks: int | Sequence[str] = 5,
         over: str = "spacetime",
         stem_stride: int = 1,
+        pool_padding: int = 1,
         pretrained: bool = False,
         in_chans: int = 3,
         **options,
@@ -137,11 +150,15 @@ class VideoResNet(nn.Module):
             raise FovealError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
         if stem_stride not in (1, 2) or (stem_stride == 2 and variant != "released"):
             raise FovealError(f"stem_stride must be 1, or 2 with variant='released', got {stem_stride!r}")
+        if pool_padding not in (0, 1) or (pool_padding == 0 and variant != "released"):
+            raise FovealError(f"pool_padding must be 1, or 0 with variant='released', got {pool_padding!r}")
+        if depth not in STAGES:
+            raise FovealError(f"depth must be one of {', '.join(map(str, STAGES))}, got {depth!r}")
         if options and not blocks:
             raise FovealError(f"blocks=0 takes no options of a block, got {', '.join(options)}")
-        from torchvision.models import ResNet50_Weights, resnet50
+        from torchvision.models import get_model
 
-        net = resnet50(weights=ResNet50_Weights.IMAGENET1K_V1 if pretrained else None)
+        net: Any = get_model(f"resnet{depth}", weights="IMAGENET1K_V1" if pretrained else None)
         if in_chans != 3:
             if pretrained:
                 raise FovealError(f"pretrained weights need in_chans=3, got {in_chans}")
@@ -149,10 +166,12 @@ class VideoResNet(nn.Module):
         times = {}
         if kind == "i3d":
             times = {"conv1": 5}
-            for stage, inflated in enumerate(INFLATED[variant], start=1):
-                times |= {f"layer{stage}.{block}.conv1": 3 for block in inflated}
+            for stage, (count, inflated) in enumerate(
+                zip(STAGES[depth], INFLATED[variant], strict=True), start=1
+            ):
+                times |= {f"layer{stage}.{block}.conv1": 3 for block in range(count)[inflated]}
         released = variant == "released"
-        _over_time(net, "", times, released, stem_stride)
+        _over_time(net, "", times, released, stem_stride, pool_padding)
         pool = (
             nn.MaxPool3d((2, 1, 1), stride=(2, 1, 1))
             if released
@@ -169,7 +188,8 @@ class VideoResNet(nn.Module):
             "crop_pct": 0.875,
         }
         clip = torch.zeros(1, in_chans, 8, 32, 32)
-        for site in nonlocal_sites(50, blocks) if blocks else []:
+        chosen = blocks if not isinstance(blocks, int) else nonlocal_sites(depth, blocks) if blocks else []
+        for site in chosen:
             insert(net, "nonlocal", at=site, start="paper", example=clip, dims=3, over=over, **options)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:

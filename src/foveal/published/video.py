@@ -1,48 +1,72 @@
-"""Whole video networks of mmaction2 (I3D) and PySlowFast (C2D, I3D), with or without Non-local blocks: ResNet-50."""
+"""Whole video networks of mmaction2 and PySlowFast: C2D and I3D of ResNet-50 and -101, with Non-local or without."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from foveal.errors import FovealError
 from foveal.models import create_model
-from foveal.models.video import VideoResNet
+from foveal.models.video import STAGES, VideoResNet, nonlocal_sites
 from foveal.published.blocks import AMBIGUOUS_SIMILARITIES
 from foveal.published.classifiers import depth
-from foveal.published.keymap import STATE, Format, Rule, Shapes
+from foveal.published.keymap import STATE, Format, Rule, Shape, Shapes
 
 OURS = r"net\.layer(?P<stage>\d)\.(?P<block>\d+)"
 
 
 def _built(
-    shapes: Shapes, options: dict[str, Any], stem: str, last: str, blocks: int, **block: Any
+    shapes: Shapes,
+    depth: int,
+    options: dict[str, Any],
+    stem: str,
+    last: str,
+    sites: Sequence[str],
+    **block: Any,
 ) -> tuple[nn.Module, str]:
     """The network of a file, and in words which it is.
 
     Args:
+        depth: of the ResNet.
         stem: name of the first convolution's weight; ``last`` of the classifier's.
-        blocks: how many Non-local blocks the file has.
+        sites: the residual blocks, by our paths, behind which the file has Non-local blocks.
         block: their options.
     """
     kernel = shapes.get(stem, ())
-    if len(kernel) != 5 or kernel[2] not in (1, 5):
+    frames = kernel[2] if len(kernel) == 5 else 1
+    if len(kernel) not in (4, 5) or frames not in (1, 5):
         raise FovealError(f"the first convolution must go over 1 or 5 frames, got the shape {kernel}")
-    kind = "i3d" if kernel[2] == 5 else "c2d"
+    kind = "i3d" if frames == 5 else "c2d"
+    usual: dict[int, list[str]] = {0: [], **{count: nonlocal_sites(depth, count) for count in (1, 5, 10)}}
     stride = options.get("stem_stride", 1)
     net = create_model(
-        f"nonlocal_{kind}_resnet50",
+        f"nonlocal_{kind}_resnet{depth}",
         variant="released",
         num_classes=shapes.size(last, 0, 400),
         in_chans=kernel[1],
-        blocks=blocks,
+        blocks=next((count for count, known in usual.items() if known == sites), sites),
         stem_stride=stride,
-        **(block if blocks else {}),
+        pool_padding=options.get("pool_padding", 1),
+        **(block if sites else {}),
     )
-    similarity = f", {blocks} Non-local blocks, {block['pairwise']}" if blocks else ""
+    similarity = f", {len(sites)} Non-local blocks, {block['pairwise']}" if sites else ""
     return net, f"{kind.upper()} as released, strides over time of {stride} in the stem{similarity}"
+
+
+def _sites(shapes: Shapes, pattern: str, first: int) -> list[str]:
+    """The residual blocks behind which there are Non-local ones, in order.
+
+    Args:
+        pattern: captures stage and block; ``first`` is the number of the first stage there.
+    """
+    found = {m.groups() for name in shapes if (m := re.fullmatch(pattern, name))}
+    return [
+        f"layer{stage}.{block}"
+        for stage, block in sorted((int(stage) - first + 1, int(block)) for stage, block in found)
+    ]
 
 
 def _similarity(options: dict[str, Any], told: str | None) -> str:
@@ -60,16 +84,18 @@ def _similarity(options: dict[str, Any], told: str | None) -> str:
 
 
 def _mmaction(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
-    if len(shapes.get("backbone.conv1.conv.weight", ())) == 4:
-        raise FovealError(
-            "the network must be an I3D, got a C2D of mmaction2, whose first pooling has no padding, unlike any here"
-        )
-    _require_50(shapes, r"backbone\.layer([1-4])\.(\d+)\.", "backbone.layer1.0.conv3.conv.")
-    blocks = len(
-        [name for name in shapes if re.fullmatch(r".*\.non_local_block\.conv_out\.conv\.weight", name)]
-    )
+    number = _depth(shapes, r"backbone\.layer([1-4])\.(\d+)\.", "backbone.layer1.0.conv3.conv.")
+    sites = _sites(shapes, r"backbone\.layer(\d)\.(\d+)\.non_local_block\.conv_out\.conv\.weight", 1)
+    stem, last = "backbone.conv1.conv.weight", "cls_head.fc_cls.weight"
+    if len(shapes.get(stem, ())) == 4:
+        if options.get("pool_padding") != 0:
+            raise FovealError(
+                "pool_padding must be stated as 0, which says that this is a C2D of mmaction2: a TSN, which pools no "
+                f"frames and is not read, has the same names; got {options.get('pool_padding')!r}"
+            )
+        return _built(shapes, number, options, stem, last, sites)
     block: dict[str, Any] = {}
-    if blocks:
+    if sites:
         gaussian = not shapes.any(r".*\.non_local_block\.theta\.")
         pooled = shapes.any(r".*\.non_local_block\.g\.0\.")
         block = {
@@ -79,18 +105,26 @@ def _mmaction(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
         }
     # its I3D halve the frames twice before the first stage
     stated = {"stem_stride": 2, **options}
-    return _built(shapes, stated, "backbone.conv1.conv.weight", "cls_head.fc_cls.weight", blocks, **block)
+    return _built(shapes, number, stated, stem, last, sites, **block)
+
+
+def _without_time(shape: Shape) -> Shape:
+    """Of a convolution over one frame that of a convolution of images."""
+    return shape[:2] + shape[3:]
 
 
 def _mmaction_rules(net: nn.Module) -> tuple[Rule, ...]:
+    # a C2D folds frames into the batch
+    frames_in_batch = isinstance(net, VideoResNet) and net.net.maxpool.padding == (0, 0, 0)
+    shape = _without_time if frames_in_batch else tuple
     there = r"backbone.layer\g<stage>.\g<block>"
     pooled = ".0" if _subsample(net) != "none" else ""
     return (
-        Rule(r"net\.conv1\.weight", "backbone.conv1.conv.weight"),
+        Rule(r"net\.conv1\.weight", "backbone.conv1.conv.weight", shape),
         Rule(rf"net\.bn1\.{STATE}", r"backbone.conv1.bn.\1"),
-        Rule(rf"{OURS}\.conv(\d)\.weight", rf"{there}.conv\3.conv.weight"),
+        Rule(rf"{OURS}\.conv(\d)\.weight", rf"{there}.conv\3.conv.weight", shape),
         Rule(rf"{OURS}\.bn(\d)\.{STATE}", rf"{there}.conv\3.bn.\4"),
-        Rule(rf"{OURS}\.downsample\.0\.weight", rf"{there}.downsample.conv.weight"),
+        Rule(rf"{OURS}\.downsample\.0\.weight", rf"{there}.downsample.conv.weight", shape),
         Rule(rf"{OURS}\.downsample\.1\.{STATE}", rf"{there}.downsample.bn.\3"),
         Rule(rf"{OURS}\.nonlocal_\.theta\.(\w+)", rf"{there}.non_local_block.theta.conv.\3"),
         Rule(rf"{OURS}\.nonlocal_\.(phi|g)\.(\w+)", rf"{there}.non_local_block.\3{pooled}.conv.\4"),
@@ -104,17 +138,16 @@ def _mmaction_rules(net: nn.Module) -> tuple[Rule, ...]:
 
 
 def _slowfast(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
-    _require_50(shapes, r"s([2-5])\.pathway0_res(\d+)\.", "s2.pathway0_res0.branch2.c.")
-    blocks = len(
-        [name for name in shapes if re.fullmatch(r".*\.pathway0_nonlocal\d+\.conv_out\.weight", name)]
-    )
+    number = _depth(shapes, r"s([2-5])\.pathway0_res(\d+)\.", "s2.pathway0_res0.branch2.c.")
+    sites = _sites(shapes, r"s(\d)\.pathway0_nonlocal(\d+)\.conv_out\.weight", 2)
     block: dict[str, Any] = {}
-    if blocks:
+    if sites:
         pairwise = _similarity(options, None)
         # keys are pooled before their convolutions, and the last one has a bias before its norm
         block = {"pairwise": pairwise, "subsample": "before", "out_bias": True}
         block["scaled"] = pairwise == "embedded_gaussian"
-    return _built(shapes, options, "s1.pathway0_stem.conv.weight", "head.projection.weight", blocks, **block)
+    stem, last = "s1.pathway0_stem.conv.weight", "head.projection.weight"
+    return _built(shapes, number, options, stem, last, sites, **block)
 
 
 def _slowfast_rules(net: nn.Module) -> tuple[Rule, ...]:
@@ -140,10 +173,11 @@ def _slowfast_rules(net: nn.Module) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def _require_50(shapes: Shapes, stages: str, third: str) -> None:
+def _depth(shapes: Shapes, stages: str, third: str) -> int:
     found = depth(shapes, stages, re.escape(third))
-    if found != 50:
-        raise FovealError(f"video networks must be of ResNet-50, got ResNet-{found}")
+    if found not in STAGES:
+        raise FovealError(f"video networks must be of ResNet-50 or ResNet-101, got ResNet-{found}")
+    return found
 
 
 def _subsample(net: nn.Module) -> str:
@@ -154,11 +188,11 @@ def _subsample(net: nn.Module) -> str:
 
 FORMATS = (
     Format(
-        name="mmaction2-i3d",
+        name="mmaction2",
         signature=(r"backbone\.layer1\.0\.conv1\.conv\.", r"backbone\.conv1\.conv\.", r"cls_head\.fc_cls\."),
         build=_mmaction,
         rules=_mmaction_rules,
-        ambiguous_options=("pairwise", "scaled", "stem_stride"),
+        ambiguous_options=("pairwise", "scaled", "stem_stride", "pool_padding"),
     ),
     Format(
         name="pyslowfast",

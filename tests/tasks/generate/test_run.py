@@ -1,13 +1,18 @@
 """Generation through the command line: training with samples, a stop and a continuation, evaluation, images."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from foveal.cli import main
+from foveal.compare.costs import measure_costs
+from foveal.compare.plan import plan_comparison
+from foveal.measure import count_macs
 from foveal.tasks.generate import Generate
 from foveal.train import TrainConfig, fit
 from foveal.train import run as run_module
@@ -145,3 +150,14 @@ def test_the_bundled_data_have_their_recipe_by_either_name():
         config = TrainConfig(task="generate", data=data)
         assert (config.lr, config.epochs, config.ema, config.model_options["width"]) == (1e-3, 12, 0.99, 16)
     assert "width" not in TrainConfig(task="generate", data="photos").model_options
+
+
+def test_a_comparison_is_of_attention_and_none_and_costs_are_of_both_networks(tmp_path):
+    small = {"task": "generate", "data_options": {"length": 64}, "batch_size": 8, "accelerator": "cpu"}
+    plan = plan_comparison(None, seeds=1, control=False, training=small)
+    assert [variant.name for variant in plan.variants] == ["sagan_dcgan_32(attention=none)", "sagan_dcgan_32"]
+    assert plan.job.config.epochs == 3
+    none, with_attention = measure_costs(plan, tmp_path).values()
+    assert with_attention.parameters > none.parameters
+    judged = count_macs(replace(plan.job, variant=plan.variants[0]).build(), torch.zeros(1, 3, 32, 32))
+    assert with_attention.macs > none.macs > judged, "an image is made, then judged"

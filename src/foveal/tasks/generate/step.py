@@ -28,6 +28,23 @@ def generator_loss(generated: Tensor) -> Tensor:
     return -generated.mean()
 
 
+def adversarial_losses(net: Any, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    """The losses of both networks on one batch.
+
+    Args:
+        net: a SAGAN.
+        batch: real images (b, c, h, w) in -1..1 and their labels.
+        generator: the noise comes from it.
+    """
+    images, labels = batch["image"], batch["label"]
+    noise = torch.randn(len(images), net.latent, generator=generator).to(images.device)
+    made = net.generate(noise, labels)
+    real = net(images, labels)
+    with hold_vectors(net.discriminator):
+        loss_d = discriminator_loss(real, net(made.detach(), labels))
+        return {"discriminator": loss_d, "generator": generator_loss(net(made, labels))}
+
+
 def adversarial_step(training: Any, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
     """Steps of the discriminator, then one of the generator.
 
