@@ -137,11 +137,13 @@ def _write_part(
         fields[BOX] = BOX_KIND
     writer, rows = ChunkWriter(folder, fields, chunk_bytes), []
     names, unreadable = list(part.names), 0
+    # known without decoding an image, where a label is all there is
+    labels = part.labels if task == "classify" and BOX not in fields and hasattr(part, "encoded") else None
     generator = torch.Generator().manual_seed(seed_for(0, "pack"))
     order = torch.randperm(len(part), generator=generator).tolist() if split == "train" else range(len(part))
     for done, place in enumerate(order, 1):
         try:
-            image, truth = _item(part, place, decoded=task != "classify" or BOX in fields)
+            image, truth = _item(part, place, None if labels is None else labels[place])
         except NEVER_SKIPPED:
             raise
         except (ValueError, OSError) as error:
@@ -162,11 +164,11 @@ def _write_part(
     return writer
 
 
-def _item(part: Any, place: int, *, decoded: bool) -> tuple[bytes, Mapping[str, Any]]:
-    """The image file of an item and its truth, which is known without decoding the image where only a label is."""
+def _item(part: Any, place: int, label: int | None) -> tuple[bytes, Mapping[str, Any]]:
+    """The image file of an item and its truth; with a label given, the image is not decoded."""
     file = part.encoded(place) if hasattr(part, "encoded") else None
-    if file is not None and not decoded and part.labels is not None:
-        return file, {"label": part.labels[place]}
+    if file is not None and label is not None:
+        return file, {"label": label}
     sample = part.sample(place) if hasattr(part, "sample") else part[place]
     return png_file(sample["image"]) if file is None else file, sample
 

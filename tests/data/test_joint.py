@@ -134,3 +134,14 @@ def test_a_canvas_pads_with_its_colour_and_masks_with_0() -> None:
     assert out["mask"].tolist() == [[0] * 5, [1] * 5, [1] * 5, [1] * 5, [1] * 5, [0] * 5, [0] * 5]
     assert (out["image"][:, 1:5] == 7).all()
     assert out["box_xyxy"].tolist() == [0, 1, 5, 5]
+
+
+@pytest.mark.parametrize("crop", ["resized", "pad", "none"])
+def test_an_image_alone_comes_out_as_it_does_beside_a_mask(crop: str) -> None:
+    transform = train_transform(32, crop=crop, jitter=0.5)
+    mask = torch.zeros(40, 60, dtype=torch.uint8)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        alone = transform(IMAGE)["image"]
+        torch.manual_seed(seed)
+        assert torch.equal(transform({**IMAGE, "mask": mask})["image"], alone)

@@ -15,8 +15,9 @@ import hashlib
 import json
 import re
 import struct
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -162,6 +163,7 @@ class ChunkReader:
 
     def __init__(self, store: Store, index: ChunkIndex) -> None:
         self.store, self.index, self.starts = store, index, index.starts
+        self._starts: list[int] = self.starts.tolist()  # quicker to search for one number
         self._offsets: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -169,7 +171,7 @@ class ChunkReader:
 
     def chunk_of(self, item: int) -> int:
         """The number of the chunk that holds an item."""
-        return int(np.searchsorted(self.starts, item, side="right")) - 1
+        return bisect_right(self._starts, item) - 1
 
     def item(self, number: int) -> list[bytes]:
         """The fields of an item.
@@ -178,7 +180,7 @@ class ChunkReader:
             ChunkError: the chunk is missing, truncated or damaged.
         """
         place = self.chunk_of(number)
-        chunk, row = self.index.chunks[place], number - int(self.starts[place])
+        chunk, row = self.index.chunks[place], number - self._starts[place]
         offsets = self._offsets.get(place)
         if offsets is None:
             offsets = self._offsets[place] = self._read_offsets(chunk)
@@ -191,7 +193,7 @@ class ChunkReader:
                 f"an item must have the {fields} fields that its header says, got {len(content)} bytes in item {row} "
                 f"of {self.store.where}{chunk.name}"
             )
-        ends = np.cumsum([4 * fields, *sizes]).tolist()
+        ends = list(accumulate(sizes, initial=4 * fields))
         return [content[a:b] for a, b in pairwise(ends)]
 
     def _read_offsets(self, chunk: Chunk) -> np.ndarray:

@@ -95,6 +95,7 @@ class JointTransform:
 
     def __call__(self, sample: Sample) -> Sample:
         from torchvision import tv_tensors
+        from torchvision.transforms import v2
 
         channels = len(self.mean)
         image = grey(sample["image"]) if channels == 1 else sample["image"]
@@ -112,7 +113,11 @@ class JointTransform:
                 canvas = (image.shape[-2], image.shape[-1])
                 joint[name] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=canvas)  # pyright: ignore[reportCallIssue]
         for step in self.steps:
-            joint = step(joint)
+            if len(joint) == 1 and isinstance(step, v2.Transform):
+                # an image alone: the walk through a dictionary would take a fifth of the time
+                joint = {"image": step(joint["image"])}
+            else:
+                joint = step(joint)
         out = dict(sample)
         visible = joint.pop(VISIBLE, None)
         for name, value in joint.items():
