@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=200, help="of 128 images that each reading takes")
+    parser.add_argument("--states", nargs="+", choices=("warm", "cold"), default=["warm", "cold"])
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
         "--folder", type=Path, help="where the files are made; kept. Default: a temporary one"
@@ -139,7 +140,7 @@ def main() -> None:
         }
         rounds: dict[str, list[dict[str, float]]] = {}
         for turn in range(asked.rounds):
-            for state in ("warm", "cold"):
+            for state in asked.states:
                 for name, (files, read) in readers.items():
                     if state == "cold":
                         drop_pages(files)
