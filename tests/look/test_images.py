@@ -156,3 +156,13 @@ def test_bundled_images_are_scenes_and_photographs(network: Predictor) -> None:
         "china.jpg",
         "flower.jpg",
     ]
+
+
+def test_chunks_are_a_data_set_wherever_they_are(coloured_folder, tmp_path):
+    from foveal.look.images import is_data_set
+    from foveal.packing import pack
+
+    pack(str(coloured_folder), tmp_path / "packed")
+    assert is_data_set(str(tmp_path / "packed"))
+    assert is_data_set(str(tmp_path / "packed" / "train")), "as litdata has them"
+    assert is_data_set("https://data.example.org/packed")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveal.data import decode_image
 from foveal.data.sources import BUNDLED
+from foveal.data.sources.packed import is_packed
 from foveal.errors import FovealError
 from foveal.image_files import is_hidden, is_image_name, survey_images, walk_files
 from foveal.inference import Predictor
@@ -142,10 +143,11 @@ def spread_indices(length: int, limit: int) -> list[int]:
 
 
 def is_data_set(source: str) -> bool:
-    """Names and Parquet are data sets, and so is a folder of folders; a folder with images in it is just that."""
+    """Names, Parquet and chunks are data sets, as is a folder of folders; one with images in it is just that."""
     path = Path(source)
     if (
         source in BUNDLED
+        or is_packed(source)
         or source.startswith(("torchvision:", "scenes:"))
         or path.suffix in (".parquet", ".csv")
     ):
