@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from foveal.check import check
 from foveal.data import open_dataset
 from foveal.data.chunks import ChunkWriter
 from foveal.errors import FovealError
@@ -56,6 +57,9 @@ def test_masks_and_boxes_come_back(task: str, tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "data" / "annotations", tmp_path / "copy")
         data, options = str(tmp_path / "data"), {"val_share": 0.5}
     pack(data, tmp_path / "out", task=task, data_options=options, chunk_bytes=2000)
+    found = check(str(tmp_path / "out"), task=task, out=tmp_path / "check")
+    assert found.sound
+    assert set(found.parts) >= {"train", "val"}
     for split in ("train", "val"):
         stored = open_dataset(str(tmp_path / "out"), split, task=task)
         original = open_dataset(data, split, task=task, **options)

@@ -13,6 +13,7 @@ from foveal.data.boxed_images import DAMAGED, UNREADABLE, BoxedImages
 from foveal.data.decode import decode_image
 from foveal.data.findings import Finding
 from foveal.data.sources.detection import read_annotations, refuse_another_format, refuse_nothing, source_of
+from foveal.data.sources.packed import is_packed
 from foveal.data.split import hold_out
 from foveal.errors import FovealError
 from foveal.palette import palette
@@ -30,7 +31,7 @@ def check_boxes(task: Task, data: str, split: str, options: dict[str, Any]) -> C
     Raises:
         FovealError: the annotations cannot be read at all.
     """
-    if data == "scenes":
+    if data == "scenes" or is_packed(data):  # chunks hold what was found sound when they were packed
         return check_stored(task, data, split, options, lambda sample: sample["labels"].tolist())
     own = {name: value for name, value in options.items() if name not in (*SHARED, "format")}
     found = read_annotations(data, split, options.get("format"), own)
