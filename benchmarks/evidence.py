@@ -58,8 +58,11 @@ class Study:
     weights: str | None = None
 
 
+SE = f"se(reduction=4){EVERYWHERE}"
+
+
 def cbam(arrangement: str) -> str:
-    """The insertion of one arrangement, which is also its name in the comparison."""
+    """The insertion of one arrangement."""
     return f"cbam(reduction=4,arrangement={arrangement}){EVERYWHERE}"
 
 
@@ -81,9 +84,20 @@ def starting(block: str, start: str) -> str:
 SCRATCH = {**SMALL_IMAGES, "model": "cifar_resnet8", "lr": 0.01, "epochs": 2}
 STUDIES = {
     "arrangements": Study(
-        {**SCRATCH, "insert": [f"se(reduction=4){EVERYWHERE}", *map(cbam, ARRANGEMENTS)]},
+        {**SCRATCH, "insert": [SE, *map(cbam, ARRANGEMENTS)]},
         images=(4000, 2000),
-        pairs={cbam("channel-spatial"): ["se", cbam("spatial-channel"), cbam("parallel")]},
+        pairs={cbam("channel-spatial"): [SE, cbam("spatial-channel"), cbam("parallel")]},
+    ),
+    "tuned": Study(
+        {**SCRATCH, "insert": [SE, cbam("channel-spatial")], "epochs": 3, "tune": 3},
+        images=(4000, 2000),
+        pairs={cbam("channel-spatial"): [SE]},
+    ),
+    "tiny": Study(
+        {**SCRATCH, "insert": [SE, cbam("channel-spatial")]},
+        data="tiny-imagenet-50",
+        images=(10000, 2500),
+        pairs={cbam("channel-spatial"): [SE]},
     ),
     "starts": Study(
         {
@@ -134,11 +148,16 @@ def pretrained_on(data: Path) -> Path:
 
 
 def values_of(results: Path) -> dict[str, dict[int, float]]:
-    """Variant -> seed -> the metric, of the runs that ended."""
-    values: dict[str, dict[int, float]] = {}
-    for run in json.loads(results.read_text(encoding="utf-8"))["runs"]:
+    """Variant, as the study writes it -> seed -> the metric, of the runs that ended."""
+    found = json.loads(results.read_text(encoding="utf-8"))
+    written = {
+        one["name"]: one["described"] if one["kind"] == "attention" else one["name"]
+        for one in found["variants"]
+    }
+    values: dict[str, dict[int, float]] = {written[name]: {} for name in written}
+    for run in found["runs"]:
         if "metric" in run:
-            values.setdefault(run["variant"], {})[run["seed"]] = run["metric"]
+            values[written[run["variant"]]][run["seed"]] = run["metric"]
     return values
 
 

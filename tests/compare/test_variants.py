@@ -51,11 +51,27 @@ def test_the_plain_block_has_the_parameters_of_its_model_and_trains_from_the_fir
 def test_names_are_short_where_they_can_be():
     assert [v.name for v in parse_variants(["se", "cbam@stage:3"])] == ["se", "cbam"]
     assert [v.name for v in parse_variants(["se@stage:2", "se@stage:3"])] == ["se@stage:2", "se@stage:3"]
+    alike = [
+        "cbam(reduction=4,arrangement=parallel)@residual:2-3",
+        "cbam(reduction=4,kernel_size=3)@residual:2,3",
+    ]
+    assert [v.name for v in parse_variants(alike)] == ["cbam(arrangement=parallel)", "cbam(kernel_size=3)"]
+    assert [v.name for v in parse_variants(["a.py:SE", "b.py:SE(r=2)@block:2"])] == [
+        "a.py:SE@residual",
+        "b.py:SE(r=2)@block:2",
+    ]
 
 
 @pytest.mark.parametrize(
     ("insertions", "message"),
-    [([], "at least one block, got none"), (["se", "se"], "got 'se' twice")],
+    [
+        ([], "at least one block, got none"),
+        (["se", "se"], "got 'se' twice"),
+        (
+            ["cbam", "se(bias=true,reduction=4)@block:2-3", "se(reduction=4, bias=True)@block:2,3"],
+            "Tru.* twice",
+        ),
+    ],
 )
 def test_refuses_what_cannot_be_compared(insertions, message):
     with pytest.raises(ValueError, match=message):

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,7 +106,7 @@ class PlainConvolution(nn.Module):
 
 
 def parse_variants(insertions: Sequence[str]) -> list[Variant]:
-    """One attention variant for each insertion, named by its block, or in full where a block comes twice.
+    """One attention variant for each insertion, named by its block and what tells it from others of that block.
 
     Raises:
         ValueError: an insertion cannot be read, is given twice, or there is none.
@@ -114,17 +114,40 @@ def parse_variants(insertions: Sequence[str]) -> list[Variant]:
     Example:
         >>> [v.name for v in parse_variants(["se@residual:3", "cbam@residual:3", "cbam@stage:3"])]
         ['se', 'cbam@residual:3', 'cbam@stage:3']
+        >>> given = ["cbam(reduction=4,start=paper)@block", "cbam(reduction=4)@block"]
+        >>> [v.name for v in parse_variants(given)]
+        ['cbam(start=paper)', 'cbam']
     """
     if not insertions:
         raise FovealError("insert must name at least one block, got none")
-    blocks = [block_name(text) for text in insertions]
-    names = [
-        block if Counter(blocks)[block] == 1 else text for block, text in zip(blocks, insertions, strict=True)
-    ]
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for text in insertions:
+        groups.setdefault(block_name(text), []).append(parse_insertion(text))
+    names = [_name_among(parse_insertion(text), groups[block_name(text)]) for text in insertions]
+    twice = [text for text, name in zip(insertions, names, strict=True) if names.count(name) > 1]
     if twice:
-        raise FovealError(f"every insertion must differ from the others, got {twice[0]!r} twice")
+        raise FovealError(f"every insertion must differ from the others, got {twice[-1]!r} twice")
     return [Variant(name, text) for name, text in zip(names, insertions, strict=True)]
+
+
+def _name_among(parsed: Mapping[str, Any], group: Sequence[Mapping[str, Any]]) -> str:
+    """The insertion, without what it has in common with all others of its block."""
+    missing = object()
+
+    def differs(key: str) -> bool:
+        return any(one.get(key, missing) != parsed.get(key, missing) for one in group)
+
+    options = [
+        f"{key}={value}"
+        for key, value in parsed.items()
+        if key not in ("block", "at", "stages") and differs(key)
+    ]
+    block = parsed["block"] if differs("block") else parsed["block"].rpartition(":")[2]
+    name = f"{block}({','.join(options)})" if options else block
+    if differs("at") or differs("stages"):
+        stages = ",".join(str(stage) for stage in parsed["stages"] or ())
+        name += f"@{parsed['at']}:{stages}" if stages else f"@{parsed['at']}"
+    return name
 
 
 def own_sources(variants: Sequence[Variant]) -> dict[str, str]:
