@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from foveal.nn.spectral_norm import SpectralNorm
 ATTENTIONS = ("none", *BLOCKS)
 # size of the images -> factors on the width, from the smallest map to the largest, and the map with attention
 GENERATOR = {128: ((16, 16, 8, 4, 2, 1), 32), 64: ((16, 8, 4, 2, 1), 32), 32: ((4, 4, 4, 4), 16)}
+VARIANTS = ("released", "mmagic")
+MMAGIC_PLACES = {128: 64, 32: 16}
+"""Size of the images -> the map with attention in both of mmagic's networks."""
 DISCRIMINATOR = {
     128: ((1, 2, 4, 8, 16, 16), 32, 5),
     64: ((1, 2, 4, 8, 8), 32, 4),
@@ -34,6 +37,8 @@ class SAGAN(nn.Module):
             popular form of transposed convolutions, attention on the last two maps of the generator and of the
             discriminator.
         size: side of the images: 128, 64 or 32; 64 or 32 with ``form="dcgan"``.
+        variant: of ``form="released"``; ``"mmagic"``, at 128 or 32 pixels, has attention on maps of 64 or 16 pixels,
+            spectral norm on the tables of conditional batch norm too, which are added to 1, and an eps of 1e-4 there.
         num_classes: classes; with ``conditional=False`` they are not used.
         in_chans: channels of the images.
         width: channels that the factors of each map multiply; 64 as published.
@@ -41,6 +46,9 @@ class SAGAN(nn.Module):
         attention: a block by its name, or ``"none"``, at the published places. ``"selfattention"`` has the released
             layer's form in ``"released"`` and the popular one's in ``"dcgan"``.
         conditional: whether both networks know the class.
+        norm_eps: of the generator's batch norms. Default: 1e-5, with ``variant="mmagic"`` 1e-4.
+        relu_inplace: with ``variant="mmagic"``, that shortcuts of the discriminator see what ReLU left, as where the
+            configuration rectifies in place.
 
     ``forward``: images (b, in_chans, size, size) in -1..1, labels (b,) -> scores (b,); without labels, of class 0.
 
@@ -62,12 +70,15 @@ class SAGAN(nn.Module):
         form: str = "released",
         size: int = 128,
         *,
+        variant: str = "released",
         num_classes: int = 1000,
         in_chans: int = 3,
         width: int = 64,
         latent: int = 128,
         attention: str | None = "selfattention",
         conditional: bool | None = None,
+        norm_eps: float | None = None,
+        relu_inplace: bool = False,
     ) -> None:
         super().__init__()
         # "none" in brackets, as of a comparison, is read as None
@@ -77,6 +88,15 @@ class SAGAN(nn.Module):
             raise FovealError(f"form must be one of {', '.join(sizes)}, got {form!r}")
         if size not in sizes[form]:
             raise FovealError(f"size must be one of {sizes[form]} with form {form}, got {size}")
+        if variant not in VARIANTS:
+            raise FovealError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        mmagic = variant == "mmagic"
+        if mmagic and (form != "released" or size not in MMAGIC_PLACES):
+            raise FovealError(
+                f"variant mmagic must be of form released at 128 or 32 pixels, got {form} at {size}"
+            )
+        if relu_inplace and not mmagic:
+            raise FovealError("relu_inplace must be False without variant mmagic, got True")
         if attention not in ATTENTIONS:
             raise FovealError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
         for name, value in (("width", width), ("latent", latent), ("num_classes", num_classes)):
@@ -84,13 +104,20 @@ class SAGAN(nn.Module):
                 raise FovealError(f"{name} must be at least 1, got {value}")
         conditional = form == "released" if conditional is None else conditional
         self.size, self.latent, self.num_classes = size, latent, num_classes
-        self.conditional = conditional
+        self.conditional, self.relu_inplace = conditional, relu_inplace
         known = num_classes if conditional else 0
-        parts: Any = (ResidualGenerator, ResidualDiscriminator)
         if form == "dcgan":
-            parts = (TransposedGenerator, StridedDiscriminator)
-        self.generator: nn.Module = parts[0](size, width, latent, known, in_chans, attention)
-        self.discriminator: nn.Module = parts[1](size, width, known, in_chans, attention)
+            self.generator: nn.Module = TransposedGenerator(size, width, latent, known, in_chans, attention)
+            self.discriminator: nn.Module = StridedDiscriminator(size, width, known, in_chans, attention)
+        else:
+            places = (MMAGIC_PLACES[size],) * 2 if mmagic else (GENERATOR[size][1], DISCRIMINATOR[size][1])
+            style = NormStyle((1e-4 if mmagic else 1e-5) if norm_eps is None else norm_eps, mmagic)
+            self.generator = ResidualGenerator(
+                size, width, latent, known, in_chans, attention, places[0], style
+            )
+            self.discriminator = ResidualDiscriminator(
+                size, width, known, in_chans, attention, places[1], relu_inplace
+            )
         self.default_cfg = {"input_size": (in_chans, size, size), "fixed_input_size": True}
         self.pretrained_cfg = self.default_cfg
 
@@ -132,8 +159,20 @@ def conv(channels_in: int, channels: int, kernel: int = 3) -> SpectralNorm:
     return spectral(nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2))
 
 
+class NormStyle(NamedTuple):
+    """How the generator's norms are: their eps, and whether the tables of classes are mmagic's."""
+
+    eps: float = 1e-5
+    mmagic: bool = False
+
+
+USUAL = NormStyle()
+
+
 class ConditionalBatchNorm(nn.Module):
     """Batch norm whose scale and shift are rows of tables, one for each class; a usual one without classes.
+
+    mmagic's tables are under spectral norm, and the scale is 1 and its row.
 
     Example:
         >>> norm = ConditionalBatchNorm(4, num_classes=3)
@@ -141,20 +180,28 @@ class ConditionalBatchNorm(nn.Module):
         (2, 4, 5, 5)
     """
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int, style: NormStyle = USUAL) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=num_classes == 0)
-        self.gain = nn.Embedding(num_classes, channels) if num_classes else None
-        self.shift = nn.Embedding(num_classes, channels) if num_classes else None
-        if self.gain is not None and self.shift is not None:
-            nn.init.ones_(self.gain.weight)
-            nn.init.zeros_(self.shift.weight)
+        self.norm = nn.BatchNorm2d(channels, eps=style.eps, affine=num_classes == 0)
+        self.base = 1.0 if style.mmagic else 0.0
+        self.gain: nn.Module | None = None
+        self.shift: nn.Module | None = None
+        if num_classes == 0:
+            return
+        gain, shift = nn.Embedding(num_classes, channels), nn.Embedding(num_classes, channels)
+        if style.mmagic:
+            self.gain, self.shift = spectral(gain), spectral(shift)
+            return
+        nn.init.ones_(gain.weight)
+        nn.init.zeros_(shift.weight)
+        self.gain, self.shift = gain, shift
 
     def forward(self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         x = self.norm(x)
         if self.gain is None or self.shift is None:
             return x
-        return self.gain(labels)[..., None, None] * x + self.shift(labels)[..., None, None]
+        gain = self.base + self.gain(labels)
+        return gain[..., None, None] * x + self.shift(labels)[..., None, None]
 
 
 # ------------------------------------------------------------------------------------------------------ released form
@@ -163,9 +210,10 @@ class ConditionalBatchNorm(nn.Module):
 class GeneratorBlock(nn.Module):
     """norm, ReLU, enlarge, 3x3, norm, ReLU, 3x3; beside it enlarge, 1x1."""
 
-    def __init__(self, channels_in: int, channels: int, num_classes: int) -> None:
+    def __init__(self, channels_in: int, channels: int, num_classes: int, style: NormStyle) -> None:
         super().__init__()
-        self.norm1, self.norm2 = (ConditionalBatchNorm(c, num_classes) for c in (channels_in, channels))
+        self.norm1 = ConditionalBatchNorm(channels_in, num_classes, style)
+        self.norm2 = ConditionalBatchNorm(channels, num_classes, style)
         self.conv1, self.conv2 = conv(channels_in, channels), conv(channels, channels)
         self.shortcut = conv(channels_in, channels, 1)
 
@@ -179,19 +227,27 @@ class ResidualGenerator(nn.Module):
     """Noise -> 4x4 -> blocks that double the map -> batch norm, ReLU, 3x3, tanh."""
 
     def __init__(
-        self, size: int, width: int, latent: int, num_classes: int, channels: int, attention: str
+        self,
+        size: int,
+        width: int,
+        latent: int,
+        num_classes: int,
+        channels: int,
+        attention: str,
+        place: int,
+        style: NormStyle,
     ) -> None:
         super().__init__()
-        factors, place = GENERATOR[size]
+        factors, _ = GENERATOR[size]
         widths = [factor * width for factor in factors]
         self.project = spectral(nn.Linear(latent, 16 * widths[0]))
         self.blocks, side = nn.ModuleList(), 4
         for channels_in, channels_out in pairwise(widths):
             side *= 2
-            self.blocks.append(GeneratorBlock(channels_in, channels_out, num_classes))
+            self.blocks.append(GeneratorBlock(channels_in, channels_out, num_classes, style))
             if side == place:
                 self.blocks.append(attention_block(attention, channels_out, "official"))
-        self.norm = nn.BatchNorm2d(widths[-1])
+        self.norm = nn.BatchNorm2d(widths[-1], eps=style.eps)
         self.to_image = conv(widths[-1], channels)
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
@@ -204,14 +260,19 @@ class ResidualGenerator(nn.Module):
 class DiscriminatorBlock(nn.Module):
     """(ReLU,) 3x3, ReLU, 3x3 (, average pool); beside it 1x1 where something changes."""
 
-    def __init__(self, channels_in: int, channels: int, *, halve: bool, first: bool) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, *, halve: bool, first: bool, relu_inplace: bool
+    ) -> None:
         super().__init__()
-        self.halve, self.first = halve, first
+        self.halve, self.first, self.relu_inplace = halve, first, relu_inplace
         self.conv1, self.conv2 = conv(channels_in, channels), conv(channels, channels)
         self.shortcut = conv(channels_in, channels, 1) if halve or channels_in != channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(x if self.first else F.relu(x))
+        rectified = x if self.first else F.relu(x)
+        if self.relu_inplace:
+            x = rectified
+        y = self.conv1(rectified)
         y = self.conv2(F.relu(y))
         if not self.halve:
             return y + self.shortcut(x)
@@ -223,15 +284,28 @@ class DiscriminatorBlock(nn.Module):
 class ResidualDiscriminator(nn.Module):
     """Image -> blocks -> ReLU, sum over positions -> linear, plus the inner product with the class's vector."""
 
-    def __init__(self, size: int, width: int, num_classes: int, channels: int, attention: str) -> None:
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        num_classes: int,
+        channels: int,
+        attention: str,
+        place: int,
+        relu_inplace: bool,
+    ) -> None:
         super().__init__()
-        factors, place, halvings = DISCRIMINATOR[size]
+        factors, _, halvings = DISCRIMINATOR[size]
         widths = [channels, *(factor * width for factor in factors)]
         blocks: list[nn.Module] = []
         side = size
         for number, (channels_in, channels_out) in enumerate(pairwise(widths)):
-            halve = number < halvings
-            blocks.append(DiscriminatorBlock(channels_in, channels_out, halve=halve, first=number == 0))
+            halve, first = number < halvings, number == 0
+            blocks.append(
+                DiscriminatorBlock(
+                    channels_in, channels_out, halve=halve, first=first, relu_inplace=relu_inplace
+                )
+            )
             side //= 1 + halve
             if halve and side == place:
                 blocks.append(attention_block(attention, channels_out, "official"))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from foveal.checkpoint import listed, state_dict_mismatch, unwrapped
 from foveal.errors import FovealError
 from foveal.insertion.example import example_inputs, preserve_state, tensors_in
-from foveal.published import blocks, classifiers, danet, detr, sparse_rcnn, video
+from foveal.published import blocks, classifiers, danet, detr, sagan, sparse_rcnn, video
 from foveal.published.keymap import Format, Shape, Shapes, tensors
 from foveal.published.nearest import nearest
 from foveal.published.reading import unwrap_state_dict
@@ -22,6 +22,7 @@ FORMATS: dict[str, Format] = {
         *classifiers.FORMATS,
         *danet.FORMATS,
         *detr.FORMATS,
+        *sagan.FORMATS,
         *sparse_rcnn.FORMATS,
         *video.FORMATS,
         *blocks.FORMATS,
@@ -161,7 +162,8 @@ def export(net: nn.Module, format: str) -> dict[str, Tensor]:
     if not chosen.matches(there):
         raise FovealError(f"{format} must be given a network of its kind, got {type(net).__name__}")
     stated = {**getattr(net, "foveal_model", {}).get("kwargs", {}), **blocks.given_options(net)}
-    stated |= {"dc5": net.dc5} if hasattr(net, "dc5") else {}  # part of the name there
+    # what is part of a network's name there, or left at its default
+    stated |= {name: getattr(net, name) for name in ("dc5", "relu_inplace") if hasattr(net, name)}
     like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.ambiguous_options})
     wrong = state_dict_mismatch(there, dict(chosen.table(like).values())) or _difference(net, like)
     if wrong:
