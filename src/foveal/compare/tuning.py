@@ -27,7 +27,7 @@ SEEDS = 2
 FIRST_SEED = 1000
 """Seeds of trials are none of the comparison's."""
 DEFAULT = 1.0
-BLOCK_FACTORS = (1.0, 0.3, 3.0, 0.1, 10.0, 0.03)
+BLOCK_FACTORS = (1.0, 0.1, 3.0, 0.3, 10.0, 0.03)
 """Factors on the learning rate of inserted blocks, in the order in which they are tried; 1 is the default rate, which
 under AdamW is a tenth of the network's, so that the best may lie on either side."""
 NETWORK_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125)
