@@ -5,9 +5,16 @@ Also what tests of several rooms need: the command, a full disk, a trained netwo
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright import sync_api
+
+CHROMIUM = Path("/usr/bin/chromium")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +49,18 @@ def in_this_process(monkeypatch):
     from tests.engine import InThisProcess
 
     monkeypatch.setattr("foveal.compare.runner.make_engine", lambda *_, **__: InThisProcess())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["sync_api.Browser"]:
+    """A real one, without a screen; skips where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs Debian's chromium at {CHROMIUM}")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture

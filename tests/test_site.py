@@ -12,7 +12,6 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 def script(name):
@@ -131,10 +130,8 @@ def test_every_page_is_in_the_navigation(lang, tmp_path):
     assert lang == "en" or not [page for page in pages if f'"{build.site_path(page, lang)}"' not in config]
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no Chromium here")
-def test_search_finds_words_in_both_languages(site):
+def test_search_finds_words_in_both_languages(site, browser):
     """Chinese has no spaces: a word in the middle of a sentence is found all the same."""
-    sync_api = pytest.importorskip("playwright.sync_api")
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(site))
     handler.log_message = lambda *_: None
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -143,28 +140,26 @@ def test_search_finds_words_in_both_languages(site):
     found = """() => [...document.querySelectorAll("*")].filter(e => e.shadowRoot)
         .flatMap(e => [...e.shadowRoot.querySelectorAll("li a")].map(a => a.getAttribute("href")))"""
     try:
-        with sync_api.sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-            page = browser.new_page()
-            for place, word, wanted in (
-                ("", "position attention", "blocks/dual_attention"),
-                ("zh/", "感受野以外不存在的词", None),
-                ("zh/", "对照组", "zh/comparing"),
-                ("zh/", "交叉注意力", "zh/detection"),
-            ):
-                page.goto(address + place)
-                page.wait_for_load_state("networkidle")
-                page.keyboard.press("/")
-                page.wait_for_timeout(300)
-                page.keyboard.insert_text(word)
-                if wanted is None:
-                    page.wait_for_timeout(1000)
-                    assert page.evaluate(found) == []
-                else:
-                    page.wait_for_function(
-                        f"() => ({found})().some(link => link.includes('{wanted}'))", timeout=20_000
-                    )
-            browser.close()
+        page = browser.new_page()
+        for place, word, wanted in (
+            ("", "position attention", "blocks/dual_attention"),
+            ("zh/", "感受野以外不存在的词", None),
+            ("zh/", "对照组", "zh/comparing"),
+            ("zh/", "交叉注意力", "zh/detection"),
+        ):
+            page.goto(address + place)
+            page.wait_for_load_state("networkidle")
+            page.keyboard.press("/")
+            page.wait_for_timeout(300)
+            page.keyboard.insert_text(word)
+            if wanted is None:
+                page.wait_for_timeout(1000)
+                assert page.evaluate(found) == []
+            else:
+                page.wait_for_function(
+                    f"() => ({found})().some(link => link.includes('{wanted}'))", timeout=20_000
+                )
+        page.close()
     finally:
         server.shutdown()
         server.server_close()

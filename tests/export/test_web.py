@@ -14,8 +14,6 @@ from foveal.inference import open_bundled
 from foveal.tasks.classify.shipping import ship
 from foveal.tasks.shipping import resize
 
-from ..look.page.test_page import CHROMIUM, browser  # noqa: F401
-
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
 
 
@@ -39,8 +37,7 @@ def page(runtime, tmp_path_factory):
     return done.file
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's chromium at {CHROMIUM}")
-def test_the_page_answers_as_foveal_predict_and_asks_no_network(page, browser, tmp_path):  # noqa: F811
+def test_the_page_answers_as_foveal_predict_and_asks_no_network(page, browser, tmp_path):
     opened, asked, problems = browser.new_page(), [], []
     opened.on("request", lambda request: asked.append(request.url))
     opened.on("pageerror", lambda error: problems.append(str(error)))
@@ -114,7 +111,7 @@ def test_grey_is_pillows_and_the_centre_is_cut_as_in_python():
         "console.log(JSON.stringify([x.type, x.dims, Array.from(x.data)]));",
         given,
     )
-    prepare = ship(open_bundled().info).script[2]
+    prepare = next(one for one in ship(open_bundled().info).script if one.__name__ == "prepare")
     image = Image.fromarray(pixels).convert("RGB").convert("L")
     assert found[:2] == ["float32", [1, 1, 17, 17]]
     np.testing.assert_allclose(np.reshape(found[2], (1, 1, 17, 17)), prepare(image, facts), atol=1e-6)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from playwright import sync_api
 
 PAGE = {"X-Foveal": "1"}
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 @pytest.fixture(scope="session")
@@ -79,17 +78,6 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
 
 
 # ------------------------------------------------------------------------------------------------------ the browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["sync_api.Browser"]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM.exists():
-        pytest.skip(f"needs Debian's chromium at {CHROMIUM}")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def pixels(page: "sync_api.Page", panel: int = 0) -> np.ndarray:

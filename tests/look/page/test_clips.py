@@ -112,7 +112,9 @@ def test_what_is_no_clip_is_refused(
 
 
 def test_weights_of_clips_are_served_without_those_of_images(network: Predictor) -> None:
-    with pytest.raises(FovealError, match=r"must all take images, or clips, or seeds, got c \(clips\), one"):
+    with pytest.raises(
+        FovealError, match=r"must all take images, or videos, or seeds, got c \(videos\), one"
+    ):
         make_app([clip_network("c"), network], [])
 
 

@@ -257,6 +257,6 @@ def test_seeds_give_images_and_their_rows_and_no_image_is_taken() -> None:
 
 def test_weights_that_generate_are_served_alone(networks: list[Predictor]) -> None:
     with pytest.raises(
-        FovealError, match=r"must all take images, or clips, or seeds, got g.*seeds\), one.*images"
+        FovealError, match=r"must all take images, or videos, or seeds, got g.*seeds\), one.*images"
     ):
         server.make_app([generator(), networks[0]], [])

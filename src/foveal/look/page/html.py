@@ -7,7 +7,7 @@ from typing import Any, Literal
 _SLOT = '<script type="application/json" id="foveal-data">null</script>'
 
 
-def page(of: Literal["images", "clips", "seeds"] = "images") -> str:
+def page(of: Literal["images", "videos", "seeds"] = "images") -> str:
     """The page as ``foveal serve`` sends it, with no images inside.
 
     Args:

@@ -34,7 +34,7 @@ from foveal.look.page.refusals import HTTPError, check_origin, error_response, p
 from foveal.look.page.uploads import Uploads, decode_clip, decode_upload
 from foveal.look.predict import predict_recorded
 
-Taken = Literal["images", "clips", "seeds"]
+Taken = Literal["images", "videos", "seeds"]
 MAX_RECORDED_BYTES = 2**26
 """Bytes that the recording of one image by one network may take."""
 ROWS_AT_ONCE = 4
@@ -70,7 +70,7 @@ class PageServer:
                 f"{network.name} ({what})" for network, what in zip(networks, taken, strict=True)
             )
             raise FovealError(
-                f"weights served together must all take images, or clips, or seeds, got {names}"
+                f"weights served together must all take images, or videos, or seeds, got {names}"
             )
         self.networks, self.of = networks, taken[0]
         self.examples = examples
@@ -182,7 +182,7 @@ class PageServer:
     # --------------------------------------------------------------------------------------------------- in threads
 
     def _decoded(self, body: bytes, name: str) -> tuple[Any, str]:
-        if self.of == "clips":
+        if self.of == "videos":
             return decode_clip(body, name, self.networks[0].info.channels)
         return decode_upload(body, name)
 
@@ -307,7 +307,7 @@ def _server(app: FastAPI) -> uvicorn.Server:
 def _taken(network: Predictor) -> Taken:
     if hasattr(network.task, "sample"):
         return "seeds"
-    return "clips" if hasattr(network.task, "example_size") else "images"
+    return "videos" if hasattr(network.task, "example_size") else "images"
 
 
 def _thumbnail(image: Any) -> Tensor:
