@@ -133,12 +133,12 @@ def _write_part(
 ) -> ChunkWriter:
     left_out |= getattr(part, "skipped", {})
     fields = dict(PACKED_TASKS[task])
-    if task == "classify" and BOX in part[0]:
+    if "label" in fields and BOX in part[0]:
         fields[BOX] = BOX_KIND
     writer, rows = ChunkWriter(folder, fields, chunk_bytes), []
     names, unreadable = list(part.names), 0
     # known without decoding an image, where a label is all there is
-    labels = part.labels if task == "classify" and BOX not in fields and hasattr(part, "encoded") else None
+    labels = part.labels if "label" in fields and BOX not in fields and hasattr(part, "encoded") else None
     generator = torch.Generator().manual_seed(seed_for(0, "pack"))
     order = torch.randperm(len(part), generator=generator).tolist() if split == "train" else range(len(part))
     for done, place in enumerate(order, 1):
