@@ -1,5 +1,8 @@
 """A gate joined with its addition computes what the two did."""
 
+import copy
+import pickle
+
 import pytest
 import timm
 import torch
@@ -7,7 +10,7 @@ from torch import nn
 
 import foveal
 from foveal.fusion import GatedResidual
-from foveal.ops import whole_gate
+from foveal.ops import gated_residual, whole_gate
 
 
 def test_a_strided_expansion_takes_its_squeeze_from_the_positions_it_reads():
@@ -31,8 +34,8 @@ def test_cbam_is_one_operator_with_the_addition_and_the_relu(variant, last, relu
     joined = GatedResidual(block, convolution, relu=relu).requires_grad_(False)
     u, shortcut = (torch.randn(3, c, 9, 11).contiguous(memory_format=last) for c in (4, 19))
     kept, called = shortcut.clone(), []
-    add = whole_gate.add_residual_
-    monkeypatch.setattr(whole_gate, "add_residual_", lambda *given: called.append(1) or add(*given))
+    add = gated_residual.add_residual_
+    monkeypatch.setattr(gated_residual, "add_residual_", lambda *given: called.append(1) or add(*given))
     wanted = block(convolution(u)) + shortcut
     found = joined(u, shortcut)
     assert called
@@ -52,15 +55,15 @@ def test_se_is_one_operator_with_the_addition_and_the_relu(inner, last, relu, mo
     monkeypatch.setattr(whole_gate, "NATIVE_FROM", 0)
     torch.manual_seed(0)
     convolution = nn.Conv2d(inner, 19, 1).to(memory_format=last)
-    u, shortcut = (torch.randn(3, c, 9, 11).contiguous(memory_format=last) for c in (inner, 19))
+    u, shortcut = (torch.randn(1, c, 9, 11).contiguous(memory_format=last) for c in (inner, 19))
     blocks = [
         foveal.nn.SqueezeExcite(19, reduction=4),
         foveal.nn.SqueezeExcite(19, reduction=4, activation="hard_sigmoid", bias=False),
         timm.layers.SEModule(19, rd_ratio=0.25),
         timm.layers.SEModule(19, rd_ratio=0.25, gate_layer="hard_sigmoid"),
     ]
-    called, add = [], whole_gate.add_residual_
-    monkeypatch.setattr(whole_gate, "add_residual_", lambda *given: called.append(1) or add(*given))
+    called, add = [], gated_residual.add_residual_
+    monkeypatch.setattr(gated_residual, "add_residual_", lambda *given: called.append(1) or add(*given))
     for number, block in enumerate(blocks):
         joined = GatedResidual(block.eval(), convolution, relu=relu).requires_grad_(False)
         assert joined.squeezes_early == (inner < 19)
@@ -71,6 +74,36 @@ def test_se_is_one_operator_with_the_addition_and_the_relu(inner, last, relu, mo
         torch.testing.assert_close(found, torch.relu(wanted) if relu else wanted)
         assert torch.equal(u, kept[0])
         assert torch.equal(shortcut, kept[1])
+
+
+@pytest.mark.parametrize("make", [foveal.nn.SqueezeExcite, foveal.nn.CBAM])
+def test_what_is_prepared_once_follows_maps_weights_and_copies(make, monkeypatch):
+    pytest.importorskip("numba", reason="numba, which compiles the kernels, is not installed")
+    monkeypatch.setattr(whole_gate, "NATIVE_FROM", 0)
+    torch.manual_seed(0)
+    joined = GatedResidual(make(19, reduction=4).eval(), nn.Conv2d(5, 19, 1), relu=True).requires_grad_(False)
+    prepared, add = [], gated_residual.add_residual_
+    monkeypatch.setattr(gated_residual, "add_residual_", lambda *given: prepared.append(1) or add(*given))
+
+    def check(number, net=joined, height=9):
+        u, shortcut = torch.randn(1, 5, height, 11), torch.randn(1, 19, height, 11)
+        found = net(u, shortcut)
+        assert len(prepared) == number
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(GatedResidual, "_at_once_", lambda *_: False)
+            torch.testing.assert_close(found, net(u, shortcut))
+
+    layer = joined.fc2 if joined.fc2 is not None else joined.block.channel.fc2
+    check(1)
+    check(1)
+    layer.weight.mul_(-3.0)
+    check(1)
+    layer.weight = nn.Parameter(torch.randn_like(layer.weight), requires_grad=False)
+    check(2)
+    check(3, height=8)
+    check(3, height=8)
+    check(4, copy.deepcopy(joined), height=8)
+    check(5, pickle.loads(pickle.dumps(joined)), height=8)
 
 
 def test_timms_se_with_another_activation_is_joined_step_by_step(monkeypatch):

@@ -11,8 +11,7 @@ from torch import Tensor, fx, nn
 from foveal.fusion.fold import CONVOLUTIONS, is_timm_se, only_input
 from foveal.insertion.hooks import RECORD
 from foveal.nn import CBAM, SqueezeExcite
-from foveal.ops import gate, whole_gate
-from foveal.ops.whole_gate_ops import laid_out_alike
+from foveal.ops import gate, gated_residual, whole_gate
 
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 IN_PLACE = {operator.iadd, "add_"}
@@ -46,10 +45,20 @@ class GatedResidual(nn.Module):
             and c.in_channels < c.out_channels
         )
         """Whether SE's mean is taken before the convolution, where there are fewer values."""
+        self.calls = gated_residual.ResidualCalls()
         self.fc1 = self.fc2 = None
         if not isinstance(block, CBAM):
             self.fc1 = _linear(block.fc1, c if self.squeezes_early else None)
             self.fc2 = _linear(block.fc2, None)
+        layers = [layer for layer in (self.fc1, self.fc2) if layer is not None] or list(block.modules())
+        self.places = [
+            (place, name)
+            for layer in layers
+            for place in (layer._parameters, layer._buffers)
+            for name in place
+            if name != "num_batches_tracked"
+        ]
+        """Where the gate's weights are; they may be replaced there, as ``to`` does."""
 
     def forward(self, u: Tensor, shortcut: Tensor) -> Tensor:
         x = u if self.convolution is None else self.convolution(u)
@@ -77,15 +86,24 @@ class GatedResidual(nn.Module):
 
     def _at_once_(self, x: Tensor, seen: Tensor, shortcut: Tensor) -> bool:
         """Compute gate, addition and ReLU by one operator into ``x``; false, and ``x`` untouched, if it cannot."""
+        if torch.compiler.is_compiling() or (self.fc1 is not None and len(x) > 1):
+            return False  # the layers of several images are quicker as one product
+        weights = [weight for place, name in self.places if (weight := place[name]) is not None]
+        if self.calls.run(x, shortcut, seen, weights):
+            return True
         channel, spatial = self._halves()
-        if channel is None or torch.compiler.is_compiling():
-            return False
         # the map alone is asked about: with the addition and the ReLU, SE's product is worth a call
-        if whole_gate.why_not_native(x, None, None) is not None or type(shortcut) is not Tensor:
+        if (
+            channel is None
+            or whole_gate.why_not_native(x, None, None) is not None
+            or type(shortcut) is not Tensor
+        ):
             return False
-        if shortcut.shape != x.shape or not (laid_out_alike(shortcut, x) and laid_out_alike(seen, x)):
+        alike = gated_residual.laid_out_alike
+        if shortcut.shape != x.shape or not (alike(shortcut, x) and alike(seen, x)):
             return False
-        whole_gate.add_residual_(x, shortcut, channel, spatial, self.relu, seen)
+        call = gated_residual.add_residual_(x, shortcut, channel, spatial, self.relu, seen)
+        self.calls.keep(call, x, shortcut, seen, weights)
         return True
 
     def _halves(self) -> tuple[whole_gate.ChannelHalf | None, whole_gate.SpatialHalf | None]:

@@ -22,6 +22,13 @@ def is_empty(query: Tensor) -> bool:
     return not torch.compiler.is_compiling() and query.numel() == 0
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Return True if the channels of a map of any number of spatial sizes lie beside each other in memory."""
+    if x.ndim == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)  # quicker asked
+    return x.movedim(1, -1).is_contiguous()
+
+
 def sum_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which sums over ``x`` run: float64 for float64, float32 for everything else."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

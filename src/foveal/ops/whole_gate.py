@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foveal.ops.choice import Choice
 from foveal.ops.kernels.native.call import compiled
-from foveal.ops.numerics import exporting
+from foveal.ops.numerics import exporting, is_channels_last
 from foveal.ops.whole_gate_ops import SUMS  # registers the operators
 
 NATIVE_FROM = 2**15
@@ -70,7 +70,7 @@ def why_not_native(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf 
         return f"it takes float32 and bfloat16, got {x.dtype}"
     if x.numel() < NATIVE_FROM:
         return f"it pays from {NATIVE_FROM} values, got {x.numel()}"
-    if not (x.is_contiguous() or x.movedim(1, -1).is_contiguous()):
+    if not (x.is_contiguous() or is_channels_last(x)):
         return f"the map is neither contiguous nor channels-last, but has strides {x.stride()}"
     if not HAS_NUMBA:
         return "numba, which compiles it, is not installed"
@@ -128,7 +128,7 @@ def apply(
         >>> torch.equal(apply(x, half, None)[0], x)
         True
     """
-    given = _arguments(x, channel, spatial)
+    given = arguments_of(x, channel, spatial)
     keeps = _needs_grad(x, given)
     if keeps or torch.compiler.is_compiling():
         outputs = torch.ops.foveal.gate.default(x, *given, keeps)
@@ -138,7 +138,7 @@ def apply(
     return outputs[0], outputs[-1]
 
 
-def _arguments(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf | None) -> list[Any]:
+def arguments_of(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf | None) -> list[Any]:
     """The weights and options of the operators, but for the last; weights in the dtype of sums."""
     w1, b1, w2, b2, squeeze, activation, channel_gain = channel or (*[None] * 4, None, "sigmoid", 1.0)
     kernel, max_first, spatial_gain, norm, eps = spatial or (None, False, 1.0, None, 0.0)
@@ -149,35 +149,3 @@ def _arguments(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf | No
     ]
     kind = 0 if squeeze is None else SQUEEZES[squeeze]
     return [*weights, kind, activation == "hard_sigmoid", channel_gain, max_first, spatial_gain, eps]
-
-
-def add_residual_(
-    x: Float[Tensor, "b c *spatial"],
-    shortcut: Float[Tensor, "b c *spatial"],
-    channel: ChannelHalf | None,
-    spatial: SpatialHalf | None,
-    relu: bool,
-    seen: Float[Tensor, "b seen *_"] | None = None,
-) -> Tensor:
-    """Compute ``g_c s_p x + shortcut``, and its ReLU if asked for, into the memory of ``x``; for inference.
-
-    Args:
-        x: feature map, for which `why_not_native` is None.
-        shortcut: another, laid out alike.
-        channel, spatial: the halves of the gate, as in `apply`.
-        relu: whether a ReLU follows.
-        seen: the map that is squeezed instead of ``x``, laid out alike, where the first layer of ``channel`` is for its
-            channels.
-
-    Returns:
-        ``x``.
-
-    Example:
-        >>> x, shortcut, zeros = torch.ones(1, 2, 2, 2), torch.full((1, 2, 2, 2), -3.0), torch.zeros(2, 2)
-        >>> half = ChannelHalf(zeros, None, zeros, torch.tensor([0.0, 100.0]), "mean", "sigmoid", 4.0)
-        >>> add_residual_(x, shortcut, half, None, relu=True).flatten()
-        tensor([0., 0., 0., 0., 1., 1., 1., 1.])
-    """
-    given = _arguments(x, channel, spatial)
-    torch.ops.foveal.gated_residual_.default(x, shortcut, x if seen is None else seen, relu, *given, False)
-    return x

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveal.errors import FovealError
 from foveal.ops import reference
-from foveal.ops.kernels.native.call import SUMS, call
+from foveal.ops.kernels.native.call import SUMS, Call
 from foveal.ops.numerics import autocast_disabled
 
 WEIGHTS = ("w1", "b1", "w2", "b2", "kernel", "norm_scale", "norm_shift", "norm_mean", "norm_var")
@@ -32,7 +32,7 @@ torch.library.define(
 
 
 @torch.library.register_fake("foveal::gate")
-def _outputs(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+def outputs_of(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
     """Memory for the results; what does not apply is empty."""
     named = dict(zip((*WEIGHTS, *OPTIONS), given, strict=True))
     b, c, n, sums = x.shape[0], x.shape[1], math.prod(x.shape[2:]), SUMS[x.dtype]
@@ -52,57 +52,16 @@ def _outputs(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
 @torch.library.impl("foveal::gate", "CPU")
 def _forward(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
     named = dict(zip((*WEIGHTS, *OPTIONS), given, strict=True))
-    outputs = _outputs(x, *given)
+    outputs = outputs_of(x, *given)
     if x.numel() > 0:
-        named |= _checked(x, named)
+        named |= checked(x, named)
         named |= dict(zip(("y", *KEPT), outputs, strict=True))
         if named["w1"] is None:
             named["gate"].fill_(1)
         if named["norm_mean"] is not None:
             torch.cat([named["norm_mean"], named["norm_var"]], out=named["moments"])
-        call("forward", x, **named)
+        Call("forward", x, **named).run()
     return outputs
-
-
-torch.library.define(
-    "foveal::gated_residual_",
-    f"(Tensor(a!) x, Tensor shortcut, Tensor seen, bool relu, {_GIVEN}) -> ()",
-)
-
-
-@torch.library.register_fake("foveal::gated_residual_")
-def _nothing(x: Tensor, *given: Any) -> None: ...
-
-
-@torch.library.impl("foveal::gated_residual_", "CPU")
-def _residual(x: Tensor, shortcut: Tensor, seen: Tensor, relu: bool, *given: Any) -> None:
-    named = dict(zip((*WEIGHTS, *OPTIONS), given, strict=True))
-    if shortcut.shape != x.shape or not laid_out_alike(shortcut, x):
-        raise FovealError(
-            f"shortcut must be laid out as the map, {tuple(x.shape)} with strides {x.stride()}, {x.dtype}, "
-            f"got {tuple(shortcut.shape)} with strides {shortcut.stride()}, {shortcut.dtype}"
-        )
-    if seen.shape[0] != x.shape[0] or not laid_out_alike(seen, x):
-        raise FovealError(
-            f"seen must have as many images as the map and lie in memory as it does, {tuple(x.shape)} with strides "
-            f"{x.stride()}, {x.dtype}, got {tuple(seen.shape)} with strides {seen.stride()}, {seen.dtype}"
-        )
-    named |= _checked(x, named, seen.shape[1])
-    named |= dict(zip(KEPT, _outputs(x, *given)[1:], strict=True))
-    if named["w1"] is None:
-        named["gate"].fill_(1)
-    elif seen is not x:
-        named["squeezed"] = named["squeezed"].new_empty(2, *seen.shape[:2])
-    call("forward", x, **named, y=x, shortcut=shortcut, seen=seen, relu=relu)
-
-
-def laid_out_alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two maps have one dtype and are both contiguous, or both channels-last."""
-    if one.dtype != other.dtype:
-        return False
-    if other.is_contiguous():
-        return one.is_contiguous()
-    return one.movedim(1, -1).is_contiguous()
 
 
 @torch.library.register_fake("foveal::gate_backward")
@@ -124,14 +83,14 @@ def _backward(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
         return dx, *(dweight.zero_() for dweight in dweights)
     if any(size > 1 and a != b for size, a, b in zip(x.shape, x.stride(), dy.stride(), strict=True)):
         dy = torch.empty_like(x).copy_(dy)
-    named |= _checked(x, named)
+    named |= checked(x, named)
     squeezed, hidden, kind = named["squeezed"], named["hidden"], named["squeeze"]
     dlogits, dhidden, dmoments = (torch.empty_like(t) for t in (named["gate"], hidden, named["moments"]))
     kernel = named["kernel"]
     dkernel = None if kernel is None else kernel.new_empty(len(x), *kernel.shape[1:])
     named |= {"dy": dy, "dx": dx if named["map_gradient"] else None, "squeezed": torch.empty_like(squeezed)}
     named |= {"dgate": dlogits, "dhidden": dhidden, "dkernel": dkernel, "dmoments": dmoments}
-    call("backward", x, **named)
+    Call("backward", x, **named).run()
     if kind:
         # the statistics went through the same layers
         rows = {1: slice(1), 2: slice(1, 2), 3: slice(2)}[kind]
@@ -148,7 +107,7 @@ def _backward(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
     return dx, *dweights
 
 
-def _checked(x: Tensor, named: dict[str, Any], seen: int | None = None) -> dict[str, Tensor | None]:
+def checked(x: Tensor, named: dict[str, Any], seen: int | None = None) -> dict[str, Tensor | None]:
     """The weights, contiguous, and of the shapes and dtype that the kernels read; ``seen`` channels are squeezed."""
     c, sums, weights = x.shape[1], SUMS[x.dtype], {name: named[name] for name in WEIGHTS}
     width = 0 if weights["w1"] is None else len(weights["w1"])

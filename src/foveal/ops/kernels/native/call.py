@@ -22,8 +22,7 @@ SUMS = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat
 _BITS = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "uint16"}
 _Argument = ctypes.c_int64 * len(SLOTS)
 _AS_DOUBLE, _AS_BITS = struct.Struct("d"), struct.Struct("q")
-
-
+MAPS = {"x", "y", "dy", "dx", "shortcut", "seen"}
 SAID_AFTER_S = 2.0
 
 
@@ -77,8 +76,8 @@ def _said_when_long() -> Iterator[None]:
         timer.cancel()
 
 
-def call(direction: str, x: Tensor, **values: Any) -> None:
-    """Run a kernel.
+class Call:
+    """A kernel with its argument, ready to run.
 
     Args:
         direction: ``"forward"`` or ``"backward"``.
@@ -87,21 +86,37 @@ def call(direction: str, x: Tensor, **values: Any) -> None:
             address and must be contiguous or laid out as ``x``; None, or a tensor without values, is no address.
             ``seen``, the map that is squeezed, is ``x`` where it is not given.
     """
-    threads = openmp.threads_for(x.numel())
-    if threads > 1:
-        values["barrier"], values["threads"], values["thread"] = openmp.addresses()
-    values |= _sizes(direction, x, values)
-    argument = _Argument()
-    for name, value in values.items():
-        if value is None:
-            continue
-        if isinstance(value, Tensor):
-            value = value.data_ptr()
-        elif isinstance(value, float):
-            (value,) = _AS_BITS.unpack(_AS_DOUBLE.pack(value))
-        if name in SLOTS:
-            argument[SLOTS[name]] = value
-    openmp.run(compiled(direction, x.dtype).address, ctypes.addressof(argument), threads)
+
+    def __init__(self, direction: str, x: Tensor, **values: Any) -> None:
+        self.threads = openmp.threads_for(x.numel())
+        if self.threads > 1:
+            values["barrier"], values["threads"], values["thread"] = openmp.addresses()
+        sizes = _sizes(direction, x, values)
+        values |= sizes
+        between = [value for name, value in sizes.items() if isinstance(value, Tensor) and name not in MAPS]
+        self.bytes_between = sum(tensor.nbytes for tensor in between)
+        """Of memory for what lies between the steps."""
+        self.kept = [
+            value for name, value in values.items() if isinstance(value, Tensor) and name not in MAPS
+        ]
+        """What must live as long as the argument holds its address; the maps are the caller's."""
+        self.argument = _Argument()
+        for name, value in values.items():
+            if value is None:
+                continue
+            if isinstance(value, Tensor):
+                value = value.data_ptr()
+            elif isinstance(value, float):
+                (value,) = _AS_BITS.unpack(_AS_DOUBLE.pack(value))
+            if name in SLOTS:
+                self.argument[SLOTS[name]] = value
+        self.kernel, self.address = compiled(direction, x.dtype).address, ctypes.addressof(self.argument)
+
+    def run(self, **maps: Tensor) -> None:
+        """Run the kernel; on other maps of the same sizes and layout where ``maps`` names them."""
+        for name, value in maps.items():
+            self.argument[SLOTS[name]] = value.data_ptr()
+        openmp.run(self.kernel, self.address, self.threads)
 
 
 def _sizes(direction: str, x: Tensor, values: dict[str, Any]) -> dict[str, Any]:
