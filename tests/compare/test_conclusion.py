@@ -53,6 +53,21 @@ def test_conclusion_wants_the_control_beaten_too():
     )
 
 
+def test_conclusion_on_networks_names_the_one_they_are_compared_with_and_no_attention():
+    def said(**found):
+        to_none = {name: difference(mean, finding) for name, (mean, finding) in found.items()}
+        return conclude(to_none, {}, attention=list(found), data="scenes", text=TEXT, network="detr_a")
+
+    both = said(fcos_a=(0.2, "better"), sparse_rcnn_a=(-0.1, "worse"))
+    assert both.startswith(
+        "On scenes after this budget, fcos_a is better than detr_a (best: fcos_a +20.0 points"
+    )
+    assert "Worse than detr_a: sparse_rcnn_a (sparse_rcnn_a −10.0 points" in both
+    nothing = said(fcos_a=(0.01, "no evidence"))
+    assert "no evidence that any network is better than detr_a" in nothing
+    assert not any(word in both + nothing for word in ("attention", "block"))
+
+
 def test_conclusion_without_a_control_says_what_is_unknown():
     text = conclude({"se": difference(0.03, "better")}, {}, attention=["se"], data="scenes", text=TEXT)
     assert "without a control this may be the added capacity alone" in text

@@ -92,6 +92,7 @@ def conclude(
     idle: Sequence[str] = (),
     detect: float | None = None,
     lang: str = "en",
+    network: str | None = None,
 ) -> str:
     """The outcome in a few sentences.
 
@@ -106,9 +107,11 @@ def conclude(
         idle: variants whose blocks never took part; nothing is concluded about them.
         detect: the difference that seeds were added for; None where their number was fixed.
         lang: "en" or "zh".
+        network: where networks are compared instead of blocks in one, the name of that which the others are compared
+            with.
     """
     return Verdict(
-        to_none, to_control, attention, data, text, budget, tuned, idle, detect, Language(lang)
+        to_none, to_control, attention, data, text, budget, tuned, idle, detect, Language(lang), network
     ).sentences()
 
 
@@ -126,6 +129,7 @@ class Verdict:
     idle: Sequence[str]
     detect: float | None
     language: Language
+    network: str | None = None
 
     def sentences(self) -> str:
         """All of them."""
@@ -135,7 +139,7 @@ class Verdict:
         if self.seeds < FEWEST_SEEDS:
             largest = max(self.tried, key=lambda name: abs(self.to_none[name].mean))
             few = say(
-                "too_few_seeds",
+                "too_few_seeds" if self.network is None else "too_few_seeds_of_networks",
                 data=self.data,
                 seeds=self.seeds,
                 needed=FEWEST_SEEDS,
@@ -188,15 +192,21 @@ class Verdict:
         return self.text.shown(name, self.to_none[name], self.language)
 
     def finding(self) -> str:
-        """The first sentence: whether attention helps."""
+        """The first sentence: whether attention helps, or another network is better."""
         helping, beyond, language = self.found("better"), self.beyond, self.language
         sign = 1 if self.text.higher_is_better else -1
         best = max(beyond or helping or self.tried, key=lambda name: sign * self.to_none[name].mean)
         values = {"data": self.data, "budget": self.budget, "seeds": self.seeds, "shown": self.shown(best)}
+        if self.network is not None:
+            values["network"] = self.network
         if not helping:
+            if self.network is not None:
+                return language.say("no_better_network", **values)
             return language.counted("no_evidence", len(self.tried), best=best, **values)
         names = beyond or helping
         values |= {"names": language.listed(names), "is_": language.counted("is", len(names))}
+        if self.network is not None:
+            return language.say("better_network", **values)
         if beyond:
             over = self.text.difference(self.to_control[best].mean)
             return language.say("helps", over_control=over, unit=self.unit, **values)
@@ -234,7 +244,11 @@ class Verdict:
         sign = 1 if self.text.higher_is_better else -1
         worst = min(names, key=lambda name: sign * self.to_none[name].mean)
         key = "worse" if self.tuned else "worse_at_rate"
-        return self.language.say(key, names=self.language.listed(names), shown=self.shown(worst))
+        if self.network is not None:
+            key = "worse_network"
+        return self.language.say(
+            key, network=self.network, names=self.language.listed(names), shown=self.shown(worst)
+        )
 
     def control(self) -> str:
         """Whether the control itself differs from none."""

@@ -178,6 +178,7 @@ def summarise(
         idle=idle,
         detect=plan.detect if plan.looks else None,
         lang=lang,
+        network=baseline if variants[0].model is not None else None,
     )
     broken = [
         language.say("lost", name=row.name, failed=len(row.failed), all=len(row.failed) + row.seeds)
