@@ -26,17 +26,17 @@ class ResidualCalls:
     """Calls that were prepared for maps of one size and the weights of one gate; a copy begins without any."""
 
     def __init__(self) -> None:
-        self._key: list[Any] = []
-        self._free: list[Call] = []
+        self._kept: tuple[list[Any], list[Call]] = ([], [])
+        """What the calls are for, and those that nobody uses at this moment: one value, as threads replace it."""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()
 
     def run(self, x: Tensor, shortcut: Tensor, seen: Tensor, weights: Sequence[Tensor]) -> bool:
         """Run a call that is there for such maps and weights, with as little Python as there can be; else say no."""
-        if self._key != _key(x, shortcut, seen, weights) or not _nobody_watches(x, shortcut):
+        key, free = self._kept
+        if not _nobody_watches(x, shortcut) or key != _key(x, shortcut, seen, weights):
             return False
-        free = self._free
         try:
             call = free.pop()
         except IndexError:  # another thread has it
@@ -51,9 +51,10 @@ class ResidualCalls:
         follows = all(weight.dtype == SUMS[x.dtype] and weight.is_contiguous() for weight in weights)
         if follows and call.bytes_between <= KEPT_BYTES:
             key = _key(x, shortcut, seen, weights)
-            if key != self._key:
-                self._key, self._free = key, []
-            self._free.append(call)
+            kept = self._kept
+            if key != kept[0]:
+                kept = self._kept = (key, [])
+            kept[1].append(call)
 
 
 def _key(x: Tensor, shortcut: Tensor, seen: Tensor, weights: Sequence[Tensor]) -> list[Any]:
