@@ -50,15 +50,8 @@ class GatedResidual(nn.Module):
         if not isinstance(block, CBAM):
             self.fc1 = _linear(block.fc1, c if self.squeezes_early else None)
             self.fc2 = _linear(block.fc2, None)
-        layers = [layer for layer in (self.fc1, self.fc2) if layer is not None] or list(block.modules())
-        self.places = [
-            (place, name)
-            for layer in layers
-            for place in (layer._parameters, layer._buffers)
-            for name in place
-            if name != "num_batches_tracked"
-        ]
-        """Where the gate's weights are; they may be replaced there, as ``to`` does."""
+        self.layers = [layer for layer in (self.fc1, self.fc2) if layer is not None] or list(block.modules())
+        """The modules with the gate's weights, which may be replaced there, as ``to`` does."""
 
     def forward(self, u: Tensor, shortcut: Tensor) -> Tensor:
         x = u if self.convolution is None else self.convolution(u)
@@ -88,7 +81,13 @@ class GatedResidual(nn.Module):
         """Compute gate, addition and ReLU by one operator into ``x``; false, and ``x`` untouched, if it cannot."""
         if torch.compiler.is_compiling() or (self.fc1 is not None and len(x) > 1):
             return False  # the layers of several images are quicker as one product
-        weights = [weight for place, name in self.places if (weight := place[name]) is not None]
+        weights = [
+            weight
+            for layer in self.layers
+            for place in (layer._parameters, layer._buffers)  # quicker than attributes
+            for name, weight in place.items()
+            if weight is not None and name != "num_batches_tracked"
+        ]
         if self.calls.run(x, shortcut, seen, weights):
             return True
         channel, spatial = self._halves()
