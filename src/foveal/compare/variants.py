@@ -120,10 +120,12 @@ def parse_variants(insertions: Sequence[str]) -> list[Variant]:
     """
     if not insertions:
         raise FovealError("insert must name at least one block, got none")
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for text in insertions:
-        groups.setdefault(block_name(text), []).append(parse_insertion(text))
-    names = [_name_among(parse_insertion(text), groups[block_name(text)]) for text in insertions]
+    parsed = [parse_insertion(text) for text in insertions]
+    blocks = [block_name(text) for text in insertions]
+    names = [
+        _name_among(one, [other for other, name in zip(parsed, blocks, strict=True) if name == block])
+        for one, block in zip(parsed, blocks, strict=True)
+    ]
     twice = [text for text, name in zip(insertions, names, strict=True) if names.count(name) > 1]
     if twice:
         raise FovealError(f"every insertion must differ from the others, got {twice[-1]!r} twice")

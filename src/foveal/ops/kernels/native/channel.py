@@ -127,9 +127,8 @@ def excite(args, image, part, parts):
     w1, b1, w2, b2 = sums_at(args, W1), sums_at(args, B1), sums_at(args, W2), sums_at(args, B2)
     squeezed, hidden, gate = sums_at(args, SQUEEZED), sums_at(args, HIDDEN), sums_at(args, GATE)
     kind = slot(args, SQUEEZE)
-    if (
-        max(c, seen) * width <= SMALL_LAYERS
-    ):  # sooner done than waited for: by each thread, which write the same
+    # sooner done than waited for: by each thread, which write the same
+    if max(c, seen) * width <= SMALL_LAYERS:
         part, parts = 0, 1
     lo, hi = share(width, part, parts)
     for bit in range(2):
