@@ -31,7 +31,10 @@ SIGNATURES = (
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
 )
-SYSTEM_FOLDERS = frozenset(("@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information"))
+SYSTEM_FOLDERS = frozenset((
+    "@eadir", "__macosx", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found",
+    "lost.dir",
+))  # fmt: skip
 
 
 class Survey(NamedTuple):

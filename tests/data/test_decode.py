@@ -14,7 +14,7 @@ from PIL import Image
 from tests.data.by_hand import chunk, tiff
 from tests.data.by_hand import png as by_hand_png
 
-from foveal.data import ImageKindError, decode_image
+from foveal.data import ImageKindError, decode_image, decode_mask
 from foveal.data.decode import image_size, stored_size
 
 
@@ -281,3 +281,35 @@ def test_the_size_is_known_before_decoding(kind: str, orientation: int, tmp_path
     path.write_bytes(encoded(Image.new("RGB", (30, 20)), kind, exif=exif))
     assert image_size(path) == decode_image(path).shape[1:]
     assert stored_size(path) == ((20, 30), orientation)
+
+
+def carrying(orientation: int, carrier: str, *, after: bool) -> bytes:
+    """A PNG whose orientation stands in XMP or in the text that ImageMagick writes, before or after its pixels."""
+    if carrier == "xmp":
+        text = (
+            f'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>'
+        )
+        turning = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + text.encode())
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+        lines = f"\nexif\n{len(content):8}\n{content.hex()}\n".encode()
+        turning = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(lines))
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    return by_hand_png(pixels, 8, **{"after" if after else "before": turning})
+
+
+@pytest.mark.parametrize("carrier", ["xmp", "text"])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_orientation_counts_wherever_a_png_carries_it(
+    carrier: str, after: bool, orientation: int, tmp_path: Path
+) -> None:
+    """An image is turned by Pillow, its mask and its boxes by what the header says: they must agree."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(carrying(orientation, carrier, after=after))
+    shown = decode_image(path)[0]
+    assert shown.tolist() == decode_mask(path).tolist()
+    assert stored_size(path) == ((2, 3), orientation)
+    assert image_size(path) == tuple(shown.shape)

@@ -148,6 +148,8 @@ def test_a_palette_of_grey_may_hold_levels() -> None:
     assert grey_levels(StoredMask(values, tuple((i, i, i) for i in range(256)))) is None
     assert grey_levels(StoredMask(values, (*grey[:2], (255, 0, 0)))) is None
     assert grey_levels(StoredMask(values)) is None
+    # a colour map of TIFF in bytes, not in 16 bits: all its colours are black
+    assert grey_levels(StoredMask(values, ((0, 0, 0),) * 256)) is None
 
 
 def test_contradicting_palettes_are_told_by_the_colours_in_use() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -79,6 +80,7 @@ class StoredDataset(Dataset):
         self.ignore_index, self.max_unreadable = ignore_index, max_unreadable
         self.category_ids = None if category_ids is None else list(category_ids)
         self.left_out, self.notes = dict(left_out or {}), list(notes)
+        self.notes += _near_names(self.classes)
         if self.left_out:
             self.notes.append(_told(self.left_out))
         self._asked = len(indices)
@@ -242,6 +244,17 @@ def refuse_repeated(classes: Sequence[str]) -> None:
     repeated = sorted({name for name in classes if list(classes).count(name) > 1})
     if repeated:
         raise FovealError(f"every class must have a name of its own, got {repeated} more than once")
+
+
+def _near_names(classes: Sequence[str]) -> Iterator[str]:
+    """A note on names that a person, and most systems' folders, take for one."""
+    by_name: dict[str, list[str]] = {}
+    for name in classes:
+        by_name.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    near = [few(names) for names in by_name.values() if len(set(names)) > 1]
+    if near:
+        shown = "; ".join(near[:5])
+        yield f"classes whose names differ by capital letters, spaces or the form of letters only: {shown}"
 
 
 def check_classes(classes: Sequence[str]) -> None:

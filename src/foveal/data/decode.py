@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ORIENTATION = 0x0112
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+TURNING_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # Pillow reads the orientation of both
 ASSOCIATED_ALPHA = 1
 NARROW = 4096  # grey values of 16-bit files that stay below use a sixteenth of the range
 
@@ -113,7 +115,7 @@ def read_orientation(image: Image, file: BinaryIO) -> int:
     """The EXIF orientation of an image whose pixels are not decoded yet; 1 where it is missing or damaged."""
     try:
         # Pillow would decode all pixels of a PNG to find a chunk behind them
-        if image.format == "PNG" and "exif" not in image.info and not _png_has(file, b"eXIf"):
+        if image.format == "PNG" and not _png_may_turn(file):
             return 1
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF of an intact image: shown as stored
@@ -121,15 +123,17 @@ def read_orientation(image: Image, file: BinaryIO) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _png_has(file: BinaryIO, wanted: bytes) -> bool:
-    """Whether a PNG has a chunk of this name, by jumping from one chunk to the next."""
+def _png_may_turn(file: BinaryIO) -> bool:
+    """Whether a PNG has EXIF, as a chunk or as ImageMagick's text, or XMP, by jumping from one chunk to the next."""
     before = file.tell()
     try:
         file.seek(8)
         while len(head := file.read(8)) == 8:
-            if head[4:] == wanted:
+            after = file.tell() + int.from_bytes(head[:4], "big") + 4
+            kind = head[4:]
+            if kind == b"eXIf" or (kind in TEXT_CHUNKS and file.read(32).startswith(TURNING_TEXTS)):
                 return True
-            file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+            file.seek(after)
         return False
     finally:
         file.seek(before)

@@ -52,6 +52,8 @@ class MaskedImages:
         self.root, self.pairs, self.rule, self.max_pixels = root, pairs, rule, max_pixels
         self.class_of, self.ignores_any, self.lone_255 = torch.from_numpy(class_of), ignores_any, lone_255
         self.colours, self.channels, self.grey_bits = colours, channels, grey_bits
+        # 255 stands beside no class in the masks looked at: alone with 0 it may be the second of two
+        self.refuse_lone_255 = False
         # how masks whose EXIF differs from their image's are to be turned, see `check_headers`
         self.orientations: dict[int, int] = {}
         self.palette_use = PaletteUse()
@@ -88,7 +90,43 @@ class MaskedImages:
                 remedy = f"; if {values[0]} is no class, pass {option}"
             raise LabelError(f"mask values must be {self.rule}, got {values[:8]} in {mask_path}{remedy}")
         self._refuse_two_readings(stored, mask_path)
+        if self.refuse_lone_255 and stored.values.max() == 255:
+            self.check_255(stored.values.unique().tolist(), self.pairs[index][1])
         return {"image": image, "mask": mask}
+
+    def check_255(self, values: Sequence[int], name: str) -> None:
+        """Refuse a mask of 0 and 255 where 255, which is ignored, never stands beside a class.
+
+        Such a mask has its one thing as white, and others of the data set have it as 1.
+        """
+        if self.refuse_lone_255 and set(values) == {0, 255}:
+            raise LabelError(
+                "masks must hold the numbers of classes in one way, got only 0 and 255, which is ignored, in "
+                f"{name}, where 255 stands beside no class in the others looked at; store the number of the class "
+                "instead, or say that 255 is none by ignore_index=255 (--data_options.ignore_index 255)"
+            )
+
+    def check_other_palettes(self, masks: Iterable[str]) -> None:
+        """Compare the palettes of masks of other parts with those of this one.
+
+        Raises:
+            LabelError: they contradict each other.
+        """
+        if not self.palette_use.colour_at:
+            return
+        for mask in masks:
+            path = self.root / mask
+            try:
+                palette = mask_header(path).palette
+                stored = (
+                    None
+                    if palette in (None, self.only_palette)
+                    else read_mask(path, max_pixels=self.max_pixels)
+                )
+            except (ValueError, OSError):
+                continue  # told where that part is opened
+            if stored is not None:
+                self._compare_palette(stored, path)
 
     def looks_whole(self, index: int) -> bool:
         return all(file_looks_whole(os.path.join(self.root, path)) for path in self.pairs[index])
@@ -111,6 +149,9 @@ class MaskedImages:
                     f"a mask must be readable in one way, got places {places[:8]} in a palette of the grey levels "
                     f"{levels[:8]} in {path}: either may be the classes; save it as plain grey"
                 )
+        self._compare_palette(stored, path)
+
+    def _compare_palette(self, stored: StoredMask, path: Path) -> None:
         if other := self.palette_use.add(stored, str(path)):
             raise LabelError(
                 "all masks must have one palette, as the places in it are the classes, got different colours in "

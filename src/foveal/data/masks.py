@@ -206,13 +206,14 @@ def palette_of(image: Image) -> Palette | None:
 def grey_levels(mask: StoredMask) -> list[int] | None:
     """The grey levels of the places in use where the palette is all grey and they differ from the places.
 
-    A program that makes files smaller may replace grey levels by places in a palette of grey.
+    A program that makes files smaller may replace grey levels by places in a palette of grey; no two of its places
+    have one level.
     """
     if mask.palette is None or any(len(set(colour)) > 1 for colour in mask.palette):
         return None
     used = mask.values.unique().tolist()
     levels = [mask.palette[place][0] for place in used if place < len(mask.palette)]
-    return None if levels == used else levels
+    return None if levels == used or len(set(levels)) < len(levels) else levels
 
 
 class PaletteUse:

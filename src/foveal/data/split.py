@@ -18,9 +18,9 @@ class NoPartError(FovealError):
 SPLITS = ("train", "val", "test")
 # Words that folders and files use for a split, in lower case.
 SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
+    "train": "train", "training": "train", "trainset": "train",
+    "val": "val", "valid": "val", "validation": "val", "valset": "val",
+    "test": "test", "testing": "test", "testset": "test",
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from foveal.data import open_dataset
+from foveal.errors import FovealError
 
 Draw = Callable[..., Path]
 
@@ -39,7 +40,9 @@ def test_a_class_may_be_called_train(tmp_path: Path, draw: Draw) -> None:
     for kind in ("train", "tram"):
         for i in range(4):
             draw(tmp_path / kind / f"{i}.png")
-    assert open_dataset(str(tmp_path), "train").classes == ["train", "tram"]
+    data = open_dataset(str(tmp_path), "train")
+    assert data.classes == ["train", "tram"]
+    assert data.notes == ["train is taken for a class here, not for a part"]
 
 
 def test_hidden_files_and_files_that_are_no_images_are_ignored_and_depth_is_not(
@@ -135,6 +138,8 @@ def lay(root: Path, draw: Draw, *folders: str, count: int = 4) -> None:
         ("seg_train/seg_train", "seg_test/seg_test"),
         ("train2017", "test2017"),
         ("TrainImages", "Testing"),
+        ("trainset", "TESTSET"),
+        ("Train-2", "test (1)"),
     ],
 )
 def test_parts_are_known_by_a_word_of_their_name(tmp_path: Path, draw: Draw, train: str, test: str) -> None:
@@ -152,6 +157,20 @@ def test_a_folder_that_may_be_a_part_or_a_class_is_refused(tmp_path: Path, draw:
     assert "two readings" in message
     assert "train is a part" in message
     assert "a class beside bus, car" in message
+
+
+def test_folders_that_all_hold_the_same_folders_have_two_readings(tmp_path: Path, draw: Draw) -> None:
+    """Parts by a word that is not known, or domains: a network would learn to tell photographs from sketches."""
+    lay(tmp_path, draw, *(f"{kind}/{thing}" for kind in ("photo", "sketch") for thing in ("cat", "dog")))
+    message = refused(tmp_path)
+    assert "two readings" in message
+    assert "the classes are photo, sketch, or they are cat, dog" in message
+    assert open_dataset(str(tmp_path), classes=["photo", "sketch"]).classes == ["photo", "sketch"]
+
+
+def test_batches_below_class_folders_are_no_classes(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "cat/batch1", "cat/batch2", "dog/batch1", "dog/batch2", "dog/old")
+    assert open_dataset(str(tmp_path)).classes == ["cat", "dog"]
 
 
 def test_parts_inside_class_folders_are_refused(tmp_path: Path, draw: Draw) -> None:
@@ -214,7 +233,7 @@ def test_both_spellings_of_a_class_are_one(tmp_path: Path, draw: Draw) -> None:
 
 
 def test_folders_that_systems_make_are_no_classes(tmp_path: Path, draw: Draw) -> None:
-    lay(tmp_path, draw, "cat", "dog", "cat/@eaDir/1.jpg", "@eaDir/2.jpg", "__MACOSX/cat")
+    lay(tmp_path, draw, "cat", "dog", "cat/@eaDir/1.jpg", "@eaDir/2.jpg", "__MACOSX/cat", "lost+found")
     data = open_dataset(str(tmp_path), "train")
     assert (data.classes, len(data), data.left_out) == (["cat", "dog"], 6, {})
 
@@ -237,3 +256,18 @@ def test_one_class_comes_with_a_hint_where_there_is_one(tmp_path: Path, draw: Dr
     lay(tmp_path / "other", draw, "images")
     (tmp_path / "other" / "labels.csv").write_text("id,label\n")
     assert "labels in a file are not read" in refused(tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", [False, 7, None])
+def test_classes_that_yaml_made_something_else_of_are_refused(
+    tmp_path: Path, draw: Draw, name: object
+) -> None:
+    lay(tmp_path, draw, "no", "7")
+    with pytest.raises(FovealError, match="in quotes"):
+        open_dataset(str(tmp_path), classes=[name, "no"])
+
+
+def test_classes_with_nearly_one_name_are_told(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "cat", "\uff23at", "dog")  # a wide C
+    (note,) = open_dataset(str(tmp_path)).notes
+    assert note.endswith("only: cat, \uff23at")

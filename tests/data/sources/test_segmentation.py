@@ -296,3 +296,60 @@ def test_images_in_grey_keep_their_masks(folder: Path) -> None:
     item = segment(folder, channels=1)[1]
     assert item["image"].shape == (1, 10, 12)
     assert item["mask"].unique().tolist() == [1]
+
+
+def halves(path: Path, first: int, second: int) -> None:
+    """A mask of two values, 12 x 10."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.full((10, 12), first, dtype=np.uint8)
+    values[:, 6:] = second
+    Image.fromarray(values).save(path)
+
+
+def test_masks_of_0_and_1_with_one_of_0_and_255_among_them_are_refused(tmp_path: Path, draw: Draw) -> None:
+    """Two programs wrote them; found at opening, or where the odd one is read."""
+    for i in range(40):
+        draw(tmp_path / f"train/images/{i:02}.png")
+        halves(tmp_path / f"train/masks/{i:02}.png", 0, 1)
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    halves(tmp_path / "train/masks/17.png", 0, 255)
+    late = segment(tmp_path, classes=["ground", "thing"])
+    with pytest.raises(ValueError, match=r"got only 0 and 255, which is ignored, in train/masks/17.png"):
+        late[17]
+    halves(tmp_path / "train/masks/00.png", 0, 255)
+    assert "in the mask of train/images/00.png" in refused(tmp_path, classes=["ground", "thing"])
+    assert segment(tmp_path, classes=["ground", "thing"], ignore_index=255)[17]["mask"].max() == 255
+    for i in range(40):  # a border without a class, as VOC has it: now it is known what 255 is
+        halves(tmp_path / f"train/masks/{i:02}.png", 1 if i % 3 else 0, 255)
+    assert segment(tmp_path, classes=["ground", "thing"])[0]["mask"].unique().tolist() == [0, 255]
+
+
+def test_numbers_spread_over_the_range_of_a_byte_are_refused(tmp_path: Path, draw: Draw) -> None:
+    """Three classes as black, grey and white are numbers of classes too where there are 200 of them."""
+    for i in range(3):
+        pair(
+            draw,
+            tmp_path / "train/images" / f"{i}.png",
+            tmp_path / "train/masks" / f"{i}.png",
+            (0, 127, 255)[i],
+        )
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    assert "got only 0, 127 and 255" in refused(tmp_path, classes=[f"c{i}" for i in range(200)])
+
+
+def test_palettes_of_the_parts_must_agree(tmp_path: Path) -> None:
+    for part, colours in (
+        ("train", [0, 0, 0, 255, 0, 0, 0, 255, 0]),
+        ("val", [0, 0, 0, 0, 255, 0, 255, 0, 0]),
+    ):
+        for folder in ("images", "masks"):
+            (tmp_path / part / folder).mkdir(parents=True)
+        Image.new("RGB", (3, 1)).save(tmp_path / part / "images/1.png")
+        mask = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8))
+        mask.putpalette(colours)
+        mask.save(tmp_path / part / "masks/1.png")
+    for split in ("train", "val"):
+        message = refused(tmp_path, split, classes=["a", "b", "c"])
+        assert "all masks must have one palette" in message
+        assert "train/masks/1.png" in message
+        assert "val/masks/1.png" in message

@@ -48,6 +48,7 @@ def test_a_wrong_line_is_refused_with_its_file_and_number(tmp_path, line, messag
     [
         ("names: [cat, dog]\nnc: 3\ntrain: images/train\n", "nc must be the number of names, 2, got 3"),
         ("names: {1: cat, 2: dog}\ntrain: images/train\n", "must count from 0"),
+        ("names: [cat, [dog]]\ntrain: images/train\n", "must be a list of classes"),
         ("names: [cat, dog]\ntrain: nowhere\n", "must exist, got nowhere"),
         ("names: [cat\ntrain: images/train\n", "must be YAML"),
     ],
@@ -55,6 +56,12 @@ def test_a_wrong_line_is_refused_with_its_file_and_number(tmp_path, line, messag
 def test_a_yaml_file_that_does_not_fit_is_refused(tmp_path, yaml, message):
     with pytest.raises(FovealError, match=message):
         opened(written(tmp_path, "", yaml))
+
+
+def test_names_are_taken_as_they_are_written(tmp_path):
+    """YAML reads no as a truth value, 007 and 1_0 as numbers and ~ as nothing."""
+    written(tmp_path, "1 0.5 0.5 0.5 0.2", "names: [no, 007, 1_0, ~]\ntrain: images/train\nval: images/val\n")
+    assert opened(tmp_path).classes == ["no", "007", "1_0", "~"]
 
 
 def test_the_part_may_be_named_one_folder_too_high_as_roboflow_does(tmp_path):

@@ -118,6 +118,7 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
     """
     if task not in ("classify", *OTHER_TASKS):
         raise FovealError(f"task must be one of classify, {', '.join(OTHER_TASKS)}, got {task!r}")
+    _check_names(options.get("classes"))
     bundled, open_stored = OTHER_TASKS.get(task, ({}, None))
     if spec in bundled:
         opener, takes = bundled[spec]
@@ -132,6 +133,18 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
     opener, where = _opener(spec)
     check_options(opener, options, spec)
     return opener(where, split, **options) if where is not None else opener(split, **options)
+
+
+def _check_names(classes: Any) -> None:
+    """Refuse names that YAML has read as something else: no, yes, 007."""
+    if isinstance(classes, str) or classes is None:
+        return
+    wrong = [name for name in classes if not isinstance(name, str)]
+    if wrong:
+        raise FovealError(
+            f"classes must be names, got {wrong[0]!r}, a {type(wrong[0]).__name__}; put names that YAML takes for "
+            "numbers or truth values in quotes"
+        )
 
 
 def _opener(spec: str) -> tuple[Callable[..., Any], Any]:

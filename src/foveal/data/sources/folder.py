@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -99,7 +101,10 @@ def open_folder(
     layout = find_layout(root, images)
     part, divide = choose_part(f"folder {root}", layout.parts, split)
     where = layout.parts[part] if part else ""
+    if not part:
+        _refuse_parts_inside(root, images)
     if classes is None:
+        _refuse_same_inside(root, where, images)
         # Of train, so that the labels of all splits mean the same.
         classes = [_spelled(name) for name in _class_folders(root, layout.parts.get("train", where))]
     if not classes:
@@ -117,8 +122,6 @@ def open_folder(
         )
 
     paths, labels, stray = _items(root, where, images, classes, left_out)
-    if not part:
-        _refuse_parts_inside(root, images)
     left_out = _of_part(left_out, where, layout) | stray
     for folder in layout.others:
         count = sum(image.startswith(f"{folder}/") for image in images)
@@ -127,10 +130,13 @@ def open_folder(
     if divide:
         indices = hold_out(paths, labels, split, val_share=val_share, split_seed=split_seed)
     source = FolderImages(root, paths, labels, max_pixels=max_pixels, channels=channels, grey_bits=grey_bits)
+    notes = list(empty_classes([labels[index] for index in indices], classes, split))
+    notes += [
+        f"{name} is taken for a class here, not for a part" for name in classes if name.lower() in SPLIT_NAMES
+    ]
     return StoredDataset(
-        source, indices, classes, max_unreadable=max_unreadable, left_out=left_out,
-        notes=list(empty_classes([labels[index] for index in indices], classes, split)),
-    )  # fmt: skip
+        source, indices, classes, max_unreadable=max_unreadable, left_out=left_out, notes=notes
+    )
 
 
 def _hint(root: Path, where: str, only: str) -> str:
@@ -244,6 +250,29 @@ def _refuse_parts_inside(root: Path, images: Iterable[str]) -> None:
         raise FovealError(
             f"parts must lie around the class folders, got {few(wrong)} inside them in {root}; move them, or rename "
             "them where they are no parts"
+        )
+
+
+def _refuse_same_inside(root: Path, where: str, images: Iterable[str]) -> None:
+    """Folders that all hold the same folders: learn/cat, learn/dog, exam/cat, ... or photo/cat, photo/dog, sketch/cat.
+
+    Names with digits are batches, days or cameras, and no classes.
+    """
+    start = f"{where}/" if where else ""
+    inside: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        folder, slash, rest = image[len(start) :].partition("/") if image.startswith(start) else ("", "", "")
+        if slash:
+            inside[folder].add(rest.rpartition("/")[0].partition("/")[0])
+    if len(inside) < 2 or any("" in names for names in inside.values()):
+        return
+    shared = sorted(name for name in set.intersection(*inside.values()) if not re.search(r"\d", name))
+    if len(shared) > 1:
+        outer = sorted(inside)
+        raise FovealError(
+            f"class folders must be told from other folders, got two readings of {root / where}: the classes are "
+            f"{few(outer)}, or they are {few(shared)}, which each of these holds; move the folders, or name the "
+            f"classes by option classes (--data_options.classes '{json.dumps(outer, ensure_ascii=False)}')"
         )
 
 

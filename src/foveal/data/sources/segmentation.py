@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from foveal.data.dataset import StoredDataset, few, refuse_repeated
 from foveal.data.decode import check_decoding
@@ -18,6 +17,7 @@ from foveal.data.sources.pairs import find_pairs, other_folders, pair
 from foveal.data.sources.torchvision import TORCHVISION, torchvision_pairs
 from foveal.data.split import choose_part, hold_out
 from foveal.errors import FovealError
+from foveal.image_files import survey_images
 
 PROBED = 16  # masks decoded at opening, so that a wrong class list is refused at once
 
@@ -102,7 +102,8 @@ def open_segmentation(
         dataset.notes.append(
             f"{with_palette} masks have a palette and {without} have none; in both the stored numbers are the classes"
         )
-    _look_at_masks(dataset, spec, refuse_255=folder and ignore_index is None and found.first_class == 0)
+    source.check_other_palettes(found.other_masks)
+    _look_at_masks(dataset, spec, doubt_255=folder and ignore_index is None and found.first_class == 0)
     return dataset
 
 
@@ -118,6 +119,7 @@ class Found(NamedTuple):
         left_out: as in `StoredDataset`.
         divide: whether train and val are to be split off these pairs.
         first_class: the stored value of class 0.
+        other_masks: some masks of the other parts, whose numbers must mean the same.
     """
 
     root: Path
@@ -128,6 +130,7 @@ class Found(NamedTuple):
     left_out: Mapping[str, str] = {}
     divide: bool = False
     first_class: int = 0
+    other_masks: Sequence[str] = ()
 
 
 def _in_folder(
@@ -159,34 +162,66 @@ def _in_folder(
     if zero_ignored:  # colours are told by stored values, which are one higher than the classes
         listed = ClassList(listed.names)
     class_of, rule = _value_table(len(listed.names), ignored, zero_ignored)
-    return Found(where, pairs, listed, class_of, rule, left_out, divide, int(zero_ignored))
+    elsewhere = [folders[1] for name, folders in parts.items() if name != (part or "")]
+    other_masks = [mask for folder in elsewhere for mask in _spread(where, folder)]
+    return Found(where, pairs, listed, class_of, rule, left_out, divide, int(zero_ignored), other_masks)
 
 
-def _look_at_masks(dataset: StoredDataset, spec: str, *, refuse_255: bool) -> None:
-    """Decode some masks: refuse those that would lose a class, and note the classes that are in none."""
-    counts, looked_at = _probe(dataset)
-    if refuse_255 and counts.nonzero().flatten().tolist() == [0, 255]:
-        raise FovealError(
-            "masks must hold the numbers of classes, got only 0 and 255, which is ignored, in "
-            f"{looked_at} masks of {spec}; store 1 where 255 is a class, or say that it is none by ignore_index=255 "
-            "(--data_options.ignore_index 255)"
-        )
+def _spread(root: Path, folder: str) -> list[str]:
+    """Some images of a folder below ``root``, spread over it."""
+    names = survey_images(root / folder).images
+    return [f"{folder}/{name}" for name in names[:: max(1, len(names) // PROBED)]]
+
+
+def _look_at_masks(dataset: StoredDataset, spec: str, *, doubt_255: bool) -> None:
+    """Decode some masks: refuse those that would lose a class, and note the classes that are in none.
+
+    Args:
+        doubt_255: nobody said that 255 is no class. It may be the second of two where it stands beside none.
+    """
+    source: MaskedImages = dataset.source  # pyright: ignore[reportAssignmentType]
+    masks = {place: dataset[place]["mask"].unique().tolist() for place in _probed(dataset)}
+    held = sorted({value for values in masks.values() for value in values})
+    if doubt_255:
+        if is_scaled(held):
+            raise FovealError(
+                f"masks must hold the numbers of classes, got only {_and(held)}, which is ignored, in "
+                f"{len(masks)} masks of {spec}; store {_and(range(len(held)))} where these are the classes, or say "
+                "that 255 is none by ignore_index=255 (--data_options.ignore_index 255)"
+            )
+        source.refuse_lone_255 = not any(255 in values and {*values} - {0, 255} for values in masks.values())
+        for place, values in masks.items():
+            source.check_255(values, f"the mask of {dataset.names[place]}")
     names = dataset.classes
-    absent = [name for label, name in enumerate(names) if not counts[label]]
+    absent = [name for label, name in enumerate(names) if label not in held]
     if absent:
         verb = "is" if len(absent) == 1 else "are"
         dataset.notes.append(
-            f"{len(absent)} of {len(names)} classes {verb} in none of the {looked_at} masks looked at: {few(absent)}"
+            f"{len(absent)} of {len(names)} classes {verb} in none of the {len(masks)} masks looked at: {few(absent)}"
         )
 
 
-def _probe(dataset: StoredDataset) -> tuple[torch.Tensor, int]:
-    """How often each class is in some masks, spread over the data set, and in how many it was looked for."""
-    probed = range(0, len(dataset), max(1, len(dataset) // PROBED))
-    counts = torch.zeros(256, dtype=torch.long)
-    for place in probed:
-        counts += torch.bincount(dataset[place]["mask"].flatten(), minlength=256)
-    return counts, len(probed)
+def _probed(dataset: StoredDataset) -> range:
+    """Some items, spread over the data set."""
+    return range(0, len(dataset), max(1, len(dataset) // PROBED))
+
+
+def is_scaled(values: Sequence[int]) -> bool:
+    """Whether sorted values are the numbers 0 to n - 1 spread over 0 to 255, as programs do to show them.
+
+    Example:
+        >>> is_scaled([0, 255]), is_scaled([0, 127, 255]), is_scaled([0, 1, 255]), is_scaled([0, 14, 255])
+        (True, True, False, False)
+    """
+    if len(values) < 2 or len(values) > 16:  # with more, the steps hardly differ from real numbers
+        return False
+    step = 255 / (len(values) - 1)
+    return all(abs(value - number * step) < 1 for number, value in enumerate(values))
+
+
+def _and(values: Iterable[int]) -> str:
+    *most, last = map(str, values)
+    return f"{', '.join(most)} and {last}"
 
 
 def _class_list(

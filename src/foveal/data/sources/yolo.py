@@ -46,11 +46,11 @@ def _describes_data(file: Path) -> bool:
     )
 
 
-def _yaml(file: Path) -> Any:
+def _yaml(file: Path, loader: Any = yaml.SafeLoader) -> Any:
     if file.stat().st_size > LARGEST_YAML:
         raise FovealError(f"a data set's YAML file may have at most {LARGEST_YAML} bytes, got more in {file}")
     try:
-        return yaml.safe_load(read_text(file))
+        return yaml.load(read_text(file), Loader=loader)
     except yaml.YAMLError as error:
         raise FovealError(
             f"a data set's YAML file must be YAML, got {file}: {' '.join(str(error).split())}"
@@ -122,7 +122,8 @@ def _from_yaml(file: Path, split: str) -> tuple[Path, list[str], dict[Path, Path
         raise FovealError(
             f"a data set's YAML file must map names to values, got {type(content).__name__} in {file}"
         )
-    names = _names(content.get("names"), content.get("nc"), file)
+    # as they are written: YAML would make a truth value of a class called no, and a number of one called 007
+    names = _names(_yaml(file, yaml.BaseLoader).get("names"), content.get("nc"), file)
     parts = {part: content[part] for part in ("train", "val", "test") if content.get(part)}
     part, divide = choose_part(f"YOLO data {file}", parts, split)
     if part is None:
@@ -144,16 +145,17 @@ def _from_yaml(file: Path, split: str) -> tuple[Path, list[str], dict[Path, Path
 def _names(value: Any, count: Any, file: Path) -> list[str]:
     """A list, or a mapping from 0, 1, 2, ..."""
     if isinstance(value, dict):
-        if sorted(value) != list(range(len(value))):
+        numbers = [str(number) for number in range(len(value))]
+        if {*value} != {*numbers}:
             raise FovealError(
-                f"numbers of names must count from 0, got {few([str(k) for k in value])} in {file}"
+                f"numbers of names must count from 0, got {few(list(map(str, value)))} in {file}"
             )
-        value = [value[number] for number in range(len(value))]
-    if not isinstance(value, list) or not value:
+        value = [value[number] for number in numbers]
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
         raise FovealError(f"names must be a list of classes, got {value!r} in {file}")
     if count is not None and count != len(value):
         raise FovealError(f"nc must be the number of names, {len(value)}, got {count} in {file}")
-    return [str(name) for name in value]
+    return value
 
 
 def _place(base: Path, path: Any, given: str, file: Path) -> Path:
