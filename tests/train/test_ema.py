@@ -42,3 +42,20 @@ def test_averaged_layers_under_spectral_norm_keep_their_norm():
         identity = torch.eye(16)
         assert float(torch.linalg.matrix_norm(layer(identity), 2)) < 1.05
         assert float(layer.u.norm()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_tied_weights_and_modules_used_twice_move_once():
+    torch.manual_seed(0)
+    shared = nn.Linear(3, 3)
+    net = nn.Sequential(shared, nn.Linear(3, 3), shared)
+    net[1].weight = shared.weight
+    ema = ModelEma(net, decay=0.5)
+    expected = shared.weight.detach().clone()
+    for t in range(6):
+        with torch.no_grad():
+            shared.weight.add_(torch.randn_like(shared.weight))
+        ema.update(net)
+        decay = min(0.5, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * shared.weight.detach()
+    torch.testing.assert_close(ema.net[0].weight, expected)
+    assert ema.net[1].weight is ema.net[0].weight

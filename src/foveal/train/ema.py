@@ -38,9 +38,12 @@ class ModelEma:
         self.updates += 1
         # with keep_vars they are the buffers themselves, and not views of them
         mine_too = self.net.state_dict(keep_vars=True).values()
+        moved = set(self.vectors)
         for mine, theirs in zip(mine_too, net.state_dict().values(), strict=True):
-            if id(mine) in self.vectors:
+            # a tensor of two names, such as tied weights, moves once
+            if id(mine) in moved:
                 continue
+            moved.add(id(mine))
             if mine.is_floating_point():
                 mine.lerp_(theirs.to(mine.dtype), weight)
             else:
