@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import foveal
+from foveal.data.bundled import photograph_files
 from foveal.data.video import FORMATS as FORMATS_OF_VIDEOS
 from foveal.errors import FovealError
 from foveal.export.fault import first_fault
@@ -357,10 +358,7 @@ def script_input(predictor: Predictor, images: str | None) -> Iterator[Path]:
             yield files[0]
             return
     if not of_clips:
-        from sklearn.datasets import load_sample_images
-
-        photographs: Any = load_sample_images()
-        yield Path(photographs.filenames[0])
+        yield photograph_files()[0]
         return
     from PIL import Image
 

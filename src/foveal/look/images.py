@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foveal.data import decode_image
+from foveal.data.bundled import load_photographs, photograph_files
 from foveal.data.sources import BUNDLED
 from foveal.data.sources.packed import is_packed
 from foveal.errors import FovealError
@@ -195,8 +196,6 @@ def bundled_images(predictor: Predictor, count: int = 6) -> list[tuple[str, Tens
 
     Of clips only scenes, those that the weights were trained on where they name any.
     """
-    from sklearn.datasets import load_sample_images
-
     task, data = predictor.task, predictor.info.data
     of_clips = hasattr(task, "example_size")
     try:
@@ -211,9 +210,7 @@ def bundled_images(predictor: Predictor, count: int = 6) -> list[tuple[str, Tens
         found = []
     if of_clips:
         return found
-    photographs: Any = load_sample_images()
-    names = [name.rpartition("/")[2] for name in photographs.filenames]
     return found + [
-        (name, torch.tensor(image).permute(2, 0, 1))
-        for name, image in zip(names, photographs.images, strict=True)
+        (file.name, torch.tensor(pixels).permute(2, 0, 1))
+        for file, pixels in zip(photograph_files(), load_photographs(), strict=True)
     ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from foveal.data.bundled import load_digits, load_photographs
 from foveal.data.split import SPLITS
 
 # Shares of the digit images and of the photographs' columns: what one split shows, no other split shows.
@@ -129,16 +129,14 @@ def uniform(seed: int, stream: int, index: np.ndarray, draws: int) -> np.ndarray
 @lru_cache(maxsize=8)
 def sources(split: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Digits (n, 8, 8) float32 in 0..1, their labels (n,) int64, photographs (2, h, w, 3) uint8 of this split."""
-    from sklearn.datasets import load_digits, load_sample_images
-
     start, stop = SHARES[split]
-    data: Any = load_digits()
+    images, labels = load_digits()
     # The file goes writer by writer: a fixed shuffle gives every split all of them.
-    order = np.argsort(uniform(0, 99, np.arange(len(data.target)), 1)[:, 0])
+    order = np.argsort(uniform(0, 99, np.arange(len(labels)), 1)[:, 0])
     order = order[round(start * len(order)) : round(stop * len(order))]
-    digits = (data.images[order] / 16).astype(np.float32)
+    digits = images[order] / 16
 
-    photographs: list[Any] = list(load_sample_images().images)
+    photographs = load_photographs()
     # The narrowest region is a fifth of 640 columns: from 64 pixels on, enlarge so that crops still differ.
     if size > 64:
         from PIL import Image
@@ -150,7 +148,7 @@ def sources(split: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     width = stacked.shape[2]
     return (
         digits,
-        data.target[order].astype(np.int64),
+        labels[order],
         stacked[:, :, round(start * width) : round(stop * width)],
     )
 
