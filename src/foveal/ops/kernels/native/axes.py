@@ -15,7 +15,10 @@ from numba import njit
 from foveal.ops.kernels.native.language import call, like, maximum, read, slot, write
 from foveal.ops.kernels.native.slots import BARRIER, BLOCK, TILE, TILES
 
-jit = njit(error_model="numpy", fastmath={"reassoc", "contract"})
+_OPTIONS = {"error_model": "numpy", "fastmath": {"reassoc", "contract"}}
+jit = njit(**_OPTIONS)
+inlined = njit(**_OPTIONS, inline="always")
+"""For functions that only call others: LLVM would optimise the code of all their callees once more for each of them."""
 
 
 @jit

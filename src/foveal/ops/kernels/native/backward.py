@@ -9,10 +9,10 @@ other share of the gradient of ``g``, and, after the layers', a pass over ``dy``
 # pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false, reportOperatorIssue=false
 # pyright: reportGeneralTypeIssues=false
 
-from foveal.ops.kernels.native.axes import dot, jit, share, tile_rows, wait
+from foveal.ops.kernels.native.axes import dot, inlined, jit, share, tile_rows, wait
 from foveal.ops.kernels.native.channel import through_layers
 from foveal.ops.kernels.native.convolution import through_convolution
-from foveal.ops.kernels.native.forward import team
+from foveal.ops.kernels.native.forward import team, turn_of
 from foveal.ops.kernels.native.language import ints_at, like, map_at, read, shifted, slot, sums_at, write
 from foveal.ops.kernels.native.slots import (
     BATCH,
@@ -174,7 +174,7 @@ def write_gradient(args, image, part, parts):
                     write(dx, at, read(dx, at) + read(peak, q))
 
 
-@jit
+@inlined
 def first_half(args, image, part, parts, mean, variance):
     """All of an image before the gradients of BatchNorm are known."""
     if slot(args, KERNEL) != 0:
@@ -184,7 +184,7 @@ def first_half(args, image, part, parts, mean, variance):
         through_sigmoid(args, image, part, parts)
 
 
-@jit
+@inlined
 def second_half(args, image, part, parts, mean, variance, dshift, dscale):
     """From the gradient of what goes into the sigmoid on."""
     if slot(args, KERNEL) != 0:
@@ -198,23 +198,20 @@ def second_half(args, image, part, parts, mean, variance, dshift, dscale):
         write_gradient(args, image, part, parts)
 
 
-@jit
+@inlined
 def backward(args):
     """The whole backward pass."""
-    me, threads, alone = team(args)
-    images, batch = slot(args, IMAGES), slot(args, NORM) == BATCH
+    me, threads, turns = team(args)
+    batch = slot(args, NORM) == BATCH
     zero = like(sums_at(args, LOGITS), 0.0)
     mean, variance, dshift, dscale = zero, zero, zero, zero
     if slot(args, NORM) != 0:
         mean, variance = read(sums_at(args, MOMENTS), 0), read(sums_at(args, MOMENTS), 1)
-    for image in range(me, alone, threads):
-        first_half(args, image, 0, 1, mean, variance)
+    for turn in range(turns):
+        image, part, parts = turn_of(args, turn, me, threads)
+        first_half(args, image, part, parts, mean, variance)
         if not batch:
-            second_half(args, image, 0, 1, mean, variance, dshift, dscale)
-    for image in range(alone, images):
-        first_half(args, image, me, threads, mean, variance)
-        if not batch:
-            second_half(args, image, me, threads, mean, variance, dshift, dscale)
+            second_half(args, image, part, parts, mean, variance, dshift, dscale)
     if slot(args, NORM) != 0:
         wait(args, threads)
         dshift, dscale = norm_gradients(args, mean, variance)
@@ -222,10 +219,9 @@ def backward(args):
             write(sums_at(args, DMOMENTS), 0, dshift)
             write(sums_at(args, DMOMENTS), 1, dscale)
     if batch:
-        for image in range(me, alone, threads):
-            second_half(args, image, 0, 1, mean, variance, dshift, dscale)
-        for image in range(alone, images):
-            second_half(args, image, me, threads, mean, variance, dshift, dscale)
+        for turn in range(turns):
+            image, part, parts = turn_of(args, turn, me, threads)
+            second_half(args, image, part, parts, mean, variance, dshift, dscale)
 
 
 def entry(version):

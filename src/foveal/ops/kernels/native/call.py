@@ -66,7 +66,7 @@ def _alone() -> Iterator[None]:
 @contextmanager
 def _said_when_long() -> Iterator[None]:
     """A person at a terminal learns what takes so long."""
-    text = "compiling kernels of gates for this processor, once: about 20 s each\n"
+    text = "compiling kernels of gates for this processor, once: about 10 s each\n"
     timer = threading.Timer(SAID_AFTER_S, lambda: sys.stderr.isatty() and sys.stderr.write(text))
     timer.daemon = True
     timer.start()

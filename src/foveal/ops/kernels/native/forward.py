@@ -11,7 +11,7 @@ on the number of threads: the bits do not.
 
 import math
 
-from foveal.ops.kernels.native.axes import jit, share, wait
+from foveal.ops.kernels.native.axes import inlined, jit, share, wait
 from foveal.ops.kernels.native.channel import excite, squeeze
 from foveal.ops.kernels.native.convolution import convolve
 from foveal.ops.kernels.native.language import call, like, map_at, read, shifted, slot, sums_at, write
@@ -74,7 +74,7 @@ def multiply(args, image, part, parts):
                 write(y, at + q, read(x, at + q) * factor)
 
 
-@jit
+@inlined
 def first_half(args, image, part, parts):
     """All of an image up to the logits of its positions."""
     if slot(args, SQUEEZE) != 0:
@@ -85,7 +85,7 @@ def first_half(args, image, part, parts):
         convolve(args, image, part, parts)
 
 
-@jit
+@inlined
 def second_half(args, image, part, parts, mean, variance):
     """From the logits on."""
     if slot(args, KERNEL) != 0:
@@ -96,40 +96,45 @@ def second_half(args, image, part, parts, mean, variance):
 
 @jit
 def team(args):
-    """The number of this thread, of all, and the images that are not shared."""
+    """The number of this thread, of all, and in how many images it has a part."""
     threads, me, images = 1, 0, slot(args, IMAGES)
     if slot(args, BARRIER) != 0:
         threads, me = call(slot(args, THREADS)), call(slot(args, THREAD))
-    return me, threads, images - images % threads
+    return me, threads, images // threads + images % threads
 
 
 @jit
+def turn_of(args, turn, me, threads):
+    """The image of a turn, this thread's part of it, and of how many: first whole images, then those that all share."""
+    whole = slot(args, IMAGES) // threads
+    if turn < whole:
+        return me + turn * threads, 0, 1
+    return whole * threads + turn - whole, me, threads
+
+
+@inlined
 def forward(args):
     """The whole forward pass."""
-    me, threads, alone = team(args)
+    me, threads, turns = team(args)
     batch = slot(args, NORM) == BATCH
     zero = like(sums_at(args, LOGITS), 0.0)
     mean, variance = zero, zero
     if slot(args, NORM) == RUNNING:
         mean, variance = read(sums_at(args, NORM_MEAN), 0), read(sums_at(args, NORM_VAR), 0)
-    for image in range(me, alone, threads):
-        first_half(args, image, 0, 1)
+    for turn in range(turns):
+        image, part, parts = turn_of(args, turn, me, threads)
+        first_half(args, image, part, parts)
         if not batch:
-            second_half(args, image, 0, 1, mean, variance)
-    for image in range(alone, slot(args, IMAGES)):
-        first_half(args, image, me, threads)
-        if not batch:
-            second_half(args, image, me, threads, mean, variance)
+            second_half(args, image, part, parts, mean, variance)
     if batch:
         wait(args, threads)
         mean, variance = batch_moments(args)
         if me == 0:
             write(sums_at(args, MOMENTS), 0, mean)
             write(sums_at(args, MOMENTS), 1, variance)
-        for image in range(me, alone, threads):
-            second_half(args, image, 0, 1, mean, variance)
-        for image in range(alone, slot(args, IMAGES)):
-            second_half(args, image, me, threads, mean, variance)
+        for turn in range(turns):
+            image, part, parts = turn_of(args, turn, me, threads)
+            second_half(args, image, part, parts, mean, variance)
 
 
 def entry(version):
