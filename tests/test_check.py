@@ -93,6 +93,12 @@ def test_broken_json_is_one_finding_and_not_the_end(tmp_path):
     assert found.parts["val"].images == 2
 
 
+def test_data_without_any_box_are_an_error(tmp_path):
+    coco(tmp_path / "data", [])
+    found = check(str(tmp_path / "data"), task="detect", splits=["train"], out=tmp_path / "out")
+    assert ("train", "error", "data that cannot be used as they stand") in kinds(found)
+
+
 @pytest.mark.parametrize("task", ["classify", "segment"])
 def test_other_tasks_are_checked_too(task, tmp_path):
     found = check("scenes", task=task, data_options={"length": 5}, out=tmp_path / "out")

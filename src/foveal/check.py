@@ -128,7 +128,7 @@ def summary(found: Check) -> RenderableType:
     """What was found, for a terminal: counts by kind, and the first places of each."""
     parts: list[RenderableType] = []
     for split, part in found.parts.items():
-        parts.append(Text(f"{split}: {part.images:,} images; {part.summary}"))
+        parts.append(Text(_told(split, part)))
     kinds = _kinds(found)
     if kinds:
         shown = Table(title="findings", title_justify="left")
@@ -146,10 +146,15 @@ def summary(found: Check) -> RenderableType:
                 Text("\n".join([*places, *more])),
             )
         parts.append(shown)
-    parts.append(Text("nothing is wrong" if found.sound else f"{sum(map(len, kinds.values())):,} findings"))
+    count = sum(map(len, kinds.values()))
+    parts.append(Text("nothing is wrong" if found.sound else f"{count:,} finding{'s' * (count != 1)}"))
     if found.folder is not None:
         parts.append(Text(f"page and table  {found.folder}/index.html, findings.csv"))
     return Group(*parts)
+
+
+def _told(split: str, part: Checked) -> str:
+    return f"{split}: {part.images:,} images" + (f"; {part.summary}" if part.summary else "")
 
 
 def _kinds(found: Check) -> dict[tuple[str, str, str], list[Finding]]:
@@ -163,10 +168,7 @@ def check_page(found: Check) -> str:
     """The same as one HTML file, with pictures of the images that most is wrong with."""
     counts = Counter(finding.severity for _, finding in found.findings)
     told = [f"{counts[s]:,} {s}{'s' * (counts[s] != 1)}" for s in SEVERITIES if counts[s]]
-    parts = [
-        f"<p>{escape(split)}: {part.images:,} images; {escape(part.summary)}</p>"
-        for split, part in found.parts.items()
-    ]
+    parts = [f"<p>{escape(_told(split, part))}</p>" for split, part in found.parts.items()]
     kinds = _kinds(found)
     if kinds:
         rows = [

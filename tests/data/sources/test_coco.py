@@ -124,6 +124,16 @@ def test_broken_json_is_refused_with_its_line(tmp_path):
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_file_that_ends_too_early_is_no_missing_part(share, tmp_path):
+    file = coco(tmp_path, [box(i, [2, 3, 10, 20]) for i in range(1, 9)])
+    coco(tmp_path, [box(1, [2, 3, 10, 20])], name="instances_val.json")
+    text = file.read_text()
+    file.write_text(text[: int(share * len(text))])
+    with pytest.raises(FovealError, match=r"must be JSON, got .*instances_train.json, line \d+"):
+        open_dataset(str(tmp_path), "train", task="detect")
+
+
 def test_a_size_that_contradicts_the_image_is_refused(tmp_path):
     images = [{"id": 1, "file_name": "1.png", "width": 30, "height": 40}]
     image(tmp_path / "images" / "1.png")
@@ -153,7 +163,7 @@ def test_the_fingerprint_changes_with_a_box_and_stays_when_the_folder_moves(tmp_
 
 
 def test_a_file_without_parts_is_divided(tmp_path):
-    path = coco(tmp_path, [box(1, [2, 3, 10, 20])], name="boxes.json")
+    path = coco(tmp_path, [box(i, [2, 3, 10, 20], image_id=i) for i in (1, 2)], name="boxes.json")
     names = [opened(path, split, images="../images").names for split in ("train", "val")]
     assert sorted(names[0] + names[1]) == sorted(set(names[0] + names[1]))
     assert len(names[0]) == len(names[1]) == 1

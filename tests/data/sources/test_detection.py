@@ -32,3 +32,23 @@ def test_classes_without_a_box_are_told(tmp_path):
     coco(tmp_path, [], name="instances_val.json")
     data = open_dataset(str(tmp_path), "train", task="detect")
     assert "1 of 2 classes has no box for train: dog" in data.notes
+
+
+@pytest.mark.parametrize("annotations", [[], [box(1, [2, 3, 0, 20])]])
+def test_images_without_any_box_are_refused_before_anything_is_trained(annotations, tmp_path):
+    coco(tmp_path, annotations)
+    coco(tmp_path, [], name="instances_val.json")
+    with pytest.raises(FovealError, match="at least 1 object for train, got none in 2 images") as refusal:
+        open_dataset(str(tmp_path), "train", task="detect")
+    assert ("boxes without an area" in str(refusal.value)) == bool(annotations)
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+def test_a_folder_with_boxes_is_recognised_where_classes_are_asked_for(kind, tmp_path):
+    if kind == "coco":
+        coco(tmp_path, [box(1, [2, 3, 10, 20])])
+    else:
+        image(tmp_path / "JPEGImages" / "1.png")
+        voc(tmp_path / "Annotations" / "1.xml", [("cat", (1, 1, 9, 9))])
+    with pytest.raises(FovealError, match=rf"images with boxes \({kind}\), which task detect opens"):
+        open_dataset(str(tmp_path), "train")

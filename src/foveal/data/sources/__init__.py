@@ -18,12 +18,13 @@ from foveal.data.scenes import (
     local_scenes,
 )
 from foveal.data.sources.clips import open_clips
-from foveal.data.sources.detection import open_detection
+from foveal.data.sources.detection import formats_in, open_detection
 from foveal.data.sources.folder import open_folder
 from foveal.data.sources.packed import is_packed, open_packed
 from foveal.data.sources.parquet import find_parquet, open_parquet
 from foveal.data.sources.segmentation import open_segmentation
 from foveal.data.sources.torchvision import TORCHVISION, open_torchvision
+from foveal.data.split import NoPartError
 from foveal.errors import FovealError
 
 # bundled data sets for classification, by name
@@ -132,7 +133,20 @@ def open_dataset(spec: str, split: str = "train", *, task: str = "classify", **o
         return open_stored(spec, split, **options)
     opener, where = _opener(spec)
     check_options(opener, options, spec)
-    return opener(where, split, **options) if where is not None else opener(split, **options)
+    if where is None:
+        return opener(split, **options)
+    try:
+        return opener(where, split, **options)
+    except NoPartError:
+        raise
+    except FovealError as error:
+        formats = formats_in(where) if isinstance(where, Path) and where.is_dir() else []
+        if not formats:
+            raise
+        raise FovealError(
+            f"{spec} looks like images with boxes ({' and '.join(formats)}), which task detect opens; for task "
+            f"classify {error}"
+        ) from error
 
 
 def _check_names(classes: Any) -> None:

@@ -37,15 +37,19 @@ def find_coco(root: Path) -> dict[str, list[Path]]:
 
 
 def _looks_like_coco(path: Path) -> bool:
-    """By its first and last bytes: three lists, of which the file may be too large to be read just to look."""
+    """By its first and last bytes: three lists, of which the file may be too large to be read just to look.
+
+    A file that ends too early has one of them, perhaps: it is taken, so that reading it says what is wrong.
+    """
     with path.open("rb") as file:
         head = file.read(2**16)
         length = file.seek(0, 2)
         file.seek(max(0, length - 2**16))
         both = head + file.read()
-    return head.lstrip(b"\xef\xbb\xbf \n\r\t").startswith(b"{") and (
-        sum(name in both for name in (b'"images"', b'"annotations"', b'"categories"')) >= 2
-    )
+    if not head.lstrip(b"\xef\xbb\xbf \n\r\t").startswith(b"{"):
+        return False
+    named = sum(name in both for name in (b'"images"', b'"annotations"', b'"categories"'))
+    return named >= (2 if both.rstrip().endswith(b"}") else 1)
 
 
 def read_coco(

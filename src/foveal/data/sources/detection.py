@@ -103,6 +103,7 @@ def open_detection(
     refuse_another_format(findings, [source.images[i] for i in indices], spec)
     # images that cannot be read are named and counted by the data set itself
     told = counted([finding for finding in findings if finding.kind not in UNREADABLE])
+    refuse_no_boxes(source, indices, split, spec, findings)
     return StoredDataset(
         source, indices, found.classes, max_unreadable=max_unreadable, left_out=found.left_out,
         notes=[*_of_classes(source, indices, found.classes, split), *found.notes, *told],
@@ -165,6 +166,19 @@ def refuse_nothing(found: Annotations, split: str, spec: str) -> None:
         raise FovealError(f"data with boxes must list images, got none for {split} in {spec}")
 
 
+def refuse_no_boxes(
+    source: BoxedImages, indices: Sequence[int], split: str, spec: str, findings: Sequence[Finding]
+) -> None:
+    """Raise where none of the images has a box, and say what became of those that were annotated."""
+    if any(source.object_count(i) for i in indices):
+        return
+    told = counted(findings)
+    raise FovealError(
+        f"data with boxes must hold at least 1 object for {split}, got none in {len(indices):,} images of {spec}"
+        + (f"; {told[0]}" if told else "")
+    )
+
+
 def format_of(root: Path) -> str:
     """Which format a file or folder is in.
 
@@ -176,13 +190,7 @@ def format_of(root: Path) -> str:
         if root.suffix.lower() not in kinds:
             raise FovealError(f"a file of boxes must end in {', '.join(kinds)}, got {root}")
         return kinds[root.suffix.lower()]
-    found = {
-        "coco": any(find_coco(root).values()),
-        "yolo": find_yolo(root) is not None,
-        "voc": bool(find_voc(root)),
-        "parquet": bool(find_parquet(root)),
-    }
-    kinds = [kind for kind, there in found.items() if there]
+    kinds = formats_in(root) + ["parquet"] * bool(find_parquet(root))
     if len(kinds) == 1:
         return kinds[0]
     if not kinds:
@@ -193,6 +201,16 @@ def format_of(root: Path) -> str:
     raise FovealError(
         f"a folder must be in one format, got {' and '.join(kinds)} in {root}; choose by option format"
     )
+
+
+def formats_in(root: Path) -> list[str]:
+    """The formats, of files beside the images, that a folder looks like."""
+    found = {
+        "coco": any(find_coco(root).values()),
+        "yolo": find_yolo(root) is not None,
+        "voc": bool(find_voc(root)),
+    }
+    return [kind for kind, there in found.items() if there]
 
 
 def _of_images(found: Annotations, indices: Sequence[int]) -> list[Finding]:

@@ -112,8 +112,8 @@ def open_folder(
             f"a folder must hold one folder of images per class, got none in {root / where}, "
             f"and {len(images)} images without one"
         )
-    names = {name.lower() for name in classes}
-    if "images" in names and names & {"labels", "masks", "annotations"}:
+    of_pixels = [name for name in classes if name.lower() in ("labels", "masks", "annotations")]
+    if "images" in (name.lower() for name in classes) and _hold_images(images, of_pixels):
         raise FovealError(f"{root} holds images and masks, no class folders; open it with task='segment'")
     refuse_repeated(classes)
     if len(classes) == 1:
@@ -137,6 +137,11 @@ def open_folder(
     return StoredDataset(
         source, indices, classes, max_unreadable=max_unreadable, left_out=left_out, notes=notes
     )
+
+
+def _hold_images(images: Sequence[str], folders: Sequence[str]) -> bool:
+    """Whether a folder of one of these names, at any depth, holds images."""
+    return any(set(folders) & set(image.split("/")[:-1]) for image in images)
 
 
 def _hint(root: Path, where: str, only: str) -> str:

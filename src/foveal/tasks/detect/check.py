@@ -12,7 +12,13 @@ import torch
 from foveal.data.boxed_images import DAMAGED, UNREADABLE, BoxedImages
 from foveal.data.decode import decode_image
 from foveal.data.findings import Finding
-from foveal.data.sources.detection import read_annotations, refuse_another_format, refuse_nothing, source_of
+from foveal.data.sources.detection import (
+    read_annotations,
+    refuse_another_format,
+    refuse_no_boxes,
+    refuse_nothing,
+    source_of,
+)
 from foveal.data.sources.packed import is_packed
 from foveal.data.split import hold_out
 from foveal.errors import FovealError
@@ -50,6 +56,7 @@ def check_boxes(task: Task, data: str, split: str, options: dict[str, Any]) -> C
     try:
         refuse_nothing(found, split, data)
         refuse_another_format(findings, [source.images[i] for i in indices], data)
+        refuse_no_boxes(source, indices, split, data, findings)
     except FovealError as error:
         findings.append(Finding("data that cannot be used as they stand", "error", data, str(error)))
     unread = {f.image for f in findings if f.kind in UNREADABLE}
