@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from foveal.errors import FovealError
-from foveal.folders import locked, new_folder, new_numbered_folder
+from foveal.folders import locked, new_file, new_folder, new_numbered_folder
 
 
 def test_folders_asked_for_together_are_never_shared(tmp_path):
@@ -66,3 +66,12 @@ def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp
     with locked(tmp_path, "a test"):
         assert not any(path.exists() for path in left)
     assert all(path.exists() for path in mine)
+
+
+def test_a_file_to_come_has_a_folder_and_is_never_written_over(tmp_path):
+    place = new_file(tmp_path / "new" / "a.json")
+    place.write_text("")
+    with pytest.raises(FovealError, match="results must not exist yet"):
+        new_file(place, "results")
+    with pytest.raises(FovealError, match="a file stands in the way"):
+        new_file(place / "b.json")

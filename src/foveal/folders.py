@@ -39,6 +39,27 @@ def new_folder(path: str | os.PathLike[str], option: str = "out", hint: str = ""
     return folder
 
 
+def new_file(path: str | os.PathLike[str], option: str = "out") -> Path:
+    """The place of a file to come, which must not exist; its folder is made.
+
+    Args:
+        option: what the person who asked for it calls it, for the message.
+
+    Raises:
+        FovealError: it exists, or a file stands in the way of its folder.
+    """
+    place = Path(path)
+    if os.path.lexists(place):
+        raise FovealError(f"{option} must not exist yet, got {place}, which would be overwritten")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise FovealError(
+            f"{option} must lie in a folder, got {place}, where a file stands in the way"
+        ) from None
+    return place
+
+
 def new_numbered_folder(parent: str | os.PathLike[str], name: str) -> Path:
     """Make and return the first of parent/NAME, parent/NAME-2, ... that did not exist.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foveal.errors import FovealError
-from foveal.folders import new_numbered_folder
+from foveal.folders import new_file, new_numbered_folder
 from foveal.image_files import find_images
 from foveal.inference import Predictor, image_files, predictor
 from foveal.signals import stop_signals
@@ -150,9 +150,7 @@ def _place(ready: Predictor, out: str | os.PathLike[str] | None) -> Path | None:
     place = Path(out) if out is not None else None
     if place is None and ready.task.writes_folder:
         return new_numbered_folder("runs/predict", ready.info.model or "network")
-    if place is not None and not ready.task.writes_folder and place.exists():
-        raise FovealError(f"out must not exist yet, got {place}, which would be overwritten")
-    return place
+    return new_file(place) if place is not None and not ready.task.writes_folder else place
 
 
 def _read(

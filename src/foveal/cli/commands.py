@@ -63,11 +63,12 @@ def evaluate(
     from foveal.evaluate import evaluate
     from foveal.evaluation_page import write_page
     from foveal.files import write_json
+    from foveal.folders import new_file
     from foveal.inference import predictor
 
     for name, path in (("out", out), ("html", html), ("results", results)):
-        if path is not None and Path(path).exists():
-            raise FovealError(f"{name} must not exist yet, got {path}, which would be overwritten")
+        if path is not None:
+            new_file(path, name)
 
     ready = predictor(weights, device, blocks)
     if results is not None and not hasattr(ready.task, "results"):

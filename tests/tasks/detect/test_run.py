@@ -109,16 +109,17 @@ def test_eval_writes_a_page_and_coco_results_with_the_files_own_ids(run, tmp_pat
     root = tmp_path / "data"
     classes = [{"id": 100 + i, "name": str(i)} for i in range(10)]
     coco(root, [box(5, [2, 3, 10, 20], category=103)], categories=classes, name="instances_val.json")
-    words = ["eval", "--weights", str(run.weights), "--data", str(root), "--html", str(tmp_path / "page.html"),
-             "--results", str(tmp_path / "results.json"), "--device", "cpu", "--workers", "0"]  # fmt: skip
+    out = tmp_path / "a new folder"
+    words = ["eval", "--weights", str(run.weights), "--data", str(root), "--html", str(out / "page.html"),
+             "--results", str(out / "results.json"), "--device", "cpu", "--workers", "0"]  # fmt: skip
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "AP, mean over IoU 0.50 to 0.95" in said
-    page = (tmp_path / "page.html").read_text()
+    page = (out / "page.html").read_text()
     for title in ("Precision against recall", "What is taken for what", "The images with the most mistakes"):
         assert title in page
     assert "http" not in page.replace("http://www.w3.org", "")
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((out / "results.json").read_text())
     assert {one["image_id"] for one in results} == {1, 2}
 
 

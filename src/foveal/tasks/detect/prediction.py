@@ -184,7 +184,7 @@ def _tag(
     left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = max(0, min(box[0], canvas[0] - width))
-    y = box[1] - height if box[1] >= height else box[1]
+    y = box[1] - height if box[1] >= height else max(0, box[1])
     draw.rectangle((x, y, x + width, y + height), fill=colour)
     red, green, blue = colour
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
