@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 
 import foveal
+from foveal.errors import FovealError
 from foveal.export import export, format_named
 from foveal.export.onnx import to_model
 from foveal.export.program import record
 from foveal.export.proof import make_batches, real_images
 from foveal.export.quantize import calibration_inputs, float_nodes
 from foveal.export.script import run_script
-from foveal.inference import predictor
+from foveal.inference import Predictor, predictor
 from foveal.model_info import ModelInfo
 
 
@@ -160,6 +161,26 @@ def test_half_precision_stays_near(to, ready, tmp_path):
     done = export(ready, to, half=True, out=tmp_path / "out")
     assert all(1e-6 < one.difference < 0.02 and one.agreement == 1 for one in done.checks)
     assert json.loads((done.folder / "foveal.json").read_text())["precision"] == "float16"
+
+
+class Overflowing(torch.nn.Module):
+    """What it multiplies by and divides by again is too much for float16."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return (self.conv(x) * 1e6 / 1e6).mean((2, 3))
+
+
+def test_where_float16_alone_changes_the_answer_the_file_is_not_blamed(tmp_path):
+    ready = Predictor(
+        Overflowing().eval(), ModelInfo("classify", ["a", "b", "c", "d"], 32, model="own"), "own"
+    )
+    with pytest.raises(FovealError, match=r"in float16 the network itself differs by inf .* without half"):
+        export(ready, "pt2", half=True, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # ----------------------------------------------------------------------------------------------------------- int8

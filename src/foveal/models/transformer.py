@@ -98,10 +98,11 @@ class MultiheadAttention(nn.Module):
         self, query: Tensor, query_position: Tensor | None, key: Tensor, key_position: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Projected queries and keys, (b, n, width) and (b, m, width)."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         if query is key and query_position is key_position:
-            both = F.linear(_plus(query, query_position), torch.cat(weights[:2]), torch.cat(biases[:2]))
+            two = 2 * len(self.in_proj_weight) // 3
+            both = F.linear(_plus(query, query_position), self.in_proj_weight[:two], self.in_proj_bias[:two])
             return both.chunk(2, -1)  # pyright: ignore[reportReturnType]
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         return (
             F.linear(_plus(query, query_position), weights[0], biases[0]),
             F.linear(_plus(key, key_position), weights[1], biases[1]),
