@@ -197,7 +197,10 @@ def test_networks_by_name_are_compared_for_any_task(tmp_path, in_this_process):
     document = read(tmp_path, "results.json")
     assert document["metric"] == "mIoU"
     assert all(0 <= run["metric"] <= 1 for run in document["runs"])
-    assert "mIoU" in result.report.read_text(encoding="utf-8")
+    page = result.report.read_text(encoding="utf-8")
+    assert "mIoU" in page
+    assert "Which network is better on scenes?" in page
+    assert "attention help" not in page
 
 
 @pytest.mark.parametrize(

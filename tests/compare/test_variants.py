@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from foveal.compare.plan import plan_comparison
-from foveal.compare.variants import NONE, PlainConvolution, awake_norms, build, control_of, parse_variants
+from foveal.compare.variants import (
+    NONE,
+    PlainConvolution,
+    awake_norms,
+    build,
+    control_of,
+    parse_models,
+    parse_variants,
+)
+from foveal.errors import FovealError
 from foveal.insertion import inserted
 from foveal.measure import count_parameters
 from foveal.nn import BLOCKS
@@ -96,6 +105,13 @@ def test_norms_before_a_block_start_at_one_in_every_variant_alike():
 
 def test_no_norm_is_touched_where_none_sleeps():
     assert awake_norms(parse_variants(["se(reduction=4)"]), CONFIG, classes=THREE, image_size=32) == []
+
+
+def test_options_of_a_network_may_have_any_name():
+    variants = parse_models(["a", "b(stages=3, strides=[4, 8])"])
+    assert variants[1].model_options == {"stages": 3, "strides": [4, 8]}
+    with pytest.raises(FovealError, match="must end with a bracket"):
+        parse_models(["a", "b(stages=3"])
 
 
 def test_networks_with_recipes_of_their_own_are_compared_each_by_its_own():

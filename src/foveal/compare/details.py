@@ -89,7 +89,8 @@ def tuning_html(plan: Plan, text: MetricText, language: Language) -> str:
     """The metric over the rates that were tried, a line a variant; the chosen one is marked."""
     tuning, config, say = plan.tuning, plan.job.config, language.say
     if tuning is None:
-        said = say("not_tuned", lr=f"{config.lr:g}", block_lr=f"{config.block_lr:g}")
+        of = "_networks" if plan.of_networks else ""
+        said = say(f"not_tuned{of}", lr=f"{config.lr:g}", block_lr=f"{config.block_lr:g}")
         return f"<p>{escape(said)}</p>"
     head = [say("variant"), say("tuned"), *[say("trial", number=n + 1) for n in range(plan.trials)]]
     body = []

@@ -61,12 +61,14 @@ def write_report(
     labels, photographs, maps = attention_pictures(plan, weights)
     say, metric = language.say, f"{text.name}{text.value_unit}"
     headings = ("results", "costs", "tuning", "pictures", "scientist", "classes", "curves", "reading", "run")
+    of = "_networks" if plan.of_networks else ""
+    titles = {f"h_{name}": say(f"h_{name}") for name in headings} | {"h_results": say(f"h_results{of}")}
     page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8")).substitute(
         lang=lang,
-        title=escape(say("title", model=job.config.model, data=job.config.data)),
+        title=escape(say(f"title{of}", model=job.config.model, data=job.config.data)),
         conclusion=_conclusion_html(result.conclusion, language),
         self_check=_self_check_html(result, lang),
-        subtitle=escape(_subtitle(rows, job, plan.seeds, language)),
+        subtitle=escape(_subtitle(f"subtitle{of}", rows, job, plan.seeds, language)),
         results=_results_html(rows, text, language),
         f_differences=escape(say("f_differences", baseline=rows[0].name)),
         differences=differences_svg(rows, runs, text, language),
@@ -81,7 +83,7 @@ def write_report(
         classes=classes_html(rows, runs, text, language),
         reading=reading_html(rows, plan, language),
         run=run_html(rows, job, machine, runs, plan.seeds, unreadable_files(folder), language),
-        **{f"h_{name}": escape(say(f"h_{name}")) for name in headings},
+        **{name: escape(title) for name, title in titles.items()},
     )
     write_text(folder / "report.html", page)
 
@@ -125,10 +127,10 @@ def _self_check_html(result: ComparisonResult, lang: str) -> str:
     return f'<p class="check {kind}">{escape(check.sentence(lang))}</p>'
 
 
-def _subtitle(rows: Sequence[Row], job: Job, seeds: int, language: Language) -> str:
+def _subtitle(sentence: str, rows: Sequence[Row], job: Job, seeds: int, language: Language) -> str:
     images = job.settings["images"]
     return language.say(
-        "subtitle",
+        sentence,
         model=job.config.model,
         data=job.config.data,
         variants=len(rows),

@@ -76,6 +76,11 @@ class Plan:
         """Variants that are compared with the baseline."""
         return len(self.variants) - 1
 
+    @property
+    def of_networks(self) -> bool:
+        """Whether networks are compared by name, not blocks that are inserted into one."""
+        return self.variants[0].model is not None
+
     def _job(self, variant: Variant, seed: int) -> Job:
         settings = {**self.job.settings, "variant": asdict(variant), "seed": seed}
         config = replace(self.job.config, seed=seed)

@@ -14,6 +14,7 @@ from foveal.insertion import block_name, insert, inserted, parse_insertion
 from foveal.insertion.build import build as build_block
 from foveal.insertion.build import resolve
 from foveal.insertion.own import from_file, source_hash, split_own
+from foveal.insertion.parse import parse_options
 from foveal.measure import count_parameters
 from foveal.train.config import TrainConfig
 from foveal.train.memory_format import channels_last
@@ -176,8 +177,9 @@ def parse_models(models: Sequence[str]) -> list[Variant]:
     variants = []
     for number, text in enumerate(models):
         name, bracket, options = text.partition("(")
-        given = parse_insertion(f"model({options}") if bracket else {}
-        given = {key: value for key, value in given.items() if key not in ("block", "at", "stages")}
+        if bracket and not options.rstrip().endswith(")"):
+            raise FovealError(f"options of a model must end with a bracket, got {text!r}")
+        given = parse_options(options.rstrip().removesuffix(")"), text)
         variants.append(Variant(text, model=name.strip(), model_options=given, baseline=number == 0))
     return variants
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from foveal.errors import FovealError
@@ -37,8 +38,32 @@ def parse_insertion(text: str) -> dict[str, Any]:
         "block": name,
         "at": at or "residual",
         "stages": _stages(stages, text) if stages else None,
-        **dict(_option(part, text) for part in _split(options or "")),
+        **parse_options(options or "", text, reserved=("block", "at", "stages")),
     }
+
+
+def parse_options(options: str, text: str, reserved: Sequence[str] = ()) -> dict[str, Any]:
+    """Options as they are written in brackets, without these.
+
+    Args:
+        text: all that was written, for the message.
+        reserved: names that no option may have.
+
+    Raises:
+        FovealError: one of them has no value, or a name that it may not have.
+
+    Example:
+        >>> parse_options("stages=3, strides=[4, 8], start_boxes=grid", "")
+        {'stages': 3, 'strides': [4, 8], 'start_boxes': 'grid'}
+    """
+    found = dict(_option(part, text) for part in _split(options))
+    taken = [name for name in reserved if name in found]
+    if taken:
+        raise FovealError(
+            f"options must be written option=value with a name other than {', '.join(reserved)}, got {taken[0]!r} in "
+            f"{text!r}"
+        )
+    return found
 
 
 def _stages(written: str, text: str) -> tuple[int, ...]:
@@ -67,7 +92,7 @@ def _split(options: str) -> list[str]:
 
 def _option(part: str, text: str) -> tuple[str, Any]:
     key, equals, value = (piece.strip() for piece in part.partition("="))
-    if not equals or not key.isidentifier() or not value or key in ("block", "at", "stages"):
+    if not equals or not key.isidentifier() or not value:
         raise FovealError(f"options must be written option=value, got {part.strip()!r} in {text!r}")
     if value.lower() in WORDS:
         return key, WORDS[value.lower()]
