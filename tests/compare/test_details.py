@@ -82,6 +82,15 @@ def test_curves_show_every_run_and_a_mean(runs):
     assert svg.count('class="middle') == 3
 
 
+def test_runs_of_one_epoch_are_dots(runs):
+    short = [{**one, "curve": one["curve"][-1:]} for one in runs]
+    svg = curves_svg(rows_of(short), short, TEXT, ENGLISH)
+    places = re.findall(r'points="(\S+) (\S+)"', svg)
+    assert len(places) == 21
+    assert all(one == other for one, other in places)
+    assert "1 epoch<" in svg
+
+
 def test_no_two_labels_of_a_chart_are_alike(runs):
     assert len(set(labels_of(LONG))) == 2
     assert len(set(labels_of([f"{'x' * 25}{i}{'y' * 25}" for i in range(3)]))) == 3

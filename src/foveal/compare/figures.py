@@ -210,15 +210,13 @@ def curves_svg(
             y = bottom - (tick - low) / (high - low) * (bottom - top)
             parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(_text(left - 4, y + 4, f"{tick:g}", "end") if number % across == 0 else "")
-        for curve in curves[row.name]:
-            parts.append(
-                f'<polyline class="one" points="{" ".join(point(e, v) for e, v in enumerate(curve))}"/>'
-            )
-        if curves[row.name]:
-            mean = [sum(at) / len(at) for at in zip(*curves[row.name], strict=False)]
-            points = " ".join(point(e, v) for e, v in enumerate(mean))
-            parts.append(f'<polyline class="middle {row.kind}" points="{points}"/>')
-        last = f"1 … {epochs} {language.say('x_epochs')}"
+        mean = [sum(at) / len(at) for at in zip(*curves[row.name], strict=False)]
+        drawn = [(curve, "one") for curve in curves[row.name]] + [(mean, f"middle {row.kind}")] * bool(mean)
+        for curve, kind in drawn:
+            # of one epoch twice the same point, whose round ends make a dot
+            points = [point(e, v) for e, v in enumerate(curve)] * (2 if epochs == 1 else 1)
+            parts.append(f'<polyline class="{kind}" stroke-linecap="round" points="{" ".join(points)}"/>')
+        last = f"1 … {epochs} {language.say('x_epochs')}" if epochs > 1 else language.counted("epochs", 1)
         parts.append(_text((left + right) / 2, bottom + 14, last, "middle"))
     return "".join([*parts, "</svg>"])
 
