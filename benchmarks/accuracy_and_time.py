@@ -24,7 +24,6 @@ import torch
 
 import foveal
 from foveal.bench import describe_machine
-from foveal.compare.variants import PlainConvolution
 from foveal.data import open_dataset
 from foveal.export.bench import runner, write_files
 from foveal.export.proof import Run
@@ -42,7 +41,7 @@ def trained(folder: Path) -> dict[str, Predictor]:
     found = {}
     for path in sorted((folder / "runs").glob("*-seed0-*.safetensors")):
         run = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        predictor = foveal.predictor(path, "cpu", blocks={"PlainConvolution": PlainConvolution})
+        predictor = foveal.predictor(path, "cpu")
         found[run["variant"]] = Predictor(predictor.net.requires_grad_(False), predictor.info, path.stem)
     return found
 

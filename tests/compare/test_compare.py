@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 from tests.engine import InThisProcess
 
+import foveal
 from foveal.compare import compare
 from foveal.compare.engines.local import LocalEngine
 from foveal.compare.plan import plan_comparison
 from foveal.compare.runner import finished_result, result_path
 from foveal.errors import FovealError
 from foveal.folders import locked
+from foveal.insertion import inserted
 from foveal.train.run import Interrupted
 
 TINY = {
@@ -38,6 +40,15 @@ def outcome(tmp_path_factory):
 
 def read(folder: Path, name: str) -> dict:
     return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_kept_weights_of_every_variant_open_by_themselves(outcome):
+    """The control's too, whatever block it was made after."""
+    kept = sorted((outcome.folder / "runs").glob("*.safetensors"))
+    plans = {path.name.split("-seed")[0]: inserted(foveal.load(path)) for path in kept}
+    assert {name: len(plan) for name, plan in plans.items()} == {"none": 0, "control": 1, "cbam": 1, "se": 1}
+    assert plans["control"][0].block == "PlainConvolution"
+    assert list(plans["control"][0].options) == ["hidden"]
 
 
 def test_every_variant_ran_with_every_seed(outcome):

@@ -4,12 +4,12 @@ import torch
 from foveal.compare.plan import plan_comparison
 from foveal.compare.variants import (
     NONE,
-    PlainConvolution,
     awake_norms,
     build,
     control_of,
     parse_models,
     parse_variants,
+    plain_convolution,
 )
 from foveal.errors import FovealError
 from foveal.insertion import inserted
@@ -47,7 +47,7 @@ def test_no_variant_has_more_parameters_than_the_control_and_it_sits_at_the_same
 
 @pytest.mark.parametrize("like", ["se", "nonlocal", "dual"])
 def test_the_plain_block_has_the_parameters_of_its_model_and_trains_from_the_first_step(like):
-    block = PlainConvolution(64, like=like)
+    block = plain_convolution(64, like=like)
     wanted = count_parameters(BLOCKS[like](64))
     assert wanted <= count_parameters(block) < wanted + 10 * 64 + 3
     x = torch.randn(2, 64, 6, 6)

@@ -15,7 +15,7 @@ from foveal.insertion import Insertion, inserted, remove
 from foveal.insertion.build import build, resolve
 from foveal.insertion.hooks import attach
 from foveal.models import READS_FILES, create_model
-from foveal.nn import BLOCKS
+from foveal.nn import RECORDED_BLOCKS
 
 LARGEST_SIZE = 2048
 """Of whole numbers among a file's model arguments, where none of its tensors is larger."""
@@ -189,14 +189,14 @@ def _assemble(
 def _attach_described(net: nn.Module, described: dict[str, Any], blocks: dict[str, Any], path: Any) -> None:
     record = {key: described[key] for key in ("block", "options", "start", "channels", "dims")}
     block = described["block"]
-    if block not in BLOCKS and block not in blocks:
+    if block not in RECORDED_BLOCKS and block not in blocks:
         raise FovealError(
             f"{path} holds a block that is not foveal's, {block[:80]!r} at {described['site'][:160]}; give the Python "
             "file that defines it, which is run: --blocks FILE.py, in Python blocks='FILE.py'"
             + (f"; got one that defines {listed(blocks)}" if blocks else "")
         )
     try:
-        name, make, _ = resolve(described["block"], blocks)
+        name, make, _ = resolve(described["block"], {**RECORDED_BLOCKS, **blocks})
         module = build(
             name, make, described["channels"], described["dims"], described["start"], record["options"]
         )

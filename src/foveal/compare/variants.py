@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveal.errors import FovealError
 from foveal.insertion import block_name, insert, inserted, parse_insertion
 from foveal.insertion.build import build as build_block
 from foveal.insertion.build import resolve
+from foveal.insertion.hooks import rename
 from foveal.insertion.own import from_file, source_hash, split_own
 from foveal.insertion.parse import parse_options
 from foveal.measure import count_parameters
+from foveal.nn import PlainConvolution
 from foveal.train.config import TrainConfig
 from foveal.train.memory_format import channels_last
 from foveal.train.network import add_blocks, build_network, example_input
@@ -58,13 +59,15 @@ class Variant:
 NONE = Variant("none", baseline=True)
 
 
-class PlainConvolution(nn.Module):
-    """``x + restore(relu(norm(mix(x))))``: a 3x3 convolution to fewer channels and a 1x1 convolution back.
-
-    Of clips the kernel is 3x3x3: like attention over clips it sees other frames.
-
-    The control of a comparison: no attention, the same place, as many parameters as ``like`` or a few more.
-    ``restore`` starts at zero, so the block starts as the identity and learns from the first step.
+def plain_convolution(
+    channels: int,
+    *,
+    like: str,
+    like_options: dict[str, Any] | None = None,
+    width: float = 1.0,
+    dims: int = 2,
+) -> PlainConvolution:
+    """The control of a comparison: no attention, the same place, as many parameters as ``like`` or a few more.
 
     Args:
         channels: of the feature map.
@@ -74,36 +77,15 @@ class PlainConvolution(nn.Module):
         dims: number of spatial sizes, 2 or 3.
 
     Example:
-        >>> block = PlainConvolution(64, like="nonlocal")
-        >>> x = torch.randn(2, 64, 8, 8)
-        >>> torch.equal(block(x), x), count_parameters(block)  # a Non-local block has 8416
-        (True, 8988)
+        >>> count_parameters(plain_convolution(64, like="nonlocal"))  # a Non-local block has 8416
+        8988
     """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        like: str,
-        like_options: dict[str, Any] | None = None,
-        width: float = 1.0,
-        dims: int = 2,
-    ) -> None:
-        super().__init__()
-        name, make, fixed = resolve(from_file(like))
-        counted = build_block(name, make, channels, dims, "identity", {**fixed, **(like_options or {})})
-        wanted = count_parameters(counted)
-        a_hidden_channel = 3**dims * channels + 2 + channels  # kernel, norm, 1x1 kernel
-        hidden = max(1, round(width * math.ceil(wanted / a_hidden_channel)))
-        convolution, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[dims]
-        self.mix = convolution(channels, hidden, 3, padding=1, bias=False)
-        self.norm = norm(hidden)
-        self.restore = convolution(hidden, channels, 1, bias=False)
-        nn.init.kaiming_normal_(self.mix.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.restore.weight)
-
-    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        return x + self.restore(nn.functional.relu(self.norm(self.mix(x))))
+    name, make, fixed = resolve(from_file(like))
+    counted = build_block(name, make, channels, dims, "identity", {**fixed, **(like_options or {})})
+    wanted = count_parameters(counted)
+    a_hidden_channel = 3**dims * channels + 2 + channels  # kernel, norm, 1x1 kernel
+    hidden = max(1, round(width * math.ceil(wanted / a_hidden_channel)))
+    return PlainConvolution(channels, hidden=hidden, dims=dims)
 
 
 def parse_variants(insertions: Sequence[str]) -> list[Variant]:
@@ -248,7 +230,12 @@ def build(
         like = asked.pop("block")
         example = example_input(config, image_size)
         options = {"like": like, "like_options": asked, "width": variant.width}
-        insert(net, PlainConvolution, **place, example=example, **options)
+        insert(net, plain_convolution, **place, example=example, **options)
+        for one in inserted(net):
+            if isinstance(one.module, PlainConvolution):
+                # a file of its weights says what it is, not after which block, which may be a person's own
+                hidden = one.module.mix.out_channels
+                rename(one, "PlainConvolution", {"hidden": hidden})
         if config.channels_last:
             net = net.to(memory_format=channels_last(example))  # pyright: ignore[reportCallIssue]
     return net

@@ -111,6 +111,11 @@ def attach(
     return _insertion(site, f"{site}.{record['suffix']}", record, module)
 
 
+def rename(one: Insertion, block: str, options: dict[str, Any]) -> None:
+    """Record a block as what it is instead of by what made it: its class and the class's own options."""
+    setattr(one.module, RECORD, {**getattr(one.module, RECORD), "block": block, "options": options})
+
+
 def detach(net: nn.Module, one: Insertion) -> None:
     """Take one block and its hook off the network."""
     site = net.get_submodule(one.site)

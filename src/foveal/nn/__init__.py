@@ -3,6 +3,7 @@
 from foveal.nn.cbam import CBAM, ChannelGate, SpatialGate
 from foveal.nn.dual_attention import ChannelAttention, DualAttention, PositionAttention
 from foveal.nn.non_local import NonLocal
+from foveal.nn.plain_convolution import PlainConvolution
 from foveal.nn.self_attention import SelfAttention
 from foveal.nn.squeeze_excite import SqueezeExcite
 
@@ -17,6 +18,9 @@ BLOCKS = {
     "channel": ChannelAttention,
 }
 
+# the classes by the names that weights files have for them: those, and the control of a comparison
+RECORDED_BLOCKS = {**BLOCKS, "PlainConvolution": PlainConvolution}
+
 __all__ = [
     "BLOCKS",
     "CBAM",
@@ -24,6 +28,7 @@ __all__ = [
     "ChannelGate",
     "DualAttention",
     "NonLocal",
+    "PlainConvolution",
     "PositionAttention",
     "SelfAttention",
     "SpatialGate",

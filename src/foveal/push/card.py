@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from foveal.insertion.own import split_own
-from foveal.nn import BLOCKS
+from foveal.nn import RECORDED_BLOCKS
 from foveal.push.record import Figures, Record
 from foveal.tasks import task_named
 
@@ -79,7 +79,7 @@ def _summary(description: dict[str, Any], record: Record) -> str:
 
 
 def _use(repository: str, description: dict[str, Any], record: Record, for_timm: bool) -> str:
-    own = sorted({one["block"] for one in description["plan"] if one["block"] not in BLOCKS})
+    own = sorted({one["block"] for one in description["plan"] if one["block"] not in RECORDED_BLOCKS})
     name = f"hf-hub:{repository}"
     lines = ["## Use", "", "```bash", "pip install foveal"]
     lines += [f"foveal predict photo.jpg --weights {name}{' --blocks FILE.py' if own else ''}", "```", ""]
