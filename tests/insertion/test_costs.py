@@ -103,7 +103,7 @@ def test_the_table_has_a_row_a_site_and_the_total():
 
 def test_a_notebook_shows_the_table_and_the_bars():
     plan = foveal.plan(foveal.create_model("cifar_resnet8", num_classes=10), "se", stages=(3,), reduction=4)
-    assert repr(plan).startswith("<Plan se in CifarResNet at residual: 1 sites, 2,128 parameters, ")
+    assert repr(plan).startswith("<Plan se in CifarResNet at residual: 1 site, 2,128 parameters, ")
     page = plan._repr_html_()
     assert page.count("<tr>") == 1 + len(plan.rows) + 3
     assert "<td>layer3.0.bn2</td>" in page

@@ -1,14 +1,17 @@
 """Blocks of one's own from a file: found by file and name, and run only where a person names the file."""
 
+import io
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import foveal
 from foveal.cli import main
+from foveal.cli.tables import run_summary
 from foveal.compare import compare
 from foveal.compare.plan import plan_comparison
 from foveal.insertion.own import from_file
@@ -60,7 +63,7 @@ def test_a_block_is_named_by_file_and_class_and_starts_as_the_identity(mine):
     assert seen["layer3.0.bn2"].gates.shape == (2, 64)
 
 
-def test_weights_name_no_file_and_run_none(mine, capsys):
+def test_weights_name_no_file_and_run_none(mine, capsys, monkeypatch):
     """Whoever opens the weights says where the class is; without that one line asks for it."""
     weights = fit(training(), quiet=True).weights
     assert b"mine.py" not in weights.read_bytes()
@@ -72,10 +75,21 @@ def test_weights_name_no_file_and_run_none(mine, capsys):
     assert "--blocks FILE.py" in capsys.readouterr().err
     assert not Path("was-run").exists()
     assert main(["eval", "--weights", str(weights), "--blocks", "mine.py"]) == 0
+    exported = []
+    monkeypatch.setattr("foveal.export.export", lambda ready, *args, **options: exported.append(ready))
+    assert main(["export", str(weights)]) == 2
+    assert main(["export", str(weights), "--blocks", "mine.py"]) == 0
+    assert [one.block for one in foveal.inserted(exported[0].net)] == ["ECA"]
     net = foveal.load(weights, blocks="mine.py")
     assert [one.block for one in foveal.inserted(net)] == ["ECA"]
     with pytest.raises(foveal.FovealError, match=r"'ECA' at .*got one that defines Other"):
         foveal.load(weights, blocks={"Other": torch.nn.Identity})
+
+
+def test_what_to_type_next_names_the_file(mine):
+    console = Console(width=200, file=io.StringIO())
+    console.print(run_summary(fit(training(), quiet=True)))
+    assert console.file.getvalue().count("best.safetensors --blocks mine.py") == 2
 
 
 def test_a_plan_that_names_a_file_runs_nothing(mine):

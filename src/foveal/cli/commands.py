@@ -198,6 +198,7 @@ def export(
     images: str | None = None,
     image_size: int | None = None,
     out: str | None = None,
+    blocks: list[str] | None = None,
 ) -> int:
     """Write trained weights as a file for another runtime, with a script that uses it; both are proven on images.
 
@@ -213,11 +214,13 @@ def export(
         images: Folder of your images, or clips, on which the file is compared with the network. Default: bundled ones.
         image_size: At which the network sees images. Default: as it was trained.
         out: Folder to write, which must not exist. Default: the first free runs/export/MODEL-FORMAT.
+        blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
     """
     from foveal.export import export
+    from foveal.inference import predictor
 
     export(
-        weights,
+        predictor(weights, "cpu", blocks),
         to,
         static=static,
         with_preprocessing=with_preprocessing,

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from foveal.train.progress import metric_name, metric_text
 from foveal.train.run import RunResult
+from foveal.train.run_folder import blocks_option
 
 SHOWN_FILES = 5
 
@@ -31,6 +32,7 @@ def run_summary(result: RunResult) -> RenderableType:
         parts.append(Text(f"{len(result.skipped)} files could not be read and were left out: {shown}{more}"))
     if result.blocks:
         parts.append(blocks_table(result.blocks))
+    weights = f"{result.weights}{blocks_option(result.config)}"
     # a task whose networks make images shows those of each epoch
     makes = hasattr(result.config.the_task, "sample")
     parts += [
@@ -40,8 +42,8 @@ def run_summary(result: RunResult) -> RenderableType:
             f"{'samples ' if makes else 'examples'}      {result.folder / ('samples' if makes else 'examples.png')}"
         ),
         Text(f"figures       {result.folder / 'metrics.csv'}"),
-        Text(f"next          foveal eval --weights {result.weights}"),
-        Text(f"              foveal predict {'--count 64' if makes else 'PHOTO'} --weights {result.weights}"),
+        Text(f"next          foveal eval --weights {weights}"),
+        Text(f"              foveal predict {'--count 64' if makes else 'PHOTO'} --weights {weights}"),
     ]
     return Group(*parts)
 

@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def _title(self) -> str:
-        return f"{self.block} in {self.network} at {self.at}: {len(self.rows)} sites, for one image"
+        return f"{self.block} in {self.network} at {self.at}: {self._sites}, for one image"
 
     def __str__(self) -> str:
         head, lines = self._table()
@@ -106,9 +106,13 @@ class Plan:
         body, totals = map(spelled, lines[:-3]), map(spelled, lines[-3:])
         return "\n".join([self._title, spelled(head), rule, *body, rule, *totals])
 
+    @property
+    def _sites(self) -> str:
+        return f"{len(self.rows)} site{'s' * (len(self.rows) != 1)}"
+
     def __repr__(self) -> str:
         added = f"{self.parameters:,} parameters, {_scaled(self.macs)} MACs"
-        return f"<Plan {self.block} in {self.network} at {self.at}: {len(self.rows)} sites, {added} added>"
+        return f"<Plan {self.block} in {self.network} at {self.at}: {self._sites}, {added} added>"
 
     def _repr_html_(self) -> str:
         head, lines = self._table()
@@ -188,7 +192,7 @@ def plan(
         >>> plan.rows[0].name, plan.rows[0].shape, plan.parameters
         ('layer3.0.bn2', (64, 8, 8), 2128)
         >>> print(plan)  # doctest: +ELLIPSIS
-        se in CifarResNet at residual: 1 sites, for one image
+        se in CifarResNet at residual: 1 site, for one image
         site          stage  shape       parameters     MACs  activations
         ...
     """
