@@ -94,6 +94,35 @@ def test_examples_run(page, given):
             exec(compile(code, name, "exec"), given)
 
 
+LISTINGS = (
+    "Self_Attn(in_dim, activation)",
+    "SELayer(channel, reduction=16)",
+    "conv3x3(in_planes, out_planes, stride=1)",
+    "ChannelAttention(in_planes, ratio=16)",
+    "SpatialAttention(kernel_size=7)",
+    "BasicBlock(inplanes, planes, stride=1, downsample=None)",
+    "Bottleneck(inplanes, planes, stride=1, downsample=None)",
+)
+"""All definitions of the Chinese article, in its order."""
+
+
+def test_every_listing_of_the_article_has_a_line_that_runs():
+    import torch
+
+    tables = re.findall(
+        r"^\|.*", (DOCS / "zh" / "from-the-article.md").read_text("utf-8"), flags=re.MULTILINE
+    )
+    assert [one for line in tables for one in LISTINGS if f"`{one}`" in line] == list(LISTINGS)
+    lines = [one for line in tables for one in re.findall(r"`((?:foveal|torch)\.[^`]+\))`", line)]
+    assert len(lines) >= len(LISTINGS) + 8
+    names = dict.fromkeys(("in_dim", "channel", "in_planes", "out_planes"), 64)
+    net = foveal.create_model("cifar_resnet8")
+    for line in lines:
+        with torch.device("meta" if "create_model" in line else "cpu"):
+            made = eval(line, {"foveal": foveal, "torch": torch, "net": net, **names})
+        assert isinstance(made, torch.nn.Module), line
+
+
 def commands() -> list[tuple[str, list[str]]]:
     """(page, words) of every command line of the docs and the README."""
     found = []
