@@ -126,5 +126,7 @@ def test_predict_with_nothing_readable_fails(said, run, tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_line(said, tmp_path, run):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     words = ["predict", tmp_path / "a.png", "--weights", run / "weights/best.safetensors"]
-    status, _, err = said(*words, "--out", tmp_path / "a.png" / "labels.csv")
-    assert (status, err) == (2, f"predict: Not a directory: {tmp_path / 'a.png' / 'labels.csv'}\n")
+    out = tmp_path / "a.png" / "labels.csv"
+    status, _, err = said(*words, "--out", out)
+    assert status == 2
+    assert err == f"predict: out must lie in a folder, got {out}, where a file stands in the way\n"
