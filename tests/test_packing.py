@@ -1,15 +1,19 @@
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from foveal import packing
 from foveal.check import check
-from foveal.data import open_dataset
+from foveal.data import open_dataset, packed_items
 from foveal.data.chunks import ChunkWriter
 from foveal.errors import FovealError
 from foveal.evaluate import evaluate
+from foveal.folders import locked
 from foveal.packing import pack
 from foveal.train import TrainConfig, fit
 from tests.data.boxes_by_hand import box, coco
@@ -95,7 +99,72 @@ def test_it_appears_whole_or_not_at_all(
     monkeypatch.setattr(ChunkWriter, "close", stopped)
     with pytest.raises(KeyboardInterrupt):
         pack(str(coloured_folder), tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert [path.name for path in tmp_path.iterdir()] == ["there"], "no chunk was whole yet"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_was_stopped_goes_on_after_its_last_whole_chunk_to_the_same_bytes(
+    coloured_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shutil.copytree(coloured_folder, tmp_path / "data")
+    for name in ("train/red/03.png", "train/blue/01.png"):
+        (data / name).write_bytes((data / name).read_bytes()[:40])
+    pack(str(data), tmp_path / "whole", chunk_bytes=2000)
+    encoded: list[str] = []
+    stop_at = 0
+
+    def encode(task: str, image: bytes, name: str, truth: Mapping[str, Any]) -> list[bytes]:
+        if len(encoded) == stop_at:
+            raise KeyboardInterrupt if stop_at < 60 else OSError(28, "No space left on device")
+        encoded.append(name)
+        return packed_items.encode(task, image, name, truth)
+
+    monkeypatch.setattr(packing, "encode", encode)
+    for stop_at in (30, 64):
+        with pytest.raises((KeyboardInterrupt, OSError)) as stopped:
+            pack(str(data), tmp_path / "out", chunk_bytes=2000)
+        if stop_at == 30:
+            assert str(stopped.value).startswith(
+                f"stopped; whole chunks are kept in {tmp_path}/.out.unfinished"
+            )
+    stop_at = -1
+    packed = pack(str(data), tmp_path / "out", chunk_bytes=2000)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert set(packed.left_out) == {"train/red/03.png", "train/blue/01.png"}
+    again = len(encoded) - len(set(encoded))
+    assert 0 < again < 20, "images of the chunks that were not whole yet"
+    assert not (tmp_path / ".out.unfinished").exists()
+
+
+def test_chunks_of_other_data_are_not_gone_on_with(
+    coloured_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shutil.copytree(coloured_folder, tmp_path / "data")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(packing, "_write_items", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            pack(str(data), tmp_path / "out", chunk_bytes=2000)
+    assert list((tmp_path / ".out.unfinished" / "train").glob("chunk-*.bin"))
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(data / "train" / "red" / "00.png")
+    pack(str(data), tmp_path / "out", chunk_bytes=2000)
+    pack(str(data), tmp_path / "whole", chunk_bytes=2000)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_one_process_packs_to_a_place(coloured_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.unfinished").mkdir()
+    with (
+        locked(tmp_path / ".out.unfinished", "foveal pack"),
+        pytest.raises(FovealError, match=r"foveal pack already works in .*\.out\.unfinished, process \d+"),
+    ):
+        pack(str(coloured_folder), tmp_path / "out")
 
 
 def test_unreadable_images_are_left_out_and_named(coloured_folder: Path, tmp_path: Path) -> None:

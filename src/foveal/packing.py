@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import foveal
 from foveal.data.chunks import CHUNK_BYTES, ChunkWriter
 from foveal.data.dataset import NEVER_SKIPPED
 from foveal.data.loader import seed_for
@@ -18,8 +22,13 @@ from foveal.data.sources.packed import ITEMS, MANIFEST, Manifest
 from foveal.data.split import SPLITS, NoPartError
 from foveal.errors import FovealError
 from foveal.files import atomic_write, utf8_path, write_json
-from foveal.folders import whole_folder
+from foveal.folders import locked
 from foveal.tasks import task_named
+
+DATA = "data.json"
+"""What is packed, as long as it is not all packed."""
+PROGRESS = "progress.json"
+"""How far a part is packed."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,13 @@ def pack(
 
     Image files go into the chunks byte for byte; data without files, such as the bundled scenes, as PNG. Images for
     training are shuffled once, so that a chunk holds images of every class; the others keep their order. Parts,
-    classes, names and truth come along, and stay as they are packed.
+    classes, names and truth come along, and stay as they are packed. What was stopped goes on after its last whole
+    chunk when the same data are packed to the same place again, to the same bytes.
 
     Args:
         data: as for ``open_dataset``.
-        out: the folder, which must not exist: it appears whole, or not at all.
+        out: the folder, which must not exist: it appears whole, or not at all. Until then chunks are in the hidden
+            folder ``.NAME.unfinished`` beside it.
         task: what the data are for: classify, segment or detect.
         data_options: of the data set.
         chunk_bytes: size of a chunk, about.
@@ -65,7 +76,8 @@ def pack(
 
     Raises:
         FovealError: ``out`` exists, the data cannot be opened, or more than ``max_unreadable`` of the images are
-            unreadable.
+            unreadable, or another process packs to this place.
+        KeyboardInterrupt: Ctrl-C; its text says how to go on.
 
     Example:
         >>> import tempfile
@@ -78,17 +90,22 @@ def pack(
         raise FovealError(f"task must be one of {', '.join(PACKED_TASKS)}, got {task!r}")
     if not 2**10 <= chunk_bytes < 2**32:
         raise FovealError(f"chunk_bytes must be {2**10} to {2**32 - 1}, got {chunk_bytes}")
-    with whole_folder(out, "", "") as (folder, place):
-        opened = dict(_parts(data, task, dict(data_options or {})))
-        first = next(iter(opened.values()))
-        for split, part in opened.items():
-            if list(part.classes) != list(first.classes):
-                raise FovealError(
-                    f"parts must have the same classes, got {part.classes} for {split} and {first.classes}"
-                )
+    place = Path(out)
+    if os.path.lexists(place):
+        raise FovealError(f"out must not exist yet, got {place}")
+    opened = dict(_parts(data, task, dict(data_options or {})))
+    first = next(iter(opened.values()))
+    for split, part in opened.items():
+        if list(part.classes) != list(first.classes):
+            raise FovealError(
+                f"parts must have the same classes, got {part.classes} for {split} and {first.classes}"
+            )
+    facts = {"task": task, "chunk_bytes": chunk_bytes, "data": data, "options": repr(data_options)}
+    facts |= {split: [len(part), getattr(part, "fingerprint", None)] for split, part in opened.items()}
+    with _unfinished(place, {"foveal": foveal.__version__, **facts}) as folder:
         writers, left_out = {}, {}
         for split, part in opened.items():
-            (folder / split).mkdir()
+            (folder / split).mkdir(exist_ok=True)
             writers[split] = _write_part(part, split, task, folder / split, chunk_bytes, left_out, progress)
         manifest = Manifest(
             task=task,
@@ -104,6 +121,44 @@ def pack(
     return Packed(
         place, items, {split: len(writer.rows) for split, writer in writers.items()}, size, left_out
     )
+
+
+@contextmanager
+def _unfinished(place: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder that is filled, with the chunks that were written before of the same data; it becomes ``place``."""
+    folder = place.with_name(f".{place.name}.unfinished")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "foveal pack"):
+        try:
+            known = None
+            with suppress(OSError, ValueError):
+                known = json.loads((folder / DATA).read_text(encoding="utf-8"))
+            if known != facts:
+                _empty(folder)
+                write_json(folder / DATA, facts)
+            yield folder
+            for left in (folder / DATA, *folder.glob(f"*/{PROGRESS}")):
+                left.unlink()
+            if os.path.lexists(place):
+                raise FovealError(f"out must not exist yet, got {place}, which has appeared meanwhile")
+        except BaseException as error:
+            if isinstance(error, FovealError) or not any(folder.glob(f"*/{PROGRESS}")):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(
+                    f"stopped; whole chunks are kept in {folder}, and the same command goes on"
+                ) from None
+            raise
+    os.rename(folder, place)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what another packing left, but for the lock that is held."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != ".lock":
+            entry.unlink()
 
 
 def _parts(data: str, task: str, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -131,36 +186,44 @@ def _write_part(
     left_out: dict[str, str],
     progress: Callable[[str, int, int], None] | None,
 ) -> ChunkWriter:
-    left_out |= getattr(part, "skipped", {})
     fields = dict(PACKED_TASKS[task])
     if "label" in fields and BOX in part[0]:
         fields[BOX] = BOX_KIND
-    writer, rows = ChunkWriter(folder, fields, chunk_bytes), []
-    names, unreadable = list(part.names), 0
+    before: dict[str, Any] = {"items": 0, "chunks": [], "rows": [], "unreadable": {}}
+    if (folder / PROGRESS).exists():
+        before = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    writer, rows = ChunkWriter(folder, fields, chunk_bytes, before["chunks"]), before["rows"]
+    names, unreadable = list(part.names), before["unreadable"]
     # known without decoding an image, where a label is all there is
     labels = part.labels if "label" in fields and BOX not in fields and hasattr(part, "encoded") else None
     generator = torch.Generator().manual_seed(seed_for(0, "pack"))
     order = torch.randperm(len(part), generator=generator).tolist() if split == "train" else range(len(part))
     for done, place in enumerate(order, 1):
+        if done <= before["items"]:
+            continue
         try:
             image, truth = _item(part, place, None if labels is None else labels[place])
         except NEVER_SKIPPED:
             raise
         except (ValueError, OSError) as error:
-            left_out[names[place]] = str(error)
-            unreadable += 1
-            if unreadable > part.max_unreadable * len(part):
+            unreadable[names[place]] = str(error)
+            if len(unreadable) > part.max_unreadable * len(part):
                 raise FovealError(
                     f"at most {part.max_unreadable:.3g} of the images may be unreadable (max_unreadable), got "
-                    f"{unreadable} of {len(part)} for {split}, the last is {names[place]}: {error}"
+                    f"{len(unreadable)} of {len(part)} for {split}, the last is {names[place]}: {error}"
                 ) from None
             continue
-        writer.add(encode(task, image, names[place], truth))
+        if writer.add(encode(task, image, names[place], truth)):
+            state = {"items": done - 1, "chunks": writer.rows, "rows": rows, "unreadable": unreadable}
+            write_json(folder / PROGRESS, state)
         rows.append({"name": names[place], **_known(truth)})
         if progress is not None:
             progress(split, done, len(part))
     writer.close()
     _write_items(folder / ITEMS, rows)
+    state = {"items": len(part), "chunks": writer.rows, "rows": rows, "unreadable": unreadable}
+    write_json(folder / PROGRESS, state)
+    left_out |= {**getattr(part, "skipped", {}), **unreadable}
     return writer
 
 

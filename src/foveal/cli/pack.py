@@ -21,8 +21,8 @@ def pack(
 
     Args:
         data: As for train.
-        out: The folder, which must not exist; it appears whole or not at all. It can be copied to a server or a bucket:
-            --data https://... or s3://... reads it there.
+        out: The folder, which must not exist; it appears whole or not at all, and the same command continues what was
+            stopped. It can be copied to a server or a bucket: --data https://... or s3://... reads it there.
         task: What the data are for: classify, segment or detect.
         data_options: More options of the data set. The division into parts stays as it is packed.
         chunk_mib: Size of a chunk in MiB, about. Training reads from 8 of them at a time.

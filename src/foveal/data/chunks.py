@@ -155,7 +155,8 @@ class ChunkReader:
         >>> import tempfile
         >>> from foveal.data.stores import LocalStore
         >>> writer = ChunkWriter(Path(tempfile.mkdtemp()), {"text": "bytes"})
-        >>> writer.add([b"a"]); writer.add([b"bc"]); writer.close()
+        >>> writer.add([b"a"]), writer.add([b"bc"]), writer.close()
+        (False, False, None)
         >>> store = LocalStore(str(writer.folder))
         >>> ChunkReader(store, parse_index(store.read("index.json"), "", "it")).item(1)
         [b'bc']
@@ -218,28 +219,37 @@ class ChunkWriter:
     """Writes items into chunks of about ``chunk_bytes`` bytes, and at the end their index.
 
     Args:
-        folder: exists and is empty.
+        folder: exists, and is empty but for the chunks of ``rows``.
         fields: name -> litdata's word for its kind.
+        rows: of a writer that was stopped, to go on after its chunks.
 
     Attributes:
         rows: what the index says of each chunk so far.
     """
 
-    def __init__(self, folder: Path, fields: dict[str, str], chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fields: dict[str, str],
+        chunk_bytes: int = CHUNK_BYTES,
+        rows: Sequence[dict[str, Any]] = (),
+    ) -> None:
         self.folder, self.fields, self.chunk_bytes = folder, fields, chunk_bytes
         self._waiting: list[bytes] = []
         self._size = 0
-        self.rows: list[dict[str, Any]] = []
+        self.rows = list(rows)
 
-    def add(self, values: Sequence[bytes]) -> None:
-        """One item: the bytes of each field."""
+    def add(self, values: Sequence[bytes]) -> bool:
+        """One item: the bytes of each field; whether all items before it are on the disk, in whole chunks."""
         item = b"".join([struct.pack(f"<{len(values)}I", *map(len, values)), *values])
-        if self._waiting and self._size + len(item) + 4 > self.chunk_bytes:
+        full = bool(self._waiting) and self._size + len(item) + 4 > self.chunk_bytes
+        if full:
             self._write()
         if len(item) + 12 > MOST_BYTES:
             raise FovealError(f"an item may have at most {MOST_BYTES - 12} bytes, got {len(item)}")
         self._waiting.append(item)
         self._size += len(item) + 4
+        return full
 
     def _write(self) -> None:
         offsets = np.cumsum([4 * (len(self._waiting) + 2), *map(len, self._waiting)], dtype=np.uint64)
