@@ -93,7 +93,7 @@ def gather(folder: Path, lang: str) -> None:
         text = linked(text, page, lang, copied)
         if page in late:
             name = "" if there == "index.md" else there.removesuffix(".md") + "/"
-            up = "../" if there == "index.md" else "../../"
+            up = "../" * (1 + len(PurePosixPath(name).parts))
             title, _, rest = text.partition("\n")
             text = f"{title}\n\n{NOTE[lang].format(up + name)}{rest}"
         (folder / there).parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def translated() -> list[Page]:
         ValueError: a page says neither what it follows nor that it follows none.
     """
     found = []
-    for path in [ROOT / "README.zh.md", *sorted((ROOT / "docs" / "zh").glob("*.md"))]:
+    for path in [ROOT / "README.zh.md", *sorted((ROOT / "docs" / "zh").rglob("*.md"))]:
         text = path.read_text(encoding="utf-8")
         mark = MARK.match(text)
         if mark is None and not ORIGINAL.match(text):

@@ -7,6 +7,7 @@ import threading
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from posixpath import normpath
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
@@ -49,6 +50,18 @@ def test_pages_that_are_behind_are_listed(tmp_path, monkeypatch):
     (tmp_path / "docs" / "zh" / "a.md").write_text("# 甲\n")
     with pytest.raises(ValueError, match="must begin with"):
         translations.behind()
+
+
+def test_a_page_that_is_behind_leads_to_the_english_one(tmp_path, monkeypatch):
+    build, pages = script("build"), translations.translated()
+    monkeypatch.setattr(build, "behind", lambda: pages)
+    build.gather(tmp_path, "zh")
+    for page in pages:
+        there, english = build.site_path(page.page, "zh"), build.site_path(page.english, "en")
+        shown = (tmp_path / there).read_text("utf-8")
+        here, wanted = (name.removesuffix("index.md").removesuffix(".md") for name in (there, english))
+        link = shown.partition("[英文版](")[2].partition(")")[0]
+        assert normpath(f"zh/{here}/{link}") == normpath(wanted), page.page
 
 
 def test_code_is_told_from_words():
