@@ -82,7 +82,7 @@ def why_not_native(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf 
 def compile_kernels(dtype: torch.dtype = torch.float32) -> None:
     """Compile the kernels of both directions for this processor, or read them where they have been; for a warm start.
 
-    The first gate that needs one does so by itself. It takes about 20 s a direction, once a machine.
+    The first gate that needs one does so by itself. It takes about 8 s a direction, once a machine.
     """
     if HAS_NUMBA and dtype in NATIVE_DTYPES:
         for direction in ("forward", "backward"):
