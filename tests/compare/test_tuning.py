@@ -128,7 +128,9 @@ def test_the_report_shows_what_was_tried_and_the_same_command_tries_nothing_agai
     result = compare(BLOCKS, **options)
     document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert set(document["tuning"]["chosen"]) == {"none", "se"}
-    assert "Bold: " in result.report.read_text(encoding="utf-8")
+    page = result.report.read_text(encoding="utf-8")
+    assert "Bold: " in page
+    assert ", 3 ×</small>" in page
     monkeypatch.setattr("foveal.compare.runner.make_engine", None)
     assert compare(BLOCKS, **options).conclusion == result.conclusion
     assert {row.name: row.rate for row in result.rows}["none"] is not None

@@ -99,7 +99,7 @@ def tuning_html(plan: Plan, text: MetricText, language: Language) -> str:
         cells = [escape(variant.name), say("of_block" if tunes_block(variant) else "of_network")]
         for factor, found in values.items():
             value = text.value(sum(found) / len(found)) if found else "–"
-            shown = f"{value} <small>{rates[factor]:g}</small>"
+            shown = f"{value} <small>{rates[factor]:g}, {len(found)} ×</small>"
             cells.append(f"<b>{shown}</b>" if factor == tuning.chosen[variant.name] else shown)
         body.append(cells)
     note = say("tuning_note", metric=f"{text.name}{text.value_unit}")
