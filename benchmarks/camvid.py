@@ -43,6 +43,7 @@ def main() -> None:
         data_options={"ignore_index": IGNORED},
         split="test",
         seeds=options.seeds,
+        tune=0,
         epochs=options.epochs,
         batch_size=16,
         lr=0.05,

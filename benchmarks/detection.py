@@ -8,6 +8,7 @@ peak memory of DETR-DC5's encoder, whose weights of n x n positions would alone 
 """
 
 import argparse
+import copy
 import tempfile
 import warnings
 from pathlib import Path
@@ -44,6 +45,9 @@ def detectors() -> dict[str, Any]:
 
     peer = transformers_detr()
     ours = in_foveal(peer)
+    # convolutions of maps in channels-last order find their weights in it
+    ordered = copy.deepcopy(ours)
+    ordered.get_submodule("backbone").to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     plain = {"weights": None, "weights_backbone": None}
     fcos = detection.fcos_resnet50_fpn(**plain).eval()
     faster = detection.fasterrcnn_resnet50_fpn(**plain).eval()
@@ -61,6 +65,7 @@ def detectors() -> dict[str, Any]:
 
     return {
         "foveal detr": ours,
+        "foveal detr, weights in channels-last order": ordered,
         "foveal detr, fused": foveal.fuse(ours, torch.randn(1, 3, 320, 320)),
         "transformers detr": lambda x: peer(
             pixel_values=x, pixel_mask=torch.ones(1, *x.shape[-2:], dtype=torch.long)

@@ -196,7 +196,7 @@ def main() -> None:
         self_check=False,
         jobs=given.jobs,
         out=str(FOLDER / given.study),
-        **options,
+        **{"tune": 0, **options},
     )
     results = RESULTS / f"evidence_{given.study}.json"
     shutil.copyfile(result.folder / "results.json", results)

@@ -110,6 +110,7 @@ def main() -> None:
         model_options=options,
         feature_weights=str(weights),
         seeds=given.seeds,
+        tune=0,
         epochs=given.epochs,
         batch_size=given.batch_size,
         lr=given.lr,

@@ -123,6 +123,23 @@ def test_what_no_rate_cures_is_worse(simulate):
     assert "Worse than no attention: se" in result.conclusion
 
 
+def test_own_data_are_tuned_unless_told_otherwise_where_there_are_seeds_for_a_verdict(
+    simulate, coloured_folder
+):
+    own = {"data": str(coloured_folder), "data_options": {}, "batch_size": 12, "image_size": 24}
+    tried = {}
+    for name, options in {
+        "own data": own,
+        "few seeds": {**own, "seeds": 5},
+        "told": {**own, "tune": 0},
+        "scenes": {},
+    }.items():
+        _, done = simulate(lambda job: 0.8 + noise(job), **options)
+        tried[name] = len({job.settings["trial"]["factor"] for job in done if job.trial_share is not None})
+    # 1 and 0.1 of a block, 1 and 0.5 of the network
+    assert tried == {"own data": 3, "few seeds": 0, "told": 0, "scenes": 0}
+
+
 # ---------------------------------------------------------------------------------------- seeds are added until known
 
 

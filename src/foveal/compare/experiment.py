@@ -59,7 +59,7 @@ def run(
     control: bool | str,
     self_check: bool | None,
     split: str,
-    trials: int,
+    trials: int | None,
     training: Mapping[str, Any],
     engine: str,
     engine_options: Mapping[str, Any],
