@@ -286,7 +286,7 @@ def refusal(
     if (rounded := rounding(ready, program, batch)) > allowed:
         where = (
             f"the file is right: in float16 the network itself differs by {rounded:.2g} in PyTorch, as where a "
-            "number overflows or a choice among nearly equal scores turns out otherwise; export it without half"
+            "number overflows; export it without half"
         )
     elif values is None:
         where = "which node it is cannot be asked of compiled code"

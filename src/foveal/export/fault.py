@@ -43,7 +43,9 @@ def first_fault(program: Program, path: Path, values: Values, images: np.ndarray
 
     place = bisect_left(names, True, key=differs)
     if place == len(names):
-        return "no node inside differs, only the outputs"
+        told = "no node inside differs, only the outputs"
+        chosen = ", as where float16 turns a choice among nearly equal scores; export it without half"
+        return told + (chosen if program.net.half_type else "")
     module, before = modules[names[place]], names[place - 1] if place else None
     where = program.readable(module) or "the network itself"
     node = _first_node(program, path, values, images, tolerance, before, names[place]) or nodes[names[place]]
