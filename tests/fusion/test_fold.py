@@ -311,3 +311,14 @@ def test_where_no_example_can_be_made_up_the_report_says_so():
     assert fuse(net, torch.randn(1, 3, 9, 9)).report == ["folded 1 into 0"]
     with pytest.raises(FovealError, match="must run on the example"):
         fuse(net, torch.randn(1, 3, 8, 8))
+
+
+def test_a_feature_extractor_of_torchvision_whose_copies_train():
+    from torchvision.models import resnet18
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    net = trained(create_feature_extractor(resnet18(), ["layer1", "layer2"]))
+    fused, image = fuse(net), torch.randn(1, 3, 40, 40)
+    assert "folded layer2.1.bn2 into layer2.1.conv2" in fused.report
+    for name, value in net(image).items():
+        torch.testing.assert_close(fused(image)[name], value, atol=1e-5, rtol=1e-4)

@@ -92,7 +92,9 @@ def fuse(net: nn.Module, example: Any = None) -> nn.Module:
 
 def _traced(net: nn.Module) -> fx.GraphModule | str:
     """A copy of the network as a graph, or why it has none: a network may do anything in forward."""
-    work = copy.deepcopy(net)
+    work = copy.deepcopy(
+        net
+    ).eval()  # a graph of torchvision's feature extractors copies itself in training mode
     before = _drawn_and_kept(work)
     try:
         graph = Tracer(work).trace(work)
