@@ -24,6 +24,7 @@ GROUND = {
     "palette",
     "signals",
     "statistics",
+    "terminal",
 }
 ROOMS = {
     "deprecation": set(),
@@ -36,6 +37,7 @@ ROOMS = {
     "statistics": {"errors"},
     "palette": {"errors"},
     "signals": set(),
+    "terminal": set(),
     "model_info": {"errors"},
     "ops": {"errors"},
     "nn": {"errors", "ops"},

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from foveal.data.findings import Finding
 from foveal.data.split import SPLITS, NoPartError
@@ -22,6 +21,7 @@ from foveal.files import csv_text, write_text
 from foveal.folders import new_folder, new_numbered_folder
 from foveal.tasks import Checked, task_named
 from foveal.tasks.html import page, picture, table
+from foveal.terminal import plain
 
 SHOWN_PLACES = 5
 """Places of each kind that a terminal shows."""
@@ -128,7 +128,7 @@ def summary(found: Check) -> RenderableType:
     """What was found, for a terminal: counts by kind, and the first places of each."""
     parts: list[RenderableType] = []
     for split, part in found.parts.items():
-        parts.append(Text(_told(split, part)))
+        parts.append(plain(_told(split, part)))
     kinds = _kinds(found)
     if kinds:
         shown = Table(title="findings", title_justify="left")
@@ -139,17 +139,17 @@ def summary(found: Check) -> RenderableType:
             more = [f"and {len(findings) - SHOWN_PLACES:,} more"] if len(findings) > SHOWN_PLACES else []
             style = {"error": "red", "warning": "yellow"}.get(severity, "")
             shown.add_row(
-                Text(severity, style),
+                plain(severity, style),
                 split,
                 f"{len(findings):,}",
-                Text(kind),
-                Text("\n".join([*places, *more])),
+                plain(kind),
+                plain("\n".join([*places, *more])),
             )
         parts.append(shown)
     count = sum(map(len, kinds.values()))
-    parts.append(Text("nothing is wrong" if found.sound else f"{count:,} finding{'s' * (count != 1)}"))
+    parts.append(plain("nothing is wrong" if found.sound else f"{count:,} finding{'s' * (count != 1)}"))
     if found.folder is not None:
-        parts.append(Text(f"page and table  {found.folder}/index.html, findings.csv"))
+        parts.append(plain(f"page and table  {found.folder}/index.html, findings.csv"))
     return Group(*parts)
 
 

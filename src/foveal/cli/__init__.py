@@ -16,9 +16,9 @@ from io import TextIOWrapper
 from typing import Any
 
 from foveal.cli.options import did_you_mean, parse, quick_option
-from foveal.cli.terminal import write_error
 from foveal.errors import FovealError
 from foveal.signals import stop_signals
+from foveal.terminal import write_error
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ Importing this file imports no torch, so that ``--help`` is quick.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from foveal.errors import FovealError
+from foveal.terminal import write_out
 from foveal.train.config import TrainConfig
 
 
@@ -69,6 +69,9 @@ def evaluate(
     for name, path in (("out", out), ("html", html), ("results", results)):
         if path is not None:
             new_file(path, name)
+        page = path is not None and Path(path).suffix.lower() in (".html", ".htm")
+        if page and name != "html":
+            raise FovealError(f"{name} is a JSON file, got {path}; option html writes a page")
 
     ready = predictor(weights, device, blocks)
     if results is not None and not hasattr(ready.task, "results"):
@@ -89,7 +92,7 @@ def evaluate(
         write_json(Path(results), ready.task.results(result.gathered, ready.info))  # pyright: ignore[reportAttributeAccessIssue]
     if html is not None:
         write_page(Path(html), result, ready)
-        sys.stdout.write(f"open {html} for figures by class and the worst images\n")
+        write_out(f"open {html} for figures by class and the worst images\n")
     return 0
 
 
@@ -142,7 +145,7 @@ def show_plan(
     example = None if image_size is None else torch.zeros(1, 3, image_size, image_size)
     for text in insert:
         wanted = {"start": start, "example": example, **foveal.parse_insertion(text)}
-        print(foveal.plan(net, **wanted))
+        write_out(f"{foveal.plan(net, **wanted)}\n")
     return 0
 
 

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from foveal.cli.terminal import write_out
 from foveal.machine import processor, usable_cores
+from foveal.terminal import write_out
 
 PURPOSE = {
     "docs": "build the documentation site",

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from foveal.cli.terminal import write_out
 from foveal.errors import FovealError
+from foveal.terminal import write_out
 
 DEFAULT_PICTURES = 12
 DEFAULT_SCORED = 256

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from foveal.cli.terminal import write_error
 from foveal.errors import FovealError
+from foveal.terminal import printable, write_error
 
 
 def predict(
@@ -76,7 +76,7 @@ def predict(
             batch_size=batch_size,
             every=every,
         )
-    sys.stdout.write(found.text)
+    _print_at_once(found.text)
     for reason in found.unreadable.values():
         write_error(f"predict: skipped: {reason}")
     if found.unreadable:
@@ -93,5 +93,6 @@ def _matching(path: str) -> list[str]:
 
 
 def _print_at_once(text: str) -> None:
-    sys.stdout.write(text)
+    """As it is for another program, and fit to be looked at for a person."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from foveal.cli.terminal import write_error, write_out
 from foveal.errors import FovealError
+from foveal.terminal import write_error, write_out
 
 
 def push(

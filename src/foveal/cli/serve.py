@@ -5,8 +5,8 @@ Importing this file imports no torch, so that ``--help`` is quick.
 
 from __future__ import annotations
 
-from foveal.cli.terminal import write_out
 from foveal.errors import FovealError
+from foveal.terminal import write_out
 
 
 def serve(

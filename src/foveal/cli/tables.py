@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from foveal.terminal import plain
 from foveal.train.progress import metric_name, metric_text
 from foveal.train.run import RunResult
 from foveal.train.run_folder import blocks_option
@@ -21,7 +21,7 @@ def run_summary(result: RunResult) -> RenderableType:
     best, seconds = result.best, sum(row["seconds"] for row in result.rows)
     value = metric_text(result.config.the_task, best[result.metric])
     parts: list[RenderableType] = [
-        Text(
+        plain(
             f"\n{result.config.model} on {result.config.data}: {metric_name(result.metric)} {value} "
             f"in epoch {best['epoch']} of {len(result.rows)}, {seconds:.0f} s"
         )
@@ -29,21 +29,21 @@ def run_summary(result: RunResult) -> RenderableType:
     if result.skipped:
         shown = "; ".join(list(result.skipped)[:SHOWN_FILES])
         more = f"; and {len(result.skipped) - SHOWN_FILES} more" if len(result.skipped) > SHOWN_FILES else ""
-        parts.append(Text(f"{len(result.skipped)} files could not be read and were left out: {shown}{more}"))
+        parts.append(plain(f"{len(result.skipped)} files could not be read and were left out: {shown}{more}"))
     if result.blocks:
         parts.append(blocks_table(result.blocks))
     weights = f"{result.weights}{blocks_option(result.config)}"
     # a task whose networks make images shows those of each epoch
     makes = hasattr(result.config.the_task, "sample")
     parts += [
-        Text(f"best weights  {result.weights}"),
-        Text(f"curves        {result.folder / 'curves.png'}"),
-        Text(
+        plain(f"best weights  {result.weights}"),
+        plain(f"curves        {result.folder / 'curves.png'}"),
+        plain(
             f"{'samples ' if makes else 'examples'}      {result.folder / ('samples' if makes else 'examples.png')}"
         ),
-        Text(f"figures       {result.folder / 'metrics.csv'}"),
-        Text(f"next          foveal eval --weights {weights}"),
-        Text(f"              foveal predict {'--count 64' if makes else 'PHOTO'} --weights {weights}"),
+        plain(f"figures       {result.folder / 'metrics.csv'}"),
+        plain(f"next          foveal eval --weights {weights}"),
+        plain(f"              foveal predict {'--count 64' if makes else 'PHOTO'} --weights {weights}"),
     ]
     return Group(*parts)
 
@@ -57,8 +57,8 @@ def blocks_table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         figures = [row[k] for k in ("scale", "gate_mean", "gate_spread", "gate_image_spread")]
         table.add_row(
-            Text(row["site"]),
-            Text(row["block"]),
+            plain(row["site"]),
+            plain(row["block"]),
             f"{100 * row['contribution']:.1f} %",
             *("" if figure is None else f"{figure:.3f}" for figure in figures),
             row["verdict"],

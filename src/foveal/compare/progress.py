@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.progress import Progress as Bars
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from foveal.compare.conclusion import MetricText, p_text
 from foveal.statistics import FEWEST_SEEDS, Difference
+from foveal.terminal import plain
 
 if TYPE_CHECKING:
     from foveal.compare.experiment import Plan
@@ -103,14 +103,14 @@ class Progress:
                 what = f"{name}, rate x {job.settings['trial']['factor']:g}"
             left = f", {self._left()}" if self._left() else ""
             line = f"{self.round_done:>3}/{self.round}  {what}: {said} ({result['seconds']:.0f} s{left})"
-            self.console.print(line, markup=False)
+            self.console.print(plain(line))
 
     def _keep(self, result: Mapping[str, Any]) -> None:
         self.values[result["variant"]][result["seed"]] = result.get("metric")
 
     def say(self, text: str) -> None:
         """A line that stays; a path in it is not broken in two."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(plain(text), soft_wrap=True)
 
     @contextmanager
     def bar(self, text: str, steps: int) -> Iterator[Callable[[], None]]:
@@ -137,8 +137,8 @@ class Progress:
         if not console.is_terminal:
             console = Console(highlight=False, width=200)
         console.print(outcome_table(rows, self.text, console.width))
-        console.print(Text(conclusion, style="bold"))
-        console.print(Text(f"report: {report}"), soft_wrap=True)
+        console.print(plain(conclusion, style="bold"))
+        console.print(plain(f"report: {report}"), soft_wrap=True)
 
     def _left(self) -> str:
         progressed = self.round_done - self.round_kept + sum(self.running.values())
@@ -163,7 +163,7 @@ class Progress:
                 f"seed {seed}: {share:.0%}" for (which, seed), share in self.running.items() if which == name
             ]
             table.add_row(
-                Text(name),
+                plain(name),
                 f"{len(self.values[name])}/{self.seeds}",
                 f"{self.text.value(fmean(found.values()))}{self.text.value_unit}" if found else "",
                 self.text.difference(fmean(pairs)) if pairs and name != self.names[0] else "",
@@ -192,7 +192,7 @@ def outcome_table(rows: Sequence["Row"], text: MetricText, width: int) -> Table:
     for title in titles:
         table.add_column(title, justify="right", overflow="fold")
     for row in rows:
-        cells = [Text(row.name), text.value(row.metric.mean), _shown(row.to_none, text)]
+        cells = [plain(row.name), text.value(row.metric.mean), _shown(row.to_none, text)]
         cells += [_shown(row.to_control, text)] if control else []
         share = f"{row.share.mean / row.chance:.2f}x chance" if row.share and row.chance else ""
         time_ms = f"{row.costs.time_ms:.2f}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.errors import FovealError
+from foveal.terminal import write_out
 
 
 def convert(
@@ -55,17 +56,17 @@ def convert(
     save(net, target, **info)
     count = sum(p.numel() for p in net.parameters())
     blocks = len(inserted(net))
-    print(f"{source}: {info['converted_from']}, {info['variant']}")
+    write_out(f"{source}: {info['converted_from']}, {info['variant']}\n")
     for note in info.get("notes", []):
-        print(f"{source}: {note}")
+        write_out(f"{source}: {note}\n")
     if model is None:
-        print(
-            f"{target}: one {type(net).__name__}, {count} parameters; foveal.load takes it into a block made alike"
+        write_out(
+            f"{target}: one {type(net).__name__}, {count} parameters; foveal.load takes it into a block made alike\n"
         )
         return 0
-    print(
+    write_out(
         f"{target}: {model['name']}, {model['kwargs']['num_classes']} classes, {count / 1e6:.2f} million parameters"
-        + (f", {blocks} inserted blocks" if blocks else "")
+        + (f", {blocks} inserted blocks\n" if blocks else "\n")
     )
     return 0
 
@@ -88,5 +89,5 @@ def _out(source: str, target: Path, to: str) -> int:
         torch.save(state, held)
         content = held.getvalue()
     write_bytes(target, content)
-    print(f"{target}: {to}, {len(state)} tensors")
+    write_out(f"{target}: {to}, {len(state)} tensors\n")
     return 0

@@ -6,13 +6,14 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
+
+from foveal.terminal import plain
 
 
 def figures_table(evaluation: Any) -> Table:
     """An empty table under the data's name, for figures and their values."""
     title = f"{evaluation.data}, split {evaluation.split}, {evaluation.images} images"
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=plain(title), title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
     return table
@@ -24,12 +25,12 @@ def with_notes(table: Table, notes: list[str], skipped: dict[str, str]) -> Rende
         shown = "; ".join(list(skipped)[:5])
         more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         notes = [*notes, f"{len(skipped)} files could not be read and were left out: {shown}{more}"]
-    return Group(table, *(Text(note) for note in notes)) if notes else table
+    return Group(table, *(plain(note) for note in notes)) if notes else table
 
 
 def plain_table(evaluation: Any) -> RenderableType:
     """Every figure of an evaluation on a line of its own: what a task shows that has nothing to add."""
     table = figures_table(evaluation)
     for name, value in evaluation.figures.items():
-        table.add_row(Text(name.replace("_", " ")), f"{value:.4g}")
+        table.add_row(plain(name.replace("_", " ")), f"{value:.4g}")
     return with_notes(table, [], evaluation.skipped)

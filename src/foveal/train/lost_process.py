@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from subprocess import Popen
+
+from foveal.terminal import write_error
 
 GRACE = 10.0
 """Seconds for a process to notice by itself, as it does when it waits for the other's gradients."""
@@ -39,7 +40,7 @@ class ProcessWatch(threading.Thread):
             time.sleep(PERIOD)
         time.sleep(self.grace)
         line = self.message(f"process {failed.pid} ended with status {failed.returncode}")
-        print(f"train: {line}", file=sys.stderr, flush=True)
+        write_error(f"train: {line}")
         for child in self.children:
             child.kill()
         os._exit(2)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.text import Text
 
 from foveal.tasks import Task
+from foveal.terminal import plain
 from foveal.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line as it is: names in it are no markup."""
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(plain(text), soft_wrap=True)
 
     def stop(self) -> None:
         """Take the bar away."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import RenderableType
-from rich.text import Text
 
 from foveal.tasks.tables import figures_table, with_notes
+from foveal.terminal import plain
 
 SHOWN_CLASSES = 10
 
@@ -35,7 +35,7 @@ def evaluation_table(evaluation: Any, views: str = "") -> RenderableType:
     table.add_row("loss", f"{figures['loss']:.4f}")
     hardest = sorted(evaluation.per_class.items(), key=lambda item: item[1])
     for name, share in hardest[:SHOWN_CLASSES]:
-        table.add_row(Text(f"class {name}"), f"{100 * share:.1f} %")
+        table.add_row(plain(f"class {name}"), f"{100 * share:.1f} %")
     notes = []
     if len(hardest) > SHOWN_CLASSES:
         notes.append(

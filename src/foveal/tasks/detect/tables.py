@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import RenderableType
-from rich.text import Text
 
 from foveal.tasks.tables import figures_table, with_notes
+from foveal.terminal import plain
 
 NAMES = {
     "ap": "AP, mean over IoU 0.50 to 0.95",
@@ -34,7 +34,7 @@ def evaluation_table(evaluation: Any) -> RenderableType:
             )
     table.add_row("loss an image", f"{figures['loss']:.4f}")
     for name, value in evaluation.per_class.items():
-        table.add_row(Text(f"AP of {name}"), "absent" if value is None else f"{100 * value:.1f} %")
+        table.add_row(plain(f"AP of {name}"), "absent" if value is None else f"{100 * value:.1f} %")
     notes = [
         str(evaluation.inference),
         f"images with a shorter side of {evaluation.image_size} pixels, one size at a time and so never padded; boxes "

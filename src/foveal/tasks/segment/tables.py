@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import RenderableType
-from rich.text import Text
 
 from foveal.tasks.tables import figures_table, with_notes
+from foveal.terminal import plain
 
 
 def evaluation_table(evaluation: Any) -> RenderableType:
@@ -20,7 +20,7 @@ def evaluation_table(evaluation: Any) -> RenderableType:
     table.add_row("pixel accuracy", f"{100 * figures['pixel_accuracy']:.2f} %")
     table.add_row("loss", f"{figures['loss']:.4f}")
     for name, value in evaluation.per_class.items():
-        table.add_row(Text(f"IoU of {name}"), "absent" if value is None else f"{100 * value:.1f} %")
+        table.add_row(plain(f"IoU of {name}"), "absent" if value is None else f"{100 * value:.1f} %")
     notes = [
         f"inference {evaluation.inference}",
         f"images with a shorter side of {evaluation.image_size} pixels, scored over their masks' own pixels",

@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 import unicodedata
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 # marks that turn the order of the letters around
 TURNING = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
@@ -23,6 +27,13 @@ def printable(text: str) -> str:
         else c
         for c in text
     )
+
+
+def plain(text: str, style: str = "") -> Text:
+    """A piece of a table or a line, in which neither control characters nor markup nor names of emoji are obeyed."""
+    from rich.text import Text
+
+    return Text(printable(text), style)
 
 
 def write_out(text: str) -> None:
