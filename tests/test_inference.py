@@ -9,7 +9,9 @@ from PIL import Image
 
 import foveal
 from foveal.data import eval_transform, segmentation_eval_transform
+from foveal.evaluate import data_options_for
 from foveal.inference import Predictor, open_bundled, predictor
+from foveal.look.page.uploads import decode_upload
 from foveal.look.predict import predict_recorded
 from foveal.model_info import ModelInfo
 
@@ -136,6 +138,27 @@ def test_a_network_for_grey_images_answers_for_any_and_shows_them(tmp_path: Path
     view = ready.view({"image": colours})["image"]
     assert view.shape == (3, 32, 32)
     assert ready.prepare(view).shape == (1, 32, 32)
+
+
+def test_x_rays_of_12_bits_are_read_as_they_were_trained_on(tmp_path: Path) -> None:
+    """With the range of 16 bits they would be nearly black: other images than those of the training."""
+    net = foveal.create_model("cifar_resnet8", num_classes=2, in_chans=1)
+    info = ModelInfo(
+        "classify", ["a", "b"], 8, mean=(0.5,), std=(0.5,), data="x", data_options={"grey_bits": 12}
+    )
+    foveal.save(net, tmp_path / "xray.safetensors", **info.to_dict())
+    ready = predictor(tmp_path / "xray.safetensors", "cpu")
+    for kind in "ab":
+        path = tmp_path / "other" / kind / "1.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(path)
+    with Image.open(path) as image:
+        sources = (path, path.read_bytes(), image)
+        assert [int(ready._input(source).max()) for source in sources] == [255, 255, 255]
+    assert int(ready.read(path).min()) == 255
+    assert data_options_for(ready.info, str(tmp_path / "other"), {}, ready.task) == {"grey_bits": 12}
+    assert data_options_for(ready.info, "scenes", {}, ready.task) == {}
+    assert int(decode_upload(path.read_bytes(), "upload", ready.info.grey_bits)[0].min()) == 255
 
 
 @pytest.mark.parametrize(

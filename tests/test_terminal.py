@@ -9,7 +9,17 @@ from foveal.evaluate import Evaluation
 from foveal.tasks import TASKS
 from foveal.terminal import plain, printable
 
-HOSTILE = ["\x1b[2J", "\x1b]0;title\x07", "\x9b2J", "\r", "\b", "\u202eexe", "caf\udce9", "[red]x[/red]", ":smile:"]
+HOSTILE = [
+    "\x1b[2J",
+    "\x1b]0;title\x07",
+    "\x9b2J",
+    "\r",
+    "\b",
+    "\u202eexe",
+    "caf\udce9",
+    "[red]x[/red]",
+    ":smile:",
+]
 
 
 def printed(shown: object) -> str:

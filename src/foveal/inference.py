@@ -107,7 +107,7 @@ class Predictor:
                     f"a clip must be a path or a tensor (3, frames, h, w) of uint8, got {kind} of shape {shape}"
                 )
             return source
-        return _image_of(source, self.info.channels)
+        return _image_of(source, self.info.channels, self.info.grey_bits)
 
     def inference_options(self, given: Mapping[str, Any]) -> Any:
         """The task's options of prediction.
@@ -150,7 +150,7 @@ class Predictor:
         """
         own = getattr(self.task, "read_file", None)
         if own is None or isinstance(file, bytes):
-            return decode_image(file, channels=self.info.channels)
+            return decode_image(file, channels=self.info.channels, grey_bits=self.info.grey_bits)
         return own(Path(file), self.info)
 
     def predict_files(
@@ -353,9 +353,9 @@ def _groups(shapes: Sequence[Any]) -> Iterator[list[int]]:
         yield from (indices[k : k + together] for k in range(0, len(indices), together))
 
 
-def _image_of(source: Any, channels: int) -> UInt8[Tensor, "c h w"]:
+def _image_of(source: Any, channels: int, grey_bits: int) -> UInt8[Tensor, "c h w"]:
     if isinstance(source, str | os.PathLike | bytes):
-        return decode_image(source, channels=channels)
+        return decode_image(source, channels=channels, grey_bits=grey_bits)
     if isinstance(source, Tensor):
         image = source
     elif isinstance(source, np.ndarray):
@@ -364,7 +364,7 @@ def _image_of(source: Any, channels: int) -> UInt8[Tensor, "c h w"]:
     elif hasattr(source, "convert"):
         from foveal.data.decode import to_tensor
 
-        image = to_tensor(source, channels=channels)
+        image = to_tensor(source, channels=channels, grey_bits=grey_bits)
     else:
         raise FovealError(
             f"an image must be a path, bytes, a Pillow image, an array or a tensor, got {type(source).__name__}"

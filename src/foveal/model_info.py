@@ -57,6 +57,12 @@ class ModelInfo:
         """Channels of the images: 3, or 1 for grey ones."""
         return len(self.mean)
 
+    @property
+    def grey_bits(self) -> int:
+        """How many bits the values of 16-bit grey files have, as in `foveal.data.decode_image`."""
+        bits = self.data_options.get("grey_bits")
+        return bits if isinstance(bits, int) and 8 <= bits <= 16 else 16
+
     def to_dict(self) -> dict[str, Any]:
         """The mapping that `foveal.save` keeps with the weights; ``extra`` and ``figures`` lie flat in it."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("extra", "figures")}

@@ -130,3 +130,30 @@ def test_a_folder_that_cannot_be_written_is_one_line(said, tmp_path, run):
     status, _, err = said(*words, "--out", out)
     assert status == 2
     assert err == f"predict: out must lie in a folder, got {out}, where a file stands in the way\n"
+
+
+def test_what_is_warned_of_is_one_line_once(said, tmp_path, monkeypatch):
+    import warnings
+
+    import numpy as np
+    from PIL import Image
+
+    for kind in "ab":
+        (tmp_path / "xrays" / kind).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((8, 8), 1000 * i, np.uint16)).save(tmp_path / "xrays" / kind / f"{i}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        _, _, error = said("check", tmp_path / "xrays", "--out", tmp_path / "found")
+    lines = [line for line in error.splitlines() if "sixteenth" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("check: a 16-bit image uses at most a sixteenth of its range")
+    assert "decode.py" not in error
+
+
+def test_eval_writes_no_json_into_a_page(said, tmp_path):
+    status, _, error = said(
+        "eval", "--weights", tmp_path / "none.safetensors", "--out", tmp_path / "found.html"
+    )
+    assert (status, error.count("\n")) == (2, 1)
+    assert "option html writes a page" in error

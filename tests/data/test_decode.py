@@ -313,3 +313,22 @@ def test_orientation_counts_wherever_a_png_carries_it(
     assert shown.tolist() == decode_mask(path).tolist()
     assert stored_size(path) == ((2, 3), orientation)
     assert image_size(path) == tuple(shown.shape)
+
+
+@pytest.mark.filterwarnings("always")
+def test_values_of_more_than_8_bits_are_never_narrowed_without_a_word(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    def told() -> list[str]:
+        texts = [str(warning.message) for warning in recwarn]
+        recwarn.clear()
+        return texts
+
+    decode_image(tiff(np.array([[0, 65535]], np.uint16)))
+    assert told() == ["images of 16 bits are read with 8, of which 65535 is 255"]
+    decode_image(tiff(np.array([[0, 4095]], np.uint16)), grey_bits=12)
+    assert told() == ["images of 12 bits are read with 8, of which 4095 is 255"]
+    decode_image(png(np.full((2, 2, 3), 513), 2))  # colours, of which Pillow gives 8 bits
+    assert told() == ["images of 16 bits are read with 8, of which 65535 is 255"]
+    decode_image(by_hand_png(np.array([[0, 255]]), 8))
+    assert told() == []

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 from foveal.cli.options import did_you_mean, parse, quick_option
@@ -110,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"foveal {__version__}")
         return 0
     name = arguments[0]
+    warnings.showwarning = partial(_show_warning, name, set(), warnings.showwarning)
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         return print_error("foveal", f"the command must be one of {', '.join(COMMANDS)}, got {name}{hint}")
@@ -133,6 +137,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_error(name, f"{error.strerror}{where}" if error.strerror else str(error))
     except FovealError as error:
         return print_error(name, without_worker(str(error)))
+
+
+def _show_warning(
+    command: str,
+    said: set[str],
+    usual: Callable[..., None],
+    message: Warning | str,
+    category: type,
+    filename: str,
+    *rest: Any,
+) -> None:
+    """What foveal itself warns of is one line, once a command, without a place in its code."""
+    if category is not UserWarning or not Path(filename).is_relative_to(Path(__file__).parents[1]):
+        usual(message, category, filename, *rest)
+    elif str(message) not in said:
+        said.add(str(message))
+        write_error(f"{command}: {message}")
 
 
 def interrupt() -> None:

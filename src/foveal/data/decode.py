@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from foveal.data.opening import MAX_PIXELS, ImageKindError, line_of, opened
+from foveal.data.opening import MAX_PIXELS, ImageKindError, line_of, opened, png_depth
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def decode_image(
     tells of such bands, and of TIFFs of several pages, once.
 
     The result always has 8 bits. 16-bit values are scaled by the range of the type (65535 -> 255), never by the
-    content; a warning says so where a file uses at most a sixteenth of its range. Floating-point images must lie in
-    0..1.
+    content; a warning says so, and where a file uses at most a sixteenth of its range. Floating-point images must lie
+    in 0..1.
 
     Args:
         source: a path, or the bytes of a file.
@@ -69,9 +69,11 @@ def decode_image(
         (torch.Size([3, 4, 5]), tensor([255], dtype=torch.uint8))
     """
     check_decoding(channels, grey_bits)
-    with opened(source, name, max_pixels) as (image, name, _):
+    with opened(source, name, max_pixels) as (image, name, file):
         if image.format == "TIFF" and guarded(lambda: getattr(image, "n_frames", 1), name) > 1:
-            warnings.warn("of a TIFF of several pages the first is read", stacklevel=2)
+            warnings.warn("of a TIFF of several pages the first is read", stacklevel=1)
+        if image.mode.startswith("RGB") and guarded(lambda: _stored_bits(image, file), name) == 16:
+            warnings.warn(_eight_of(16), stacklevel=1)
         return guarded(lambda: to_tensor(image, channels=channels, grey_bits=grey_bits), name)
 
 
@@ -121,6 +123,17 @@ def read_orientation(image: Image, file: BinaryIO) -> int:
     except Exception:  # damaged EXIF of an intact image: shown as stored
         return 1
     return value if value in range(1, 9) else 1
+
+
+def _stored_bits(image: Image, file: BinaryIO) -> int:
+    """Bits a sample of a PNG or TIFF, of which Pillow gives 8 where there are several channels."""
+    if image.format == "PNG":
+        return png_depth(file)
+    return int(np.max(getattr(image, "tag_v2", {}).get(258, 8)))
+
+
+def _eight_of(bits: int) -> str:
+    return f"images of {bits} bits are read with 8, of which {2**bits - 1} is 255"
 
 
 def _png_may_turn(file: BinaryIO) -> bool:
@@ -202,7 +215,7 @@ def _without_unknown_band(image: Image) -> Image:
         return image
     warnings.warn(
         f"a TIFF of {len(image.getbands())} bands is read without its last, which may be alpha or something else",
-        stacklevel=3,
+        stacklevel=1,
     )
     bands = image.split()
     if image.mode == "LA":
@@ -230,9 +243,11 @@ def _eight_bits(image: Image, grey_bits: int) -> np.ndarray:
     if grey_bits == 16 and 0 < values.max() < NARROW:
         warnings.warn(
             "a 16-bit image uses at most a sixteenth of its range and gets dark; if its values have 12 bits, "
-            "say grey_bits=12",
-            stacklevel=2,
+            "say grey_bits=12 (--data_options.grey_bits 12)",
+            stacklevel=1,
         )
+    elif grey_bits > 8:
+        warnings.warn(_eight_of(grey_bits), stacklevel=1)
     grey = ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

@@ -195,9 +195,9 @@ def test_a_jpeg_above_the_limit_is_never_in_memory_at_its_full_size(monkeypatch:
     decoded = []
     real = uploads.to_tensor
 
-    def noted(image: Image.Image) -> torch.Tensor:
+    def noted(image: Image.Image, grey_bits: int) -> torch.Tensor:
         decoded.append(image.size)
-        return real(image)
+        return real(image, grey_bits=grey_bits)
 
     thumbnail = Image.Image.thumbnail
     monkeypatch.setattr(uploads, "to_tensor", noted)

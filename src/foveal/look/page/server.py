@@ -184,7 +184,7 @@ class PageServer:
     def _decoded(self, body: bytes, name: str) -> tuple[Any, str]:
         if self.of == "videos":
             return decode_clip(body, name, self.networks[0].info.channels)
-        return decode_upload(body, name)
+        return decode_upload(body, name, self.networks[0].info.grey_bits)
 
     def _look_at(self, name: str, image: Any, note: str = "") -> dict[str, Any]:
         try:

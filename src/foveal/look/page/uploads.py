@@ -104,8 +104,11 @@ class Uploads:
             raise HTTPError(400, "the upload is empty")
 
 
-def decode_upload(body: bytes, name: str) -> tuple[Tensor, str]:
+def decode_upload(body: bytes, name: str, grey_bits: int = 16) -> tuple[Tensor, str]:
     """The image, uint8 (3, h, w), and a word on what was done to it, or nothing.
+
+    Args:
+        grey_bits: as in `foveal.data.decode_image`.
 
     Raises:
         HTTPError: it is no image of a kind that is read, damaged, or too large.
@@ -130,7 +133,7 @@ def decode_upload(body: bytes, name: str) -> tuple[Tensor, str]:
             if width * height > FULL_PIXELS:
                 guarded(lambda: _scale_down(image), name)
                 note = f"{width} × {height} pixels were scaled down to {image.width} × {image.height}"
-            return guarded(lambda: to_tensor(image), name), note
+            return guarded(lambda: to_tensor(image, grey_bits=grey_bits), name), note
     except FovealError as error:
         raise HTTPError(413 if "pixels" in str(error) else 422, str(error)) from error
 
