@@ -332,3 +332,14 @@ def test_values_of_more_than_8_bits_are_never_narrowed_without_a_word(
     assert told() == ["images of 16 bits are read with 8, of which 65535 is 255"]
     decode_image(by_hand_png(np.array([[0, 255]]), 8))
     assert told() == []
+
+
+def test_orientation_behind_the_pixels_is_found_without_decoding_them(tmp_path: Path) -> None:
+    """Here there are none to decode: 144 million are claimed."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turning = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 12000, 12001, 8, 0, 0, 0, 0))
+    path = tmp_path / "claims.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", b"") + turning + chunk(b"IEND", b""))
+    assert stored_size(path) == ((12001, 12000), 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from os import PathLike
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 ORIENTATION = 0x0112
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+LONGEST_CHUNK = 2**20
+EMPTY_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\0\0\0\0:~\x9bU"
+NO_PIXELS = b"\0\0\0\0IDAT5\xaf\x06\x1e"
 TURNING_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # Pillow reads the orientation of both
 ASSOCIATED_ALPHA = 1
 NARROW = 4096  # grey values of 16-bit files that stay below use a sixteenth of the range
@@ -116,10 +120,8 @@ def size_and_orientation(image: Image, file: BinaryIO) -> tuple[tuple[int, int],
 def read_orientation(image: Image, file: BinaryIO) -> int:
     """The EXIF orientation of an image whose pixels are not decoded yet; 1 where it is missing or damaged."""
     try:
-        # Pillow would decode all pixels of a PNG to find a chunk behind them
-        if image.format == "PNG" and not _png_may_turn(file):
-            return 1
-        value = image.getexif().get(ORIENTATION, 1)
+        exif = _png_exif(file) if image.format == "PNG" else image.getexif()
+        value = exif.get(ORIENTATION, 1)
     except Exception:  # damaged EXIF of an intact image: shown as stored
         return 1
     return value if value in range(1, 9) else 1
@@ -136,20 +138,30 @@ def _eight_of(bits: int) -> str:
     return f"images of {bits} bits are read with 8, of which {2**bits - 1} is 255"
 
 
-def _png_may_turn(file: BinaryIO) -> bool:
-    """Whether a PNG has EXIF, as a chunk or as ImageMagick's text, or XMP, by jumping from one chunk to the next."""
+def _png_exif(file: BinaryIO) -> Any:
+    """What turns a PNG: its EXIF, as a chunk or as ImageMagick's text, or its XMP, before or behind the pixels.
+
+    Pillow would decode all pixels to find a chunk behind them, so it gets a file that has these chunks and no pixels.
+    """
+    from PIL import Image as pillow
+
     before = file.tell()
+    found = b""
     try:
         file.seek(8)
         while len(head := file.read(8)) == 8:
-            after = file.tell() + int.from_bytes(head[:4], "big") + 4
-            kind = head[4:]
-            if kind == b"eXIf" or (kind in TEXT_CHUNKS and file.read(32).startswith(TURNING_TEXTS)):
-                return True
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            after = file.tell() + length + 4
+            if (kind == b"eXIf" or kind in TEXT_CHUNKS) and length <= LONGEST_CHUNK:
+                content = file.read(length + 4)
+                found += head + content if kind == b"eXIf" or content.startswith(TURNING_TEXTS) else b""
             file.seek(after)
-        return False
     finally:
         file.seek(before)
+    if not found:
+        return {}
+    with pillow.open(io.BytesIO(EMPTY_PNG + found + NO_PIXELS), formats=["PNG"]) as image:
+        return pillow.Image.getexif(image)
 
 
 def guarded(decode: Callable[[], Any], name: str) -> Any:

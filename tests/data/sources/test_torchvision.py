@@ -129,3 +129,13 @@ def test_the_fingerprint_follows_files_and_labels(tmp_path: Path, draw: Callable
     os.utime(tmp_path / "data" / "a" / "0.jpg", ns=(1, 1))
     os.utime(tmp_path / "data" / "a" / "1.jpg", ns=(1, 1))
     assert now() != before
+
+
+@pytest.mark.parametrize(("name", "task"), [("MNIST", "classify"), ("VOCSegmentation", "segment")])
+def test_arguments_fetch_nothing(tmp_path: Path, name: str, task: str) -> None:
+    """They may come from a weights file, whose download alone is left out."""
+    with pytest.raises(ValueError, match="arguments must not hold download; root and download are options"):
+        open_dataset(
+            f"torchvision:{name}", "train", task=task, root=str(tmp_path / "x"), arguments={"download": True}
+        )
+    assert not (tmp_path / "x").exists()

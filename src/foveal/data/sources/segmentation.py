@@ -14,7 +14,7 @@ from foveal.data.masked_images import UNKNOWN, MaskedImages
 from foveal.data.opening import MAX_PIXELS
 from foveal.data.sources.class_names import ADE20K_CLASSES, ClassList, find_class_list, read_class_list
 from foveal.data.sources.pairs import find_pairs, other_folders, pair
-from foveal.data.sources.torchvision import TORCHVISION, torchvision_pairs
+from foveal.data.sources.torchvision import TORCHVISION, more_arguments, torchvision_pairs
 from foveal.data.split import choose_part, hold_out
 from foveal.errors import FovealError
 from foveal.image_files import survey_images
@@ -77,7 +77,7 @@ def open_segmentation(
         )  # fmt: skip
     else:
         where, pairs, names, class_of = torchvision_pairs(
-            spec.removeprefix(TORCHVISION), split, root, download, dict(arguments or {})
+            spec.removeprefix(TORCHVISION), split, root, download, more_arguments(arguments)
         )
         ignored = 255
         found = Found(where, pairs, ClassList(names), class_of, f"those of {spec}")

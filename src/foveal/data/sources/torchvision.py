@@ -40,6 +40,7 @@ PART_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test",),
 }
+OWN_ARGUMENTS = {"root", "download", "loader", "is_valid_file", "transform", "target_transform", "transforms"}
 
 
 class TorchvisionImages:
@@ -101,12 +102,12 @@ def open_torchvision(
 
     Args:
         root: folder that holds the data, as that class wants it.
-        arguments: more arguments for that class, such as ``{"split": "letters"}`` of EMNIST.
+        arguments: more arguments for that class, such as ``{"split": "letters"}`` of EMNIST; none of `OWN_ARGUMENTS`.
     """
     check_decoding(channels, grey_bits)
     kind = _dataset_class(name)
     name, accepted = kind.__name__, _parameters(kind)
-    given = dict(arguments or {})
+    given = more_arguments(arguments)
     base: dict[str, Any] = {
         key: value for key, value in (("root", root), ("download", download)) if key in accepted
     }
@@ -142,6 +143,19 @@ def _load(path: str) -> Image:
     with opened(path, None, MAX_PIXELS) as (image, _, _):
         image.load()
         return image
+
+
+def more_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments for a class of torchvision, none of which fetches, reads elsewhere or runs something.
+
+    They may come from a weights file, as the data that a network was trained on.
+    """
+    wrong = sorted({*(given or {})} & OWN_ARGUMENTS)
+    if wrong:
+        raise FovealError(
+            f"arguments must not hold {', '.join(wrong)}; root and download are options of their own"
+        )
+    return dict(given or {})
 
 
 def construct(kind: Any, root: str, arguments: dict[str, Any]) -> Any:
