@@ -58,3 +58,15 @@ def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(tm
     assert not (tmp_path / "run").exists()
     with pytest.raises(FovealError, match="logger must be one of csv, tensorboard, wandb, got mlflow"):
         TrainConfig(logger="mlflow")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_logger_that_does_not_begin_is_one_line(tmp_path, monkeypatch):
+    """Nobody is logged in, or the server does not answer."""
+    import wandb
+
+    def refuse(**_):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(FovealError, match=r"must be able to begin, got No API key.*WANDB_MODE=offline"):
+        loggers.open_logger("wandb", tmp_path, {}, [])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from foveal.data.opening import line_of
 from foveal.errors import FovealError
 
 EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb"}
@@ -46,12 +47,24 @@ class WandB:
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         import wandb
+        from wandb.errors import Error as WandBError
 
         where = str(folder.resolve())
         identity = hashlib.blake2b(where.encode(errors="backslashreplace"), digest_size=8).hexdigest()
-        self.run: Any = wandb.init(
-            project="foveal", name=folder.name, id=identity, resume="allow", dir=where, config=dict(config)
-        )
+        try:
+            self.run: Any = wandb.init(
+                project="foveal",
+                name=folder.name,
+                id=identity,
+                resume="allow",
+                dir=where,
+                config=dict(config),
+            )
+        except WandBError as error:  # nobody is logged in, or the server does not answer
+            raise FovealError(
+                f"logger wandb must be able to begin, got {line_of(error)}; log in with `wandb login`, or set "
+                "WANDB_MODE=offline"
+            ) from None
 
     def log(self, row: Mapping[str, Any]) -> None:
         # of a run that is resumed it knows the first rows already
@@ -74,7 +87,7 @@ def open_logger(
         rows: of the epochs that are done.
 
     Raises:
-        FovealError: the package is not installed.
+        FovealError: the package is not installed, or the program does not begin.
     """
     if kind == "csv":
         return None
