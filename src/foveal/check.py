@@ -19,7 +19,7 @@ from foveal.data.split import SPLITS, NoPartError
 from foveal.errors import FovealError
 from foveal.files import csv_text, write_text
 from foveal.folders import new_folder, new_numbered_folder
-from foveal.tasks import Checked, task_named
+from foveal.tasks import Checked, items_of, task_named
 from foveal.tasks.html import page, picture, table
 from foveal.terminal import plain
 
@@ -126,9 +126,7 @@ def _rows(found: Check) -> list[dict[str, Any]]:
 
 def summary(found: Check) -> RenderableType:
     """What was found, for a terminal: counts by kind, and the first places of each."""
-    parts: list[RenderableType] = []
-    for split, part in found.parts.items():
-        parts.append(plain(_told(split, part)))
+    parts: list[RenderableType] = [plain(line) for line in _counts(found)]
     kinds = _kinds(found)
     if kinds:
         shown = Table(title="findings", title_justify="left")
@@ -153,8 +151,13 @@ def summary(found: Check) -> RenderableType:
     return Group(*parts)
 
 
-def _told(split: str, part: Checked) -> str:
-    return f"{split}: {part.images:,} images" + (f"; {part.summary}" if part.summary else "")
+def _counts(found: Check) -> list[str]:
+    """How much there is, a line for each split."""
+    items = items_of(task_named(found.task))
+    return [
+        f"{split}: {part.images:,} {items}" + (f"; {part.summary}" if part.summary else "")
+        for split, part in found.parts.items()
+    ]
 
 
 def _kinds(found: Check) -> dict[tuple[str, str, str], list[Finding]]:
@@ -168,7 +171,7 @@ def check_page(found: Check) -> str:
     """The same as one HTML file, with pictures of the images that most is wrong with."""
     counts = Counter(finding.severity for _, finding in found.findings)
     told = [f"{counts[s]:,} {s}{'s' * (counts[s] != 1)}" for s in SEVERITIES if counts[s]]
-    parts = [f"<p>{escape(_told(split, part))}</p>" for split, part in found.parts.items()]
+    parts = [f"<p>{escape(line)}</p>" for line in _counts(found)]
     kinds = _kinds(found)
     if kinds:
         rows = [
@@ -178,7 +181,10 @@ def check_page(found: Check) -> str:
     pictures = "".join(picture(image, text) for image, text in worst_pictures(found))
     if pictures:
         parts.append(
-            _section("The images that most is wrong with", f'<div class="pictures wide">{pictures}</div>')
+            _section(
+                f"The {items_of(task_named(found.task))} that most is wrong with",
+                f'<div class="pictures wide">{pictures}</div>',
+            )
         )
     classes = {split: part.classes for split, part in found.parts.items() if part.classes}
     names = list(dict.fromkeys(name for counted in classes.values() for name in counted))

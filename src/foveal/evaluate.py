@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from foveal.data.loader import SequentialBatchSampler, make_loader, worker_count
 from foveal.errors import FovealError
 from foveal.inference import Predictor, predictor
 from foveal.model_info import ModelInfo
+from foveal.tasks import items_of
 
 NOT_FROM_WEIGHTS = ("download", "cache", "cache_gib")
 """Options of data that a weights file does not decide."""
@@ -25,7 +26,7 @@ class Evaluation:
 
     Attributes:
         weights, data, split: what was measured on what.
-        images: how many.
+        images: how many; ``items`` says what they are called, "clips" of clips.
         metric: the figure that counts, a key of ``figures``.
         figures: such as ``accuracy``, ``top5`` and ``loss`` of a classifier.
         interval: 95 % interval of the metric; ``interval_of`` says over what.
@@ -51,6 +52,7 @@ class Evaluation:
     image_size: int
     skipped: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict, repr=False)
+    items: str = field(default="images", repr=False)
     gathered: Any = field(default=None, repr=False, compare=False)
     dataset: Any = field(default=None, repr=False, compare=False)
 
@@ -114,23 +116,21 @@ def evaluate(
             f"data on the network must be named, as a weights file has nothing fetched, got none: {spec}"
         )
     options = ready.inference_options(inference or {})
-    dataset = open_split(task, spec, split, data_options_for(ready.info, data, data_options or {}, task))
+    options_of_data = data_options_for(ready.info, data, data_options or {}, task)
+    dataset = open_split(task, spec, split, options_of_data)
     metric = task.new_metric(info, list(dataset.classes), options)
-    loader = make_loader(
-        dataset,
-        task.eval_transform(info, options),
-        SequentialBatchSampler(
-            len(dataset), _usual_batch(task, options) if batch_size is None else batch_size
-        ),
-        task.collate,
-        workers=worker_count(workers, info.image_size),
-    )
-    for batches in loader:
-        for batch in batches:
-            moved = {k: v.to(ready.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            metric.update(ready.net, moved)
+    size = _usual_batch(task, options) if batch_size is None else batch_size
+    for batch in _batches(ready, dataset, options, size, workers):
+        metric.update(ready.net, batch)
     if metric.images == 0:
         raise FovealError(f"the data must hold at least 1 image, got 0 in {spec}, split {split}")
+    floor_data: Any = getattr(task, "floor_data", None)
+    other = floor_data(spec, split, options_of_data) if floor_data else None
+    if other is not None:
+        # about as many, evenly spread
+        every = max(1, len(other) // metric.images)
+        for batch in _batches(ready, other, options, size, workers, every):
+            metric.update_floor(batch)  # pyright: ignore[reportAttributeAccessIssue]
     report = metric.report()
     return Evaluation(
         weights=str(weights) if not isinstance(weights, Predictor) else weights.name,
@@ -146,9 +146,27 @@ def evaluate(
         image_size=info.image_size,
         skipped=dict(dataset.skipped),
         details=report.get("details", {}),
+        items=items_of(task),
         gathered=metric,
         dataset=dataset,
     )
+
+
+def _batches(
+    ready: Predictor, dataset: Any, options: Any, batch_size: int, workers: int | None, every: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Items of a data set, all or each ``every``-th, as the network takes them, on its device."""
+    task, info = ready.task, ready.info
+    loader = make_loader(
+        dataset,
+        task.eval_transform(info, options),
+        SequentialBatchSampler(len(dataset), batch_size, world=every),
+        task.collate,
+        workers=worker_count(workers, info.image_size),
+    )
+    for batches in loader:
+        for batch in batches:
+            yield {k: v.to(ready.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
 def _usual_batch(task: Any, options: Any) -> int:

@@ -24,27 +24,31 @@ def write_page(path: Path, evaluation: Evaluation, predictor: Predictor) -> None
     """
     make = getattr(predictor.task, "page_sections", None)
     own = make(evaluation, predictor) if make else [("Classes", _classes(evaluation))]
-    sections = [("", _figures(evaluation)), *own]
+    share = predictor.task.is_share
+    sections = [("", _figures(evaluation, share)), *own]
     if evaluation.skipped:
         sections.append(("Left out", _skipped(evaluation)))
     body = "\n".join((f"<h2>{escape(title)}</h2>" if title else "") + html for title, html in sections)
     title = f"{Path(evaluation.weights).name} on {evaluation.data}, split {evaluation.split}"
-    headline = f"{metric_name(evaluation.metric)} {_value(evaluation, evaluation.metric)}"
+    headline = f"{metric_name(evaluation.metric)} {_value(evaluation, evaluation.metric, share)}"
     write_text(path, page(title, headline, body))
 
 
-def _value(evaluation: Evaluation, name: str) -> str:
+def _value(evaluation: Evaluation, name: str, share: bool) -> str:
+    """A figure; as per cent where those of the task are shares."""
     value = evaluation.figures[name]
+    if not share:
+        return f"{value:.4g}"
     return f"{value:.4f}" if name == "loss" or not 0 <= value <= 1 else f"{100 * value:.2f} %"
 
 
-def _figures(evaluation: Evaluation) -> str:
+def _figures(evaluation: Evaluation, share: bool) -> str:
     low, high = evaluation.interval
-    rows = [["images", f"{evaluation.images:,}"]]
-    rows += [[metric_name(name), _value(evaluation, name)] for name in evaluation.figures]
+    rows = [[evaluation.items, f"{evaluation.images:,}"]]
+    rows += [[metric_name(name), _value(evaluation, name, share)] for name in evaluation.figures]
     if low == low:
         rows.append([f"95 % interval ({evaluation.interval_of})", f"{100 * low:.2f} to {100 * high:.2f} %"])
-    rows.append(["size at which the network sees images", f"{evaluation.image_size} pixels"])
+    rows.append([f"size at which the network sees {evaluation.items}", f"{evaluation.image_size} pixels"])
     return table(["", ""], rows)
 
 

@@ -14,12 +14,15 @@ def flat_frames(count=40, height=48, width=64):
     return frames
 
 
-def write_video(path, frames, codec="libx264", times=None, options=None):
-    """A file of one video stream, 25 units of time a second; ``times`` are those of the frames, in units."""
+def write_video(path, frames, codec="libx264", times=None, options=None, container=None):
+    """A file of one video stream, 25 units of time a second; ``times`` are those of the frames, in units.
+
+    ``options`` are those of the codec, ``container`` those of the file.
+    """
     import av
 
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+    with av.open(str(path), "w", options=container or {}) as file:
+        stream = file.add_stream(codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         if codec == "mpeg4":
             stream.bit_rate = 10_000_000
@@ -27,8 +30,8 @@ def write_video(path, frames, codec="libx264", times=None, options=None):
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = number if times is None else times[number], Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
 
 
 def write_animation(path, frames):

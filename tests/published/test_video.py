@@ -40,7 +40,7 @@ def residual(x, state, convs, norms, shortcut, stride, frames):
     return (x + y).relu()
 
 
-def slowfast(state, x, kind, similarity, depth=50):
+def slowfast(state, x, kind, similarity, depth=50, pool_frames=2):
     """PySlowFast's ResNet: strides in the 3x3, keys pooled before their convolutions, softmax over scaled products."""
     frames = 5 if kind == "i3d" else 1
     x = F.conv3d(x, state["s1.pathway0_stem.conv.weight"], stride=(1, 2, 2), padding=(frames // 2, 3, 3))
@@ -71,7 +71,7 @@ def slowfast(state, x, kind, similarity, depth=50):
                 y = F.conv3d(y, state[f"{at}.conv_out.weight"], state[f"{at}.conv_out.bias"])
                 x = x + norm(y, state, f"{at}.bn")
         if stage == 0:
-            x = F.max_pool3d(x, (2, 1, 1), (2, 1, 1))
+            x = F.max_pool3d(x, (pool_frames, 1, 1), (pool_frames, 1, 1))
     return F.linear(x.mean((2, 3, 4)), state["head.projection.weight"], state["head.projection.bias"])
 
 
@@ -177,7 +177,8 @@ def test_pyslowfast(kind, blocks, similarity, tensors, parameters):
     x = torch.randn(1, 3, 8, 32, 32)
     with torch.no_grad():
         assert agree(net(x), slowfast(state, x, kind, similarity)) < 1e-5
-    again = convert({"model_state": state}, **({"pairwise": pairwise} if blocks else {})).eval()
+    stated = {"pool_frames": 2, **({"pairwise": pairwise} if blocks else {})}
+    again = convert({"model_state": state}, **stated).eval()
     assert again.foveal_info["converted_from"] == "pyslowfast"
     assert all(torch.equal(value, state[name]) for name, value in export(again, "pyslowfast").items())
     with torch.no_grad():
@@ -217,19 +218,38 @@ def test_what_a_file_leaves_open_must_be_stated():
         options = {"variant": "released", "blocks": 1, "subsample": "before", "out_bias": True}
         net = foveal.create_model("nonlocal_i3d_resnet50", **options)
     with pytest.raises(ValueError, match="pairwise must be stated as 'embedded_gaussian' or 'dot_product'"):
-        convert(shapes_of("pyslowfast", net))
+        convert(shapes_of("pyslowfast", net), pool_frames=2)
+
+
+def test_a_network_without_the_second_pooling_is_told_apart():
+    """PySlowFast's C2D_NOPOOL has the names and shapes of its C2D: which it is must be said."""
+    net = ours("c2d", 0, pool_frames=1)
+    state = export(net, "pyslowfast")
+    x = torch.randn(1, 3, 5, 32, 32)
+    with torch.no_grad():
+        assert agree(net(x), slowfast(state, x, "c2d", None, pool_frames=1)) < 1e-5
+        assert agree(net(x), slowfast(state, x, "c2d", None)) > 1e-3
+    with pytest.raises(ValueError, match=r"pool_frames must be stated as 2 for a C2D or I3D.* got None"):
+        convert(state)
+    again = convert(state, pool_frames=1).eval()
+    assert again.foveal_model["kwargs"]["pool_frames"] == 1
+    assert all(torch.equal(value, state[name]) for name, value in export(again, "pyslowfast").items())
+    with torch.no_grad():
+        assert torch.equal(again(x), net(x))
+    with pytest.raises(ValueError, match="pool_frames must be 2, or 1 with variant='released', got 1"):
+        foveal.create_model("nonlocal_c2d_resnet50", pool_frames=1)
 
 
 def test_another_depth_or_a_cut_file_is_refused():
     with torch.device("meta"):
         net = foveal.create_model("nonlocal_c2d_resnet50", variant="released", blocks=0)
     state = shapes_of("pyslowfast", net)
+    shorter = {name: value for name, value in state.items() if not name.startswith("s4.pathway0_res5")}
     with pytest.raises(ValueError, match="blocks per stage must be one of"):
-        convert({name: value for name, value in state.items() if not name.startswith("s4.pathway0_res5")})
+        convert(shorter, pool_frames=2)
+    cut = {name: value for name, value in state.items() if name != "s2.pathway0_res0.branch2.a_bn.weight"}
     with pytest.raises(ValueError, match=r"s2\.pathway0_res0\.branch2\.a_bn\.weight"):
-        convert(
-            {name: value for name, value in state.items() if name != "s2.pathway0_res0.branch2.a_bn.weight"}
-        )
+        convert(cut, pool_frames=2)
 
 
 # where PySlowFast's configuration of ResNet-101 has its blocks, unlike the released code
@@ -244,7 +264,7 @@ def test_a_resnet_101_of_pyslowfast_keeps_its_places():
     x = torch.randn(1, 3, 4, 32, 32)
     with torch.no_grad():
         assert agree(net(x), slowfast(state, x, "i3d", "softmax", 101)) < 1e-5
-    again = convert(state, pairwise="embedded_gaussian").eval()
+    again = convert(state, pairwise="embedded_gaussian", pool_frames=2).eval()
     assert again.foveal_model["kwargs"]["blocks"] == SITES_101
     assert all(torch.equal(value, state[name]) for name, value in export(again, "pyslowfast").items())
 
@@ -280,6 +300,6 @@ def test_places_of_a_deeper_network_are_read_from_the_names():
         net = foveal.create_model(
             "nonlocal_c2d_resnet101", variant="released", blocks=SITES_101, subsample="before", out_bias=True
         )
-    again = convert(shapes_of("pyslowfast", net), pairwise="dot_product")
+    again = convert(shapes_of("pyslowfast", net), pairwise="dot_product", pool_frames=2)
     assert again.foveal_model["name"] == "nonlocal_c2d_resnet101"
     assert again.foveal_model["kwargs"]["blocks"] == SITES_101

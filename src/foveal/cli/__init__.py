@@ -168,7 +168,10 @@ def without_worker(text: str) -> str:
         >>> without_worker("Caught FovealError in DataLoader worker process 0.\\nTraceback ...\\na.FovealError: b")
         'b'
     """
-    found = re.search(r"\n[\w.]+: (.*)\Z", text, re.DOTALL) if text.startswith("Caught ") else None
+    if not text.startswith("Caught "):
+        return text
+    # the last one: what was caught on the way to it has a traceback of its own
+    found = re.search(r".*\n[\w.]+: (.*)\Z", text, re.DOTALL)
     return text if found is None else found[1]
 
 

@@ -156,13 +156,15 @@ def _score(ready: Any, named: Any, sites: str, out: str | None) -> int:
     from foveal.look.images import prepared_batches
     from foveal.look.pictures import write_site_scores
     from foveal.look.report import table
+    from foveal.tasks import items_of
 
     batches = list(prepared_batches(ready, named))
     _write_skipped(named)
     folder = _output_folder(out, named.source)
     scores = write_site_scores(ready, batches, folder, sites)
     total = sum(len(batch["image"]) for batch in batches)
-    title = f"{ready.name} on {total} images of {named.source}; mean [95 % interval over images]"
+    items = items_of(ready.task)
+    title = f"{ready.name} on {total} {items} of {named.source}; mean [95 % interval over {items}]"
     write_out(f"{title}\n\n{table(scores)}\n\nscores.csv and scores.json in {folder}\n")
     return 0
 

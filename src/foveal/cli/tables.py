@@ -35,6 +35,7 @@ def run_summary(result: RunResult) -> RenderableType:
     weights = f"{result.weights}{blocks_option(result.config)}"
     # a task whose networks make images shows those of each epoch
     makes = hasattr(result.config.the_task, "sample")
+    takes = "VIDEO" if hasattr(result.config.the_task, "example_size") else "PHOTO"
     parts += [
         plain(f"best weights  {result.weights}"),
         plain(f"curves        {result.folder / 'curves.png'}"),
@@ -43,7 +44,7 @@ def run_summary(result: RunResult) -> RenderableType:
         ),
         plain(f"figures       {result.folder / 'metrics.csv'}"),
         plain(f"next          foveal eval --weights {weights}"),
-        plain(f"              foveal predict {'--count 64' if makes else 'PHOTO'} --weights {weights}"),
+        plain(f"              foveal predict {'--count 64' if makes else takes} --weights {weights}"),
     ]
     return Group(*parts)
 

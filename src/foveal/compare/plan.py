@@ -138,7 +138,7 @@ def plan_comparison(
         )
     if control not in (True, False, "time"):
         raise FovealError(f"control must be true, false or time, got {control!r}")
-    if insertions is None and "model" not in training:
+    if insertions is None:
         models = models or recipe_of(training).get("models", ())
     blocks: Sequence[str] = recipe_of(training).get("insert", BLOCKS) if insertions is None else insertions
     variants = parse_models(models) if models else [NONE, *parse_variants(blocks)]
@@ -207,30 +207,37 @@ def default_trials(seeds: int | str, training: Mapping[str, Any]) -> int:
 def with_own_options(variant: Variant, training: Mapping[str, Any]) -> Variant:
     """A network to compare with all its options: those of the person, and what its task settles for this network."""
     given = {**training.get("model_options", {}), **variant.model_options}
-    own = _config({**training, "model": variant.model, "model_options": given})
+    own = _config({**training, "model": variant.model, "model_options": given}, without=("model_options",))
     return replace(variant, model_options=own.model_options)
 
 
-def _config(training: Mapping[str, Any]) -> TrainConfig:
-    """The options of training, for the bundled data those of the task's quick recipe unless given."""
+def _config(training: Mapping[str, Any], without: Sequence[str] = ()) -> TrainConfig:
+    """The options of training, those of the task's recipe unless given, ``without`` some of it."""
     refused = sorted({"insert", "out", "seed", "devices", "nodes", "strategy", "workers"} & set(training))
     if refused:
         raise FovealError(
             f"the options of training that a comparison takes do not include {', '.join(refused)}"
         )
     options = dict(training)
-    recipe = {name: value for name, value in recipe_of(training).items() if name not in WHAT}
-    if options.get("model", recipe.get("model")) != recipe.get("model"):
+    recipe = {name: value for name, value in recipe_of(training).items() if name not in (*WHAT, *without)}
+    if "model" in recipe and options.get("model", recipe["model"]) != recipe["model"]:
         recipe.pop("model_options", None)
     size = options.get("image_size") or recipe.get("image_size")
-    if recipe and size:
+    if size and bundled_recipe(training):
         options["data_options"] = {"size": size, **options.get("data_options", {})}
-    options = {**recipe, **options}
+    network = {**recipe.get("model_options", {}), **options.get("model_options", {})}
+    options = {**recipe, **options, **({"model_options": network} if network else {})}
     options["accelerator"] = _device(options.get("accelerator", "auto"))
     return with_start(TrainConfig.from_dict(options))
 
 
 def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:
+    """What the task compares where the person says nothing else, and on bundled data its quick recipe."""
+    compared = getattr(task_named(training.get("task", "classify")), "compared", None)
+    return {**(compared(training.get("model")) if compared else {}), **bundled_recipe(training)}
+
+
+def bundled_recipe(training: Mapping[str, Any]) -> dict[str, Any]:
     """The task's recipe for the bundled data that are asked for; empty for a person's own."""
     task = task_named(training.get("task", "classify"))
     return dict(getattr(task, "bundled_recipes", {}).get(training.get("data", "scenes"), {}))

@@ -59,7 +59,10 @@ class StoredDataset(Dataset):
         category_ids: the numbers that the files themselves have for the classes, None where these are the labels.
         left_out: name -> why, for files that look like images and are not among the items at all.
         notes: what a person should be told once, in whole sentences, such as classes without an image.
+        called: what its items are, in the plural.
     """
+
+    called = "images"
 
     def __init__(
         self,
@@ -115,7 +118,7 @@ class StoredDataset(Dataset):
             except (ValueError, OSError):
                 self._broken[place] = True
                 self._check_share()
-        raise FovealError(f"none of the {length} images can be read")
+        raise FovealError(f"none of the {length} {self.called} can be read")
 
     def sample(self, index: int) -> dict[str, Any]:
         """An item, and no other in its place.
@@ -207,7 +210,7 @@ class StoredDataset(Dataset):
         if count > self.max_unreadable * self._asked:
             first = next(iter(self.skipped.items()))
             raise FovealError(
-                f"at most {self.max_unreadable:.3g} of the images may be unreadable "
+                f"at most {self.max_unreadable:.3g} of the {self.called} may be unreadable "
                 f"(max_unreadable), got {count} of {self._asked}, the first is {first[0]}: {first[1]}"
             )
 

@@ -36,8 +36,8 @@ FORMATS = {
     ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska", ".avi": "avi",
     ".mpg": "mpeg", ".mpeg": "mpeg",
 }  # fmt: skip
-COUNTED = ("avi",)
-"""Their frames have no times of their own, and are counted from the first."""
+COUNTED = ("avi", "mpeg")
+"""Not all of their frames have a time of their own: they are read from the beginning and counted."""
 SIGNATURES = (
     (0, b"\x1a\x45\xdf\xa3", "matroska"), (0, b"\x00\x00\x01\xba", "mpeg"), (8, b"AVI ", "avi"),
     *((4, name, "mp4") for name in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
@@ -117,8 +117,9 @@ class Video:
 
     @cached_property
     def variable_rate(self) -> bool:
-        """Whether frames are shown for different times."""
-        gaps = np.diff(self._file[0]) if self._format else np.zeros(0)
+        """Whether frames are shown for different times, as far as their file says when."""
+        told = self._format and self._format not in COUNTED
+        gaps = np.diff(self._file[0]) if told else np.zeros(0)
         return bool(len(gaps) and gaps.max() > UNEVEN * max(gaps.min(), 1))
 
     @property
@@ -209,18 +210,30 @@ class Video:
 
     def _decoded(self, wanted: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         with self._stream() as (container, stream):
-            times, left = self._file[0], set(wanted)
-            number_of = {time: number for number, time in enumerate(times)}
-            counted = self._format in COUNTED
-            # back to the key frame before the first one
-            container.seek(times[0 if counted else wanted[0]], stream=stream)
-            for passed, frame in enumerate(container.decode(stream)):
+            left, counted = set(wanted), self._format in COUNTED
+            number_of = {time: number for number, time in enumerate(self._file[0])}
+            for passed, frame in enumerate(self._from(container, stream, 0 if counted else wanted[0])):
                 number = passed if counted else number_of.get(frame.pts or 0)
                 if number in left:
                     left.remove(number)
                     yield number, frame_pixels(frame, self.channels)
                 if not left:
                     return
+
+    def _from(self, container: InputContainer, stream: VideoStream, number: int) -> Iterator[VideoFrame]:
+        """Decoded frames from the key frame before one on."""
+        times = self._file[0]
+        if number:
+            container.seek(times[number], stream=stream)
+            frames = container.decode(stream)
+            first = next(frames, None)
+            # without an index the place that was found may lie behind the frame
+            if first is not None and first.pts is not None and first.pts <= times[number]:
+                yield first
+                yield from frames
+                return
+            container.seek(times[0], stream=stream)
+        yield from container.decode(stream)
 
 
 def read_clip(path: Path, choose: Callable[[int], list[int]], channels: int = 3) -> UInt8[Tensor, "c t h w"]:
@@ -272,7 +285,9 @@ def _stream(path: Path, format: str, content: bytes | None) -> Iterator[tuple[In
         except FovealError:
             raise
         except (FFmpegError, OSError, ValueError, EOFError) as error:
-            raise FovealError(f"truncated or damaged video, got {path}: {line_of(error)}") from None
+            # FFmpeg's errors add their number and the function
+            reason = getattr(error, "strerror", None) or line_of(error)
+            raise FovealError(f"truncated or damaged video, got {path}: {reason}") from None
 
 
 def _times(container: InputContainer, stream: VideoStream, path: Path) -> list[int]:

@@ -21,7 +21,6 @@ from torch import Tensor
 
 import foveal
 from foveal.data.bundled import photograph_files
-from foveal.data.video import FORMATS as FORMATS_OF_VIDEOS
 from foveal.errors import FovealError
 from foveal.export.fault import first_fault
 from foveal.export.program import INPUT, Program, free_axes, record, shipment_of
@@ -44,6 +43,7 @@ from foveal.inference import Predictor, image_files, predictor
 from foveal.look.images import bundled_images
 from foveal.machine import versions
 from foveal.model_info import LARGEST_SIZE
+from foveal.tasks import items_of
 from foveal.tasks.shipping import Shipment
 
 __all__ = ["FORMATS", "Exported", "export"]
@@ -266,10 +266,11 @@ def prove(
         FovealError: a difference is above what is ``allowed``.
     """
     shipment, checks = shipment_of(ready), []
+    items = items_of(ready.task)
     for batch in batches:
         done = check(ready.net, shipment, run, batch)
         say(
-            f"images {shape_text(done.shape)}: largest difference {done.difference:.1e} of the largest output, "
+            f"{items} {shape_text(done.shape)}: largest difference {done.difference:.1e} of the largest output, "
             f"{shipment.agreement_of} agreement {done.agreement:.2%}"
         )
         if not done.difference <= allowed:
@@ -364,18 +365,14 @@ def finish_page(
 
 @contextmanager
 def script_input(predictor: Predictor, images: str | None) -> Iterator[Path]:
-    """The first of a person's images that a script reads, or a photograph that comes with scikit-learn.
+    """The first of a person's images or clips, or a photograph that comes with scikit-learn.
 
-    Of clips an animated image or a folder of frames, or a bundled clip, written as an animated image.
+    Of clips a bundled one, written as an animated image.
     """
     of_clips = hasattr(predictor.task, "example_size")
     if images is not None:
-        files = image_files([images], predictor.task)
-        # the script reads videos with Pillow alone
-        files = [file for file in files if not of_clips or file.suffix.lower() not in FORMATS_OF_VIDEOS]
-        if files:
-            yield files[0]
-            return
+        yield image_files([images], predictor.task)[0]
+        return
     if not of_clips:
         yield photograph_files()[0]
         return

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveal.export.program import Program
+from foveal.export.program import Program, quiet
 
 FILE = "model.pt2"
 NEEDS: tuple[str, ...] = ()
@@ -16,7 +16,9 @@ def write(program: Program, path: Path, about: str) -> None:
     """Write the graph and its weights, with ``about`` as an extra file in it."""
     import torch
 
-    torch.export.save(program.exported, path, extra_files={"foveal.json": about})
+    # weights in another memory format are complete all the same
+    with quiet():
+        torch.export.save(program.exported, path, extra_files={"foveal.json": about})
 
 
 def load(path):

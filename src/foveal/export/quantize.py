@@ -20,6 +20,7 @@ from foveal.export.proof import Run, RuntimeNet
 from foveal.image_files import find_images
 from foveal.inference import Predictor
 from foveal.look.images import spread_indices
+from foveal.tasks import items_of
 from foveal.tasks.shipping import Shipment
 
 IMAGES = 128
@@ -88,7 +89,7 @@ def to_int8(
     for name, left in candidates.items():
         if name == "all" or left:
             files[name] = path.with_name(f"{len(files)}-{path.name}")
-            with quiet("root", "nncf", "openvino"):
+            with quiet("root", "nncf", "openvino", "torch.utils.cpp_extension"):
                 kind.quantize(path, files[name], inputs, left)
     runs = {name: kind.load(str(file)) for name, file in files.items()}
     what, figures = figures_of(predictor, shipment, runs, inputs)
@@ -101,8 +102,8 @@ def to_int8(
         for part in parts(file) if name not in ("float", kept) else []:
             part.unlink()
     for name, value in figures.items():
-        say(f"{'int8, ' if name != 'float' else ''}{name}: {value:.2%} {what}, {times[name]:.2f} ms an image")
-    say(f"kept: int8, {kept}; calibrated on {len(inputs)} images")
+        say(f"{'int8, ' if name != 'float' else ''}{name}: {value:.2%} {what}, {times[name]:.2f} ms each")
+    say(f"kept: int8, {kept}; calibrated on {len(inputs)} {items_of(predictor.task)}")
     return {
         "kept": kept,
         "left_in_float": len(candidates[kept]),
@@ -142,7 +143,10 @@ def figures_of(
             )
             for name, run in runs.items()
         }
-        return f"{shipment.agreement_of} agreement on {len(inputs)} calibration images", shares
+        return (
+            f"{shipment.agreement_of} agreement on {len(inputs)} calibration {items_of(predictor.task)}",
+            shares,
+        )
     task, info = predictor.task, predictor.info
     nets = {name: RuntimeNet(run, shipment, predictor.net) for name, run in runs.items()}
     metrics = {name: task.new_metric(info, list(data.classes)) for name in runs}
@@ -153,7 +157,7 @@ def figures_of(
             for name, metric in metrics.items():
                 metric.update(nets[name], batch)
     found = {name: metric.compute()[task.metric] for name, metric in metrics.items()}
-    return f"{task.metric} on {len(taken)} validation images", found
+    return f"{task.metric} on {len(taken)} validation {items_of(task)}", found
 
 
 def validation_data(predictor: Predictor) -> Any:

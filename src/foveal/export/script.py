@@ -15,7 +15,7 @@ from foveal.errors import FovealError
 
 HEAD = '''"""Answers for {what}, one line of JSON each: python infer.py {example} ...
 
-Written by foveal; needs numpy, Pillow and {runtime}.
+Written by foveal; needs numpy, Pillow{more} and {runtime}.
 """
 
 import json
@@ -50,8 +50,10 @@ def script_text(
     """
     sources = "\n\n".join(inspect.getsource(function) for function in functions)
     mode = "L" if channels == 1 else "RGB"
-    what = "clips: animated images, and folders of frames" if of_clips else "images"
-    head = HEAD.format(runtime=runtime, what=what, example="clip.gif frames/" if of_clips else "photo.jpg")
+    what = "clips: videos, animated images, and folders of frames" if of_clips else "images"
+    more = ", for videos PyAV," if of_clips else ""
+    example = "clip.mp4 clip.gif frames/" if of_clips else "photo.jpg"
+    head = HEAD.format(runtime=runtime, what=what, more=more, example=example)
     return f"{head}\n\n{sources}\n{LOOP.format(mode=mode)}"
 
 

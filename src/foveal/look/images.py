@@ -17,7 +17,7 @@ from foveal.data.sources.packed import is_packed
 from foveal.errors import FovealError
 from foveal.image_files import is_hidden, is_image_name, survey_images, walk_files
 from foveal.inference import Predictor
-from foveal.tasks import Task
+from foveal.tasks import Task, items_of
 
 BATCH = 32
 MOST_FILES = 20_000
@@ -51,7 +51,7 @@ class NamedImages:
         options: dict[str, Any],
         read: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.source = source
+        self.source, self._called = source, items_of(task)
         self.notes: list[str] = []
         self.unreadable: dict[str, str] = {}
         self._data: Any = None
@@ -108,7 +108,7 @@ class NamedImages:
 
     def _leave_out(self, there: int, limit: int, which: str) -> None:
         if there > limit:
-            self.notes.append(f"{limit} images, {which} {there} (option images)")
+            self.notes.append(f"{limit} {self._called}, {which} {there} (option images)")
 
 
 def prepared_batches(predictor: Predictor, images: NamedImages) -> Iterator[dict[str, Tensor]]:

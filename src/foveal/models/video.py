@@ -113,6 +113,8 @@ class VideoResNet(nn.Module):
             each: 1 for clips of 8 frames, 2 for 32, as mmaction2's I3D has it.
         pool_padding: with ``variant="released"`` the padding of height and width in the first pooling: 1, or 0 as
             mmaction2's C2D has it.
+        pool_frames: with ``variant="released"`` how many frames the second pooling joins: 2, or 1 for none, as
+            PySlowFast's C2D_NOPOOL and I3D_NOPOOL have it.
         pretrained: start from torchvision's ImageNet weights (needs a network connection).
         in_chans: channels of a frame; 3 with ``pretrained``.
         **options: options of `NonLocal`.
@@ -139,6 +141,7 @@ class VideoResNet(nn.Module):
         over: str = "spacetime",
         stem_stride: int = 1,
         pool_padding: int = 1,
+        pool_frames: int = 2,
         pretrained: bool = False,
         in_chans: int = 3,
         **options,
@@ -152,6 +155,8 @@ class VideoResNet(nn.Module):
             raise FovealError(f"stem_stride must be 1, or 2 with variant='released', got {stem_stride!r}")
         if pool_padding not in (0, 1) or (pool_padding == 0 and variant != "released"):
             raise FovealError(f"pool_padding must be 1, or 0 with variant='released', got {pool_padding!r}")
+        if pool_frames not in (1, 2) or (pool_frames == 1 and variant != "released"):
+            raise FovealError(f"pool_frames must be 2, or 1 with variant='released', got {pool_frames!r}")
         if depth not in STAGES:
             raise FovealError(f"depth must be one of {', '.join(map(str, STAGES))}, got {depth!r}")
         if options and not blocks:
@@ -177,10 +182,11 @@ class VideoResNet(nn.Module):
             if released
             else nn.MaxPool3d((3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0))
         )
-        net.layer1 = nn.Sequential(*net.layer1, pool)
+        if pool_frames == 2:
+            net.layer1 = nn.Sequential(*net.layer1, pool)
         classify: Any = nn.Linear(net.fc.in_features, num_classes) if num_classes else nn.Identity()
         net.fc = classify
-        self.net, self.num_classes = net, num_classes
+        self.net, self.num_classes, self.pool_frames = net, num_classes, pool_frames
         # of torchvision's weights
         self.default_cfg = {
             "input_size": (in_chans, 32, 224, 224),

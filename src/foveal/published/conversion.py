@@ -163,7 +163,9 @@ def export(net: nn.Module, format: str) -> dict[str, Tensor]:
         raise FovealError(f"{format} must be given a network of its kind, got {type(net).__name__}")
     stated = {**getattr(net, "foveal_model", {}).get("kwargs", {}), **blocks.given_options(net)}
     # what is part of a network's name there, or left at its default
-    stated |= {name: getattr(net, name) for name in ("dc5", "relu_inplace") if hasattr(net, name)}
+    stated |= {
+        name: getattr(net, name) for name in ("dc5", "relu_inplace", "pool_frames") if hasattr(net, name)
+    }
     like, variant = _build(chosen, there, {k: v for k, v in stated.items() if k in chosen.ambiguous_options})
     wrong = state_dict_mismatch(there, dict(chosen.table(like).values())) or _difference(net, like)
     if wrong:

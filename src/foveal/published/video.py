@@ -50,10 +50,12 @@ def _built(
         blocks=next((count for count, known in usual.items() if known == sites), sites),
         stem_stride=stride,
         pool_padding=options.get("pool_padding", 1),
+        pool_frames=options.get("pool_frames", 2),
         **(block if sites else {}),
     )
     similarity = f", {len(sites)} Non-local blocks, {block['pairwise']}" if sites else ""
-    return net, f"{kind.upper()} as released, strides over time of {stride} in the stem{similarity}"
+    pools = "" if options.get("pool_frames", 2) == 2 else "_NOPOOL"
+    return net, f"{kind.upper()}{pools} as released, strides over time of {stride} in the stem{similarity}"
 
 
 def _sites(shapes: Shapes, pattern: str, first: int) -> list[str]:
@@ -138,6 +140,11 @@ def _mmaction_rules(net: nn.Module) -> tuple[Rule, ...]:
 
 
 def _slowfast(shapes: Shapes, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    if options.get("pool_frames") not in (1, 2):
+        raise FovealError(
+            "pool_frames must be stated as 2 for a C2D or I3D, or as 1 for a C2D_NOPOOL or I3D_NOPOOL, which pool no "
+            f"frames and whose files look the same; got {options.get('pool_frames')!r}"
+        )
     number = _depth(shapes, r"s([2-5])\.pathway0_res(\d+)\.", "s2.pathway0_res0.branch2.c.")
     sites = _sites(shapes, r"s(\d)\.pathway0_nonlocal(\d+)\.conv_out\.weight", 2)
     block: dict[str, Any] = {}
@@ -199,6 +206,6 @@ FORMATS = (
         signature=(r"s1\.pathway0_stem\.", r"s2\.pathway0_res0\.branch2\.", r"head\.projection\."),
         build=_slowfast,
         rules=_slowfast_rules,
-        ambiguous_options=("pairwise",),
+        ambiguous_options=("pairwise", "pool_frames"),
     ),
 )

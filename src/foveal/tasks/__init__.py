@@ -140,6 +140,11 @@ class Task(Protocol):
       evaluation shows of this task; names from the world are escaped by the task;
     - ``pipeline_tag``: what the Hugging Face hub calls the task;
     - ``bundled_recipes``: bundled data -> training options of a run that takes seconds;
+    - ``compared(model) -> dict``: what a comparison takes on any data where the person says nothing else: ``insert``
+      or ``models``, and options of training; ``model`` is the network that was asked for, or None;
+    - ``items``: what it counts, in the plural, where that is not images;
+    - ``floor_data(data, split, options) -> data set | None``: another part of the same data, for figures that real
+      images reach among themselves (the metric's ``update_floor(batch)``);
     - ``ship(info) -> Shipment``: how its networks leave Python (`foveal.tasks.shipping`); without it they cannot be
       exported.
 
@@ -281,6 +286,16 @@ TASKS: dict[str, Task] = {
 def collate_training(task: Task) -> Callable[[Sequence[Sample]], list[Batch]]:
     """How the samples of a training batch become one."""
     return getattr(task, "collate_training", task.collate)
+
+
+def items_of(task: Task) -> str:
+    """What a task counts, in the plural.
+
+    Example:
+        >>> items_of(task_named("classify")), items_of(task_named("clips"))
+        ('images', 'clips')
+    """
+    return getattr(task, "items", "images")
 
 
 def task_named(name: str) -> Task:

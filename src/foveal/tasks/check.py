@@ -8,7 +8,7 @@ from typing import Any
 
 from foveal.data.findings import Finding
 from foveal.errors import FovealError
-from foveal.tasks import Checked, Task
+from foveal.tasks import Checked, Task, items_of
 
 FEW = 10
 """Fewer images or objects of a class are hard to learn from."""
@@ -48,7 +48,7 @@ def check_stored(
         Finding("images that cannot be read", "warning", name, why, name) for name, why in unreadable.items()
     ]
     classes = {name: counts[number] for number, name in enumerate(opened.classes)}
-    findings += few_of(classes, split, "images")
+    findings += few_of(classes, split, items_of(task))
     return Checked(len(opened), classes, findings, {}, f"{len(classes)} classes")
 
 

@@ -12,7 +12,7 @@ from foveal.terminal import plain
 
 def figures_table(evaluation: Any) -> Table:
     """An empty table under the data's name, for figures and their values."""
-    title = f"{evaluation.data}, split {evaluation.split}, {evaluation.images} images"
+    title = f"{evaluation.data}, split {evaluation.split}, {evaluation.images:,} {evaluation.items}"
     table = Table(title=plain(title), title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")

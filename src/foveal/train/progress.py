@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from foveal.tasks import Task
+from foveal.tasks import Task, items_of
 from foveal.terminal import plain
 from foveal.train.config import TrainConfig
 
@@ -50,6 +50,7 @@ def opening_lines(
     """What is about to be trained, on what, at which size, where; then what a person should know of the data."""
     from foveal.insertion import inserted
 
+    items = items_of(config.the_task)
     counts = " and ".join(f"{len(part):,} {name}" for name, part in data.items())
     unreadable = unreadable_in(data)
     broken = f", {len(unreadable)} unreadable and left out" if unreadable else ""
@@ -57,8 +58,8 @@ def opening_lines(
     parameters = sum(parameter.numel() for parameter in net.parameters())
     with_blocks = f" with {blocks} inserted block{'s' * (blocks != 1)}" if config.insert else ""
     first = (
-        f"{config.data}: {counts} images of {len(data['train'].classes)} classes{broken}; {config.model}{with_blocks}, "
-        f"{parameters:,} parameters, at {image_size} pixels, on {device}"
+        f"{config.data}: {counts} {items} of {len(data['train'].classes)} classes{broken}; {config.model}"
+        f"{with_blocks}, {parameters:,} parameters, at {image_size} pixels, on {device}"
     )
     reasons = [f"left out: {' '.join(reason.split())}" for reason in list(unreadable.values())[:NAMED]]
     if len(unreadable) > NAMED:
@@ -66,7 +67,7 @@ def opening_lines(
     notes = dict.fromkeys(note for part in data.values() for note in getattr(part, "notes", ()))
     left_out = dict.fromkeys(name for part in data.values() for name in getattr(part, "left_out", ()))
     told = (
-        [f"{len(left_out)} files are no images of these data: {', '.join(list(left_out)[:3])}"]
+        [f"{len(left_out)} files are no {items} of these data: {', '.join(list(left_out)[:3])}"]
         if left_out
         else []
     )

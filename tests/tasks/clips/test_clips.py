@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from tests.data.videos import flat_frames, write_animation, write_frames, write_
 
 import foveal
 from foveal.checkpoint import load
+from foveal.cli import main
 from foveal.cli.look import look
 from foveal.compare import compare
+from foveal.compare.plan import plan_comparison
+from foveal.compare.variants import build
 from foveal.data import open_dataset
 from foveal.errors import FovealError
 from foveal.evaluate import evaluate
@@ -157,6 +161,20 @@ def test_stored_videos_train_from_random_places(tmp_path):
     assert evaluate(result.weights, inference={"clips": 2, "crops": 3}).images == 4
 
 
+def test_too_many_bad_videos_are_one_line_also_from_reading_processes(tmp_path, capsys):
+    for label in ("run", "walk"):
+        (tmp_path / label).mkdir(parents=True)
+        for i in range(8):
+            write_animation(tmp_path / label / f"{i}.webp", flat_frames(1 if i < 4 else 9, 20, 20))
+    words = ["train", "--task", "clips", "--data", str(tmp_path), "--frames", "2", "--stride", "1"]
+    assert main([*words, "--image_size", "20", "--workers", "1", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert re.search(
+        r"\ntrain: at most 0\.05 of the videos may be unreadable \(max_unreadable\), got \d of", said
+    )
+
+
 def test_what_a_task_of_clips_cannot_do_is_refused(tmp_path):
     task = task_named("clips")
     with pytest.raises(
@@ -245,6 +263,50 @@ def test_the_question_and_the_control_are_compared(tmp_path):
         )  # fmt: skip
         assert [row.name for row in found.rows] == ["none", "control", "nonlocal"]
         assert found.report.stat().st_size > 10_000
+
+
+def test_blocks_are_compared_in_a_network_without_its_own(tmp_path):
+    """On any data and in any network: what is called "none" has no block."""
+    for label in ("run", "walk"):
+        for i in range(10):
+            (tmp_path / label).mkdir(exist_ok=True)
+            write_animation(tmp_path / label / f"{i}.webp", flat_frames(6, 20, 20))
+    own = {"task": "clips", "data": str(tmp_path), "frames": 4, "stride": 1, "image_size": 20}
+    bundled = {"task": "clips", "data": "scenes", "data_options": SMALL}
+    for training, insertions in (
+        (own, None),
+        (own, ["nonlocal(over=time)@stage:2"]),
+        (
+            {**own, "model_options": {"over": "space"}, "model": "nonlocal_i3d_cifar_resnet8"},
+            ["nonlocal@stage:2"],
+        ),
+        ({**bundled, "model": "nonlocal_i3d_cifar_resnet8"}, None),
+    ):
+        plan = plan_comparison(insertions, seeds=1, control=True, training={**training, "accelerator": "cpu"})
+        none = build(plan.variants[0], plan.job.config, plan.job.info.classes, plan.job.info.image_size)
+        assert foveal.inserted(none) == []
+        assert len(plan.variants) == (7 if training is own and insertions is None else 3)
+
+
+def test_clips_are_called_clips(run, tmp_path, capsys):
+    fit(config(tmp_path / "run", epochs=1))
+    assert "scenes: 32 train and 32 val clips of 10 classes" in capsys.readouterr().err
+    weights, few = ["--weights", str(run.weights)], ["--data_options.length", "8", "--out"]
+    for words in (
+        ["eval", *weights, *few, str(tmp_path / "e.json")],
+        ["check", "scenes", "--task", "clips", *few, str(tmp_path / "c")],
+        ["look", "scenes", *weights, "--score", "--images", "4", "--out", str(tmp_path / "s")],
+    ):
+        assert main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "split val, 8 clips",
+        "train: 8 clips",
+        "4 clips, spread over the 32",
+        "on 4 clips of scenes",
+    ):
+        assert words in said
+    assert not re.search(r"\d images", said)
 
 
 def test_check_reads_every_video_to_its_end(tmp_path):

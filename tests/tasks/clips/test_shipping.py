@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.data.videos import write_animation, write_frames
+from tests.data.test_video import rotated
+from tests.data.videos import write_animation, write_frames, write_video
 
 import foveal
 from foveal.export import export
@@ -53,6 +54,26 @@ def test_a_clip_is_prepared_to_the_bit(tmp_path, size, count, height, width, sho
         assert np.abs(found.astype(int) - wanted).max() <= (0 if NATIVE else 1)
 
 
+def test_a_video_file_is_prepared_to_the_bit(tmp_path):
+    """Upright, and with frames of B, which files hold in another order than they are shown in."""
+    pytest.importorskip("av")
+    ready = network(20, frames=4, stride=3)
+    facts = {**ready.task.ship(ready.info).preprocessing, "normalised_in_graph": True}
+    write_video(tmp_path / "a.mp4", noise(30, 48, 64), options={"g": "10", "bf": "2"})
+    (tmp_path / "turned.mp4").write_bytes(rotated((tmp_path / "a.mp4").read_bytes(), 90))
+    write_video(tmp_path / "a.avi", noise(30, 48, 64), "mpeg4")
+    for name in ("a.mp4", "turned.mp4", "a.avi"):
+        wanted = ready.view({"image": ready.read(tmp_path / name)})["image"][None].numpy()
+        found = prepare(read(str(tmp_path / name), "RGB"), facts)
+        assert np.abs(found.astype(int) - wanted).max() <= (0 if NATIVE else 1), name
+
+
+def test_a_video_file_without_pyav_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(SystemExit, match=r"reading a.mp4 needs PyAV: pip install av"):
+        read("a.mp4", "RGB")
+
+
 def test_what_makes_a_clip_is_told():
     shipment = ship(network(112, 8, 3, "repeat").info, 8, 3, "repeat", shorter=128)
     assert shipment.preprocessing == {
@@ -66,6 +87,7 @@ def test_what_makes_a_clip_is_told():
     [("onnx", {"with_preprocessing": True}), pytest.param("openvino", {}, marks=pytest.mark.slow)],
 )
 def test_an_exported_network_answers_as_foveal_does(tmp_path, to, options):
+    pytest.importorskip("av")
     pytest.importorskip({"onnx": "onnxruntime"}.get(to, to))
     ready = network(over="spacetime", subsample="after")
     done = export(ready, to, out=tmp_path / "out", **options)
@@ -75,7 +97,8 @@ def test_an_exported_network_answers_as_foveal_does(tmp_path, to, options):
     assert about["input"]["shape"] == ["batch", 3, 4, 20, 20]
     write_animation(tmp_path / "a.gif", noise(7, 31, 40))
     write_frames(tmp_path / "frames", noise(3, 31, 40))
-    for name in ("a.gif", "frames"):
+    write_video(tmp_path / "a.mp4", noise(14, 32, 40))
+    for name in ("a.gif", "frames", "a.mp4"):
         said = run_script(done.folder / "infer.py", tmp_path / name, tmp_path)["labels"]
         wanted = ready(tmp_path / name).labels
         assert [label for label, _ in said] == [label for label, _ in wanted]

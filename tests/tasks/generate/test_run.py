@@ -1,6 +1,9 @@
 """Generation through the command line: training with samples, a stop and a continuation, evaluation, images."""
 
+import itertools
 import json
+import re
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +15,13 @@ from safetensors.torch import load_file
 from foveal.cli import main
 from foveal.compare.costs import measure_costs
 from foveal.compare.plan import plan_comparison
+from foveal.data.scenes import Digits
+from foveal.evaluate import evaluate
 from foveal.measure import count_macs
+from foveal.model_info import ModelInfo
 from foveal.tasks.generate import Generate
+from foveal.tasks.generate.features import feature_network, frechet_distance
+from foveal.tasks.generate.metric import GenerationQuality
 from foveal.train import TrainConfig, fit
 from foveal.train import run as run_module
 
@@ -119,8 +127,57 @@ def test_eval_names_the_features_and_gives_floor_and_ceiling(run, tmp_path, caps
     details = found["details"]
     assert details["features"].startswith("digits.safetensors")
     assert 0 < details["floor"]["frechet"] < details["ceiling"]["frechet"]
-    assert details["images"] == 192
+    assert details["images"] == details["floor"]["images"] == details["ceiling"]["images"] == 192
     assert 0 <= details["precision"] <= 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "features: digits.safetensors (bundled, trained on digits)" in told
+    assert "192 real and as many generated images" in told
+    assert f"{details['floor']['frechet']:.4g}" in told
+    assert f"{details['ceiling']['kernel']:.4g}" in told
+
+
+def test_the_floor_is_between_images_of_two_parts(run):
+    """Of one part alone it would be the distance of halves, of half as many images."""
+    found = evaluate(run.weights, data_options={"length": 64}).details["floor"]
+    network = feature_network(None, Digits("val"))
+    val, train = (
+        network(Digits(part, length=64).as_tensors()["image"].float() / 255)[0] for part in ("val", "train")
+    )
+    assert found["frechet"] == pytest.approx(frechet_distance(val, train), rel=1e-4)
+    assert found["between"] == "real images and real images of another part"
+
+
+def test_without_another_part_the_floor_is_between_halves():
+    features = types.SimpleNamespace(name="x", is_inception=False)
+    metric = GenerationQuality(features, ModelInfo("generate", ["a", "b"], 32), ["a", "b"], full=True)
+    generator = torch.Generator().manual_seed(0)
+    metric.real = [torch.randn(41, 5, generator=generator, dtype=torch.float64)]
+    metric.made = metric.untrained = metric.real
+    floor = metric.report()["details"]["floor"]
+    assert (floor["images"], floor["between"]) == (20, "one half of the real images and the other")
+    metric.others = [torch.zeros(30, 5, dtype=torch.float64)]
+    assert metric.report()["details"]["floor"]["images"] == 30, "as many of each"
+
+
+def test_a_run_says_in_whose_features_it_measures(capsys, tmp_path):
+    fit(TrainConfig.from_dict({**SMALL, "epochs": 1, "out": str(tmp_path / "run")}))
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "distances in the features of digits.safetensors (bundled, trained on digits), over 192 images"
+        in said
+    )
+
+
+def test_the_page_of_an_evaluation_has_distances_beside_their_bounds(run, tmp_path):
+    page = tmp_path / "page.html"
+    words = ["eval", "--weights", str(run.weights), "--data_options.length", "64", "--device", "cpu"]
+    assert main([*words, "--html", str(page)]) == 0
+    text = page.read_text()
+    assert "Floor and ceiling" in text
+    assert "digits.safetensors" in text
+    assert " %" not in re.sub(r"data:image[^\"]*", "", text).partition("</style>")[2], (
+        "a distance is no share"
+    )
 
 
 def test_images_that_are_all_alike_are_said_to_be():
@@ -150,6 +207,33 @@ def test_the_bundled_data_have_their_recipe_by_either_name():
         config = TrainConfig(task="generate", data=data)
         assert (config.lr, config.epochs, config.ema, config.model_options["width"]) == (1e-3, 12, 0.99, 16)
     assert "width" not in TrainConfig(task="generate", data="photos").model_options
+
+
+def test_own_data_are_compared_without_naming_the_networks(run, tmp_path):
+    """What is obvious to type: the network of the task, or one that is named, with and without attention."""
+    for part, label in itertools.product(("train", "val"), ("a", "b")):
+        (tmp_path / part / label).mkdir(parents=True)
+        for n in range(16):
+            Image.new("RGB", (32, 32), (16 * n, 0, 0)).save(tmp_path / part / label / f"{n}.png")
+    classifier = fit(
+        TrainConfig.from_dict(
+            {"data": str(tmp_path), "model": "cifar_resnet8", "epochs": 1, "out": str(tmp_path / "run")}
+        ),
+        quiet=True,
+    )
+    options = {
+        "task": "generate", "data": str(tmp_path), "feature_weights": str(classifier.weights),
+        "accelerator": "cpu", "model_options": {"width": 8},
+    }  # fmt: skip
+    for model, names in (
+        ({}, ["sagan_dcgan_32(attention=none)", "sagan_dcgan_32"]),
+        ({"model": "sagan_32", "attention": "se"}, ["sagan_32(attention=none)", "sagan_32"]),
+    ):
+        plan = plan_comparison(None, seeds=1, control=False, training={**options, **model})
+        assert [variant.name for variant in plan.variants] == names
+        none, attends = (variant.model_options["attention"] for variant in plan.variants)
+        assert (none or "none", attends) == ("none", model.get("attention", "selfattention"))
+        assert all(variant.model_options["width"] == 8 for variant in plan.variants)
 
 
 def test_a_comparison_is_of_attention_and_none_and_costs_are_of_both_networks(tmp_path):

@@ -69,6 +69,8 @@ class VideoFiles:
 class StoredClips(StoredDataset):
     """A `StoredDataset` of videos, whose frames are read when they are asked for."""
 
+    called = "videos"
+
     def clip(self, index: int, choose: Callable[[int], list[int]]) -> dict[str, Any]:
         """An item with the frames that ``choose`` takes of how many there are; where it cannot be read, the next one.
 

@@ -22,7 +22,9 @@ def evaluation_table(evaluation: Any, views: str = "") -> RenderableType:
     figures = evaluation.figures
     table = figures_table(evaluation)
     table.add_row("accuracy", f"{100 * figures['accuracy']:.2f} %")
-    table.add_row("95 % interval (of the images drawn)", f"{100 * low:.2f} to {100 * high:.2f} %")
+    table.add_row(
+        f"95 % interval (of the {evaluation.items} drawn)", f"{100 * low:.2f} to {100 * high:.2f} %"
+    )
     table.add_row("right among the best 5", f"{100 * figures['top5']:.2f} %")
     if views:
         table.add_row("views of each, averaged", views)

@@ -31,12 +31,7 @@ RATE = 0.01
 """The learning rate of the bundled clips, of network and blocks alike."""
 BUNDLED = ("scenes", "scenes:direction")
 DEFAULT_MODEL = "nonlocal_c2d_cifar_resnet8"
-RECIPE: dict[str, Any] = {
-    "insert": ["nonlocal(over=time)@stage:2"],
-    "model": DEFAULT_MODEL,
-    "model_options": {"blocks": 0},
-    "epochs": 1,
-}
+RECIPE: dict[str, Any] = {"insert": ["nonlocal(over=time)@stage:2"], "epochs": 1}
 """Of comparisons on bundled clips: the network without its block, with a block, and with a convolution in its place."""
 
 
@@ -103,6 +98,7 @@ class Clips:
     pipeline_tag: ClassVar[str] = "video-classification"
     is_share: ClassVar[bool] = True
     writes_folder: ClassVar[bool] = False
+    items: ClassVar[str] = "clips"
     bundled_recipes: ClassVar[dict[str, dict[str, Any]]] = dict.fromkeys(BUNDLED, RECIPE)
 
     def settle_training(self, config: Any) -> dict[str, Any]:
@@ -115,6 +111,10 @@ class Clips:
     def example_size(self, image_size: int) -> tuple[int, int, int]:
         """Frames, height and width of an input; networks take any number of frames from 2."""
         return (EXAMPLE_FRAMES, image_size, image_size)
+
+    def compared(self, model: str | None) -> dict[str, Any]:
+        """The network without the blocks that it usually has, for others are put into it."""
+        return {"model_options": {"blocks": 0}}
 
     def open(self, data: str, split: str, options: Mapping[str, Any]) -> Any:
         from foveal.data import open_dataset

@@ -25,28 +25,56 @@ def ship(info: ModelInfo, frames: int, stride: int, short: str, shorter: int) ->
         agreement=same_label,
         agreement_of="top-1",
         preprocessing={**clip, "resize_shorter": shorter, "crop": info.image_size},
-        script=(read, resize, network_input, chosen, prepare, answer),
+        script=(read, read_video, resize, network_input, chosen, prepare, answer),
         free=(0,),
     )
 
 
 def read(name, mode):
-    """How many frames an animated image or a folder of images has, and a function from a number to that frame."""
+    """How many frames a video, an animated image or a folder of images has, and a function from numbers to frames."""
     import re
 
+    if Path(name).suffix.lower() in (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg"):
+        return read_video(name, mode)
     if Path(name).is_dir():
         kinds = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
         files = [one for one in Path(name).iterdir() if one.suffix.lower() in kinds]
         # frame 2 comes before frame 10
         files.sort(key=lambda one: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", one.name)])
-        return len(files), lambda n: ImageOps.exif_transpose(Image.open(files[n])).convert(mode)
+        return len(files), lambda numbers: [
+            ImageOps.exif_transpose(Image.open(files[n])).convert(mode) for n in numbers
+        ]
     video = Image.open(name)
 
-    def frame(n):
-        video.seek(n)
-        return video.convert(mode)
+    def frames(numbers):
+        for n in numbers:
+            video.seek(n)
+            yield video.convert(mode)
 
-    return getattr(video, "n_frames", 1), frame
+    return getattr(video, "n_frames", 1), frames
+
+
+def read_video(name, mode):
+    """The same of a video file, whose frames PyAV decodes."""
+    try:
+        import av
+    except ImportError:
+        raise SystemExit(f"reading {name} needs PyAV: pip install av") from None
+    with av.open(str(name), "r") as file:
+        packets = file.demux(file.streams.video[0])
+        count = sum(1 for one in packets if one.pts is not None and one.size and not one.is_discard)
+
+    def frames(numbers):
+        kept, wanted = {}, set(numbers)
+        with av.open(str(name), "r") as file:
+            for n, one in enumerate(file.decode(video=0)):
+                if n in wanted:
+                    # upright, as its file says
+                    pixels = np.rot90(one.to_ndarray(format="rgb24"), round(one.rotation / 90) % 4)
+                    kept[n] = Image.fromarray(np.ascontiguousarray(pixels)).convert(mode)
+        return [kept[n] for n in numbers]
+
+    return count, frames
 
 
 def chosen(count, facts):
@@ -58,10 +86,9 @@ def chosen(count, facts):
 
 def prepare(video, facts):
     """Of each frame the shorter side resized, the centre cut out; the frames of a clip one after the other."""
-    count, frame = video
+    count, frames = video
     planes = []
-    for n in chosen(count, facts):
-        image = frame(n)
+    for image in frames(chosen(count, facts)):
         width, height = (round(facts["resize_shorter"] / min(image.size) * side) for side in image.size)
         pixels, side = resize(np.asarray(image), height, width), facts["crop"]
         top, left = (height - side) // 2, (width - side) // 2

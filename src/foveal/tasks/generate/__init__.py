@@ -26,8 +26,8 @@ COLLAPSED_BELOW = 0.3
 # scenes are the default of every task; of this one they are digits alone
 BUNDLED_NAMES = ("scenes", "digits")
 
-RECIPE: dict[str, Any] = {"models": ["sagan_dcgan_32(attention=none)", "sagan_dcgan_32"], "epochs": 3}
-"""Of comparisons on the bundled digits: the paper's own, with attention at the published places and without."""
+RECIPE: dict[str, Any] = {"epochs": 3}
+"""Of comparisons on the bundled digits."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ class Generate:
             return {**common, "lr": 1e-4, "epochs": 100, "model_options": network}
         small = {"conditional": True, "width": 16} if config.model == self.default_model else {}
         return {**common, "lr": 1e-3, "epochs": 12, "ema": 0.99, "model_options": {**network, **small}}
+
+    def compared(self, model: str | None) -> dict[str, Any]:
+        """The paper's own comparison: without attention at the published places, and with it."""
+        name = model or self.default_model
+        return {"models": [f"{name}(attention=none)", name]}
 
     def open(self, data: str, split: str, options: Mapping[str, Any]) -> Any:
         from foveal.data import open_dataset
@@ -250,10 +255,34 @@ class Generate:
         assert out is not None
         return write_images(predictions, out, inference)
 
-    def show(self, evaluation: Any) -> RenderableType:
-        from foveal.tasks.tables import plain_table
+    def floor_data(self, data: str, split: str, options: Mapping[str, Any]) -> Any:
+        """Training images, or for these the validation images; None where there is no other part."""
+        from foveal.data.split import NoPartError
 
-        return plain_table(evaluation)
+        try:
+            return self.open(data, "val" if split == "train" else "train", options)
+        except NoPartError:
+            return None
+
+    def opening_lines(self, config: Any, net: nn.Module, data: Mapping[str, Any]) -> list[str]:
+        """In which features distances are measured, and over how many images."""
+        from foveal.tasks.generate.features import feature_network
+
+        name = feature_network(config.options.feature_weights, data["train"]).name
+        return [
+            f"frechet and kernel are distances in the features of {name}, over {len(data['val']):,} images"
+        ]
+
+    def show(self, evaluation: Any) -> RenderableType:
+        from foveal.tasks.generate.tables import evaluation_table
+
+        return evaluation_table(evaluation)
+
+    def page_sections(self, evaluation: Any, predictor: Any) -> list[tuple[str, str]]:
+        """Distances beside floor and ceiling, the name of their features, and images."""
+        from foveal.tasks.generate.tables import sections
+
+        return sections(evaluation, predictor)
 
     def check(self, data: str, split: str, options: dict[str, Any]) -> Checked:
         from foveal.tasks.check import check_stored

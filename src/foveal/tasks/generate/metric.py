@@ -48,6 +48,7 @@ class GenerationQuality:
         self.real: list[Tensor] = []
         self.made: list[Tensor] = []
         self.untrained: list[Tensor] = []
+        self.others: list[Tensor] = []
         self.confirmed = 0
         self.knows_classes, self.gammas = True, 0.0
         self.start: Any = None
@@ -73,6 +74,10 @@ class GenerationQuality:
                 self.start = untrained(net).to(device)
             self.untrained.append(self.features(self._unit(self.start.generate(noise, labels)))[0])
 
+    def update_floor(self, batch: dict[str, Any]) -> None:
+        """Add real images of another part: how near real images are to real ones is the floor."""
+        self.others.append(self.features(self._unit(batch["image"]))[0])
+
     def _unit(self, images: Tensor) -> Tensor:
         """From what the networks take and make to 0..1, with three channels."""
         mean, std = (
@@ -84,6 +89,7 @@ class GenerationQuality:
         self.real += other.real
         self.made += other.made
         self.untrained += other.untrained
+        self.others += other.others
         self.confirmed += other.confirmed
 
     def compute(self) -> dict[str, float]:
@@ -102,27 +108,55 @@ class GenerationQuality:
         return {**figures, "confirmed": self.confirmed / self.images} if self.knows_classes else figures
 
     def report(self) -> dict[str, Any]:
-        """Floor: between two halves of the real images. Ceiling: from an untrained generator. Both with their n."""
+        """The features' name, floor and ceiling, each with its number of images; precision and recall.
+
+        Floor: as many real images of another part as there are, or, without another part, one half of the images from
+        the other. Ceiling: images of an untrained generator.
+        """
         if not self.full:
             return {}
         real, made, start = torch.cat(self.real), torch.cat(self.made), torch.cat(self.untrained)
         precision, recall = precision_recall(real, made)
-        half = len(real) // 2
+        here, there, what = self._floor(real)
         return {
             "details": {
                 "features": self.features.name,
                 **({"fid": frechet_distance(real, made)} if self.features.is_inception else {}),
                 "images": len(real),
                 "floor": {
-                    "frechet": frechet_distance(real[:half], real[half:]),
-                    "kernel": kernel_distance(real[:half], real[half:]),
-                    "images": half,
+                    "frechet": frechet_distance(here, there),
+                    "kernel": kernel_distance(here, there),
+                    "images": len(there),
+                    "between": what,
                 },
-                "ceiling": {"frechet": frechet_distance(real, start), "kernel": kernel_distance(real, start)},
+                "ceiling": {
+                    "frechet": frechet_distance(real, start),
+                    "kernel": kernel_distance(real, start),
+                    "images": len(start),
+                },
                 "precision": precision,
                 "recall": recall,
             }
         }
+
+    def _floor(self, real: Tensor) -> tuple[Tensor, Tensor, str]:
+        """Two sets of real images of one number, and what they are."""
+        if not self.others:
+            half = len(real) // 2
+            return real[:half], real[half : 2 * half], "one half of the real images and the other"
+        others = torch.cat(self.others)
+        count = min(len(real), len(others))
+        return evenly(real, count), evenly(others, count), "real images and real images of another part"
+
+
+def evenly(features: Tensor, count: int) -> Tensor:
+    """So many rows, evenly spread, for data lie class by class.
+
+    Example:
+        >>> evenly(torch.arange(10)[:, None], 4)[:, 0].tolist()
+        [0, 2, 5, 7]
+    """
+    return features[[i * len(features) // count for i in range(count)]]
 
 
 def mean_gamma(net: nn.Module) -> float:
