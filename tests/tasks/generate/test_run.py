@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from foveal.checkpoint import load
 from foveal.cli import main
 from foveal.compare.costs import measure_costs
 from foveal.compare.plan import plan_comparison
@@ -19,9 +20,11 @@ from foveal.data.scenes import Digits
 from foveal.evaluate import evaluate
 from foveal.measure import count_macs
 from foveal.model_info import ModelInfo
+from foveal.models import create_model
 from foveal.tasks.generate import Generate
 from foveal.tasks.generate.features import feature_network, frechet_distance
-from foveal.tasks.generate.metric import GenerationQuality
+from foveal.tasks.generate.metric import VALIDATION_SEED, GenerationQuality
+from foveal.tasks.generate.prediction import noise_of
 from foveal.train import TrainConfig, fit
 from foveal.train import run as run_module
 
@@ -96,6 +99,11 @@ def test_predict_writes_images_that_the_seed_fixes(run, tmp_path, capsys):
     assert "label must be one of 0, 1, 2" in capsys.readouterr().err
 
 
+def test_every_image_of_a_seed_has_noise_of_its_own():
+    found = {tuple(noise_of(seed, number, 4).tolist()) for seed in (0, 1, 7) for number in range(100)}
+    assert len(found) == 300
+
+
 def test_a_chosen_pixel_of_a_generated_image_shows_what_it_attended_to(run, tmp_path, capsys):
     words = ["look", "seed:3", "--weights", str(run.weights), "--device", "cpu"]
     assert main([*words, "--images", "2", "--query", "10,12", "--out", str(tmp_path / "look")]) == 0
@@ -145,6 +153,19 @@ def test_the_floor_is_between_images_of_two_parts(run):
     )
     assert found["frechet"] == pytest.approx(frechet_distance(val, train), rel=1e-4)
     assert found["between"] == "real images and real images of another part"
+
+
+def test_the_ceiling_is_of_a_generator_as_it_was_before_training(run):
+    found = evaluate(run.weights, data_options={"length": 64}).details["ceiling"]
+    network, tensors = feature_network(None, Digits("val")), Digits("val", length=64).as_tensors()
+    made = load(run.weights).foveal_model
+    torch.manual_seed(0)
+    net = create_model(made["name"], **made["kwargs"]).eval()
+    noise = torch.stack([noise_of(VALIDATION_SEED, number, net.latent) for number in range(64)])
+    with torch.no_grad():
+        start = network((net.generate(noise, tensors["label"]) / 2 + 0.5).expand(-1, 3, -1, -1))[0]
+    wanted = frechet_distance(network(tensors["image"].float() / 255)[0], start)
+    assert found["frechet"] == pytest.approx(wanted, rel=1e-3)
 
 
 def test_without_another_part_the_floor_is_between_halves():
