@@ -1,5 +1,6 @@
 """A network ready for use: answers for any kind of image, views, points and names."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,9 @@ def test_every_kind_of_image_gets_the_same_answer(network: Predictor, photo: Pat
     assert (answers[0].file, answers[2].file) == (str(photo), "")
     assert answers[0].label in repr(answers[0])
     assert answers[0]._repr_png_().startswith(b"\x89PNG")
+    assert answers[0].plot()._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(foveal.FovealError, match="must hold its image"):
+        replace(answers[0], image=None).plot()
     assert len(network(photo, top=2).labels) == 2
 
 

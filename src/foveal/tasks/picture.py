@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from foveal.errors import FovealError
+
+if TYPE_CHECKING:
+    from foveal.figure import NotebookFigure
 
 LINE = 14
 SMALLEST_WIDTH = 160
@@ -29,6 +35,26 @@ def captioned(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     for number, line in enumerate(lines):
         draw.text((3, height + 2 + LINE * number), line, fill="black")
     return np.asarray(picture)
+
+
+def figure_of(picture: np.ndarray | None) -> NotebookFigure:
+    """A picture, uint8 (h, w, 3), as a figure of its own proportions.
+
+    Raises:
+        FovealError: there is none, as the answer was given for no image that is at hand.
+    """
+    from foveal.figure import new_figure
+
+    if picture is None:
+        raise FovealError(
+            "a prediction must hold its image to be plotted, got none; call the predictor with an image"
+        )
+    height, width = picture.shape[:2]
+    figure = new_figure(5, 5 * height / width)
+    axes = figure.subplots()
+    axes.imshow(picture)
+    axes.set_axis_off()
+    return figure
 
 
 def png_bytes(picture: np.ndarray) -> bytes:

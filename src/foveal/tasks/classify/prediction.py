@@ -7,13 +7,17 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from foveal.files import csv_cell, json_text, write_text
-from foveal.tasks.picture import captioned, png_bytes
+from foveal.tasks.picture import captioned, figure_of, png_bytes
+
+if TYPE_CHECKING:
+    from foveal.figure import NotebookFigure
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class LabelPrediction:
     def captioned(self, picture: np.ndarray) -> np.ndarray:
         """A picture (h, w, 3) with the most probable labels written below it."""
         return captioned(picture, [f"{label}  {probability:.1%}" for label, probability in self.labels[:3]])
+
+    def plot(self) -> NotebookFigure:
+        """The same picture that a notebook shows, as a figure, to be saved or put beside others."""
+        return figure_of(None if self.image is None else self.draw(self.image))
 
     def _repr_png_(self) -> bytes | None:
         return None if self.image is None else png_bytes(self.draw(self.image))

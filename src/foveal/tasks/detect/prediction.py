@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from foveal.model_info import ModelInfo
 from foveal.palette import palette
 from foveal.tasks.detect import DEFAULT_THRESHOLD, DetectInference
-from foveal.tasks.picture import png_bytes
+from foveal.tasks.picture import figure_of, png_bytes
+
+if TYPE_CHECKING:
+    from foveal.figure import NotebookFigure
 
 SMALLEST_PICTURE = 480
 """Pixels of the longer side to which small images are enlarged, so that labels can be read."""
@@ -62,6 +65,10 @@ class BoxPrediction:
         """The image with every box in the colour of its class, its name and score above it."""
         labels = [f"{name}: {score:.0%}" for name, score in self.labels]
         return draw_boxes(image, self.boxes_xyxy, self.class_indices, labels, palette(self.classes))
+
+    def plot(self) -> NotebookFigure:
+        """The same picture that a notebook shows, as a figure, to be saved or put beside others."""
+        return figure_of(None if self.image is None else self.draw(self.image))
 
     def _repr_png_(self) -> bytes | None:
         return None if self.image is None else png_bytes(self.draw(self.image))

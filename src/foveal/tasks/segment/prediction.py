@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,7 +12,10 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from foveal.palette import overlay, palette
-from foveal.tasks.picture import captioned, png_bytes
+from foveal.tasks.picture import captioned, figure_of, png_bytes
+
+if TYPE_CHECKING:
+    from foveal.figure import NotebookFigure
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ class MaskPrediction:
         """The image with the colours of the classes laid over it, and the largest classes named below."""
         picture = overlay(image.permute(1, 2, 0).cpu().numpy(), self.class_map.numpy(), palette(self.classes))
         return captioned(picture, [f"{name}  {share:.1%}" for name, share in self.labels[:3]])
+
+    def plot(self) -> NotebookFigure:
+        """The same picture that a notebook shows, as a figure, to be saved or put beside others."""
+        return figure_of(None if self.image is None else self.draw(self.image))
 
     def _repr_png_(self) -> bytes | None:
         return None if self.image is None else png_bytes(self.draw(self.image))
