@@ -86,6 +86,7 @@ _SUBPACKAGES = (
     "sources",
     "statistics",
     "tasks",
+    "terminal",
     "train",
 )
 
