@@ -1,6 +1,7 @@
 """Names from the world reach a terminal as text: none of them clears the screen, sets its title or is markup."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -45,7 +46,10 @@ def test_figures_of_an_evaluation_show_classes_of_any_name():
         "w", "d\x1b[2J", "val", 1, "accuracy", {"accuracy": 0.5, "top5": 1.0, "loss": 1.0, "miou": 0.5,
         "pixel_accuracy": 0.5}, (0.0, 1.0), "x", {"a\x1b[2J": 0.5, "b": None}, None, 8, {"p\x1b]0;x\x07": "broken"},
     )  # fmt: skip
-    for task in ("segment", "generate"):
-        text = printed(TASKS[task].show(found))
+    bound = {"frechet": 1.0, "kernel": 1.0, "images": 1, "between": "h\x1b[2J"}
+    bounds = {"floor": bound, "ceiling": bound}
+    made = {"features": "f\x1b[2J", "images": 1, "precision": 1.0, "recall": 1.0, **bounds}
+    for task, details in (("segment", None), ("generate", made)):
+        text = printed(TASKS[task].show(replace(found, details=details)))
         assert "d\\x1b[2J" in text
         assert "\x1b" not in text

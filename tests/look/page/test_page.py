@@ -365,6 +365,10 @@ def test_a_seed_is_chosen_with_a_slider_and_a_point_of_its_image_shows_its_row(
         slider = opened.locator("#seed input")
         slider.fill("12")
         opened.locator("#status", has_text="seed 12, image 0: a").wait_for()
+        for _ in range(600):  # the picture is decoded and drawn after its name is there
+            if not np.array_equal(pixels(opened), before):
+                break
+            opened.wait_for_timeout(50)
         assert not np.array_equal(pixels(opened), before)
         opened.locator("#examples button").nth(2).click()
         opened.locator("#status", has_text="seed 12, image 2: c").wait_for()
