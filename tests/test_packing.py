@@ -110,6 +110,7 @@ def test_what_was_stopped_goes_on_after_its_last_whole_chunk_to_the_same_bytes(
     coloured_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = shutil.copytree(coloured_folder, tmp_path / "data")
+    (data / "train/red/05.png").rename(data / "train/red/caf\udce9.png")  # a name that is no UTF-8
     for name in ("train/red/03.png", "train/blue/01.png"):
         (data / name).write_bytes((data / name).read_bytes()[:40])
     pack(str(data), tmp_path / "whole", chunk_bytes=2000)
@@ -126,6 +127,11 @@ def test_what_was_stopped_goes_on_after_its_last_whole_chunk_to_the_same_bytes(
     for stop_at in (30, 64):
         with pytest.raises((KeyboardInterrupt, OSError)) as stopped:
             pack(str(data), tmp_path / "out", chunk_bytes=2000)
+        progress = tmp_path / ".out.unfinished" / "train" / packing.PROGRESS
+        lines = progress.read_text().splitlines()
+        assert len(lines) == len(list(progress.parent.glob("chunk-*.bin"))), "each chunk is told of once"
+        with open(progress, "a") as file:  # as a process leaves it that is killed while it writes
+            file.write(lines[-1][:20])
         if stop_at == 30:
             assert str(stopped.value).startswith(
                 f"stopped; whole chunks are kept in {tmp_path}/.out.unfinished"

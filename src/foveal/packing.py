@@ -21,13 +21,13 @@ from foveal.data.packed_items import BOX, BOX_KIND, PACKED_TASKS, encode, png_fi
 from foveal.data.sources.packed import ITEMS, MANIFEST, Manifest
 from foveal.data.split import SPLITS, NoPartError
 from foveal.errors import FovealError
-from foveal.files import atomic_write, utf8_path, write_json
+from foveal.files import atomic_write, utf8_path, write_json, write_text
 from foveal.folders import locked
 from foveal.tasks import task_named
 
 DATA = "data.json"
 """What is packed, as long as it is not all packed."""
-PROGRESS = "progress.json"
+PROGRESS = "progress.jsonl"
 """How far a part is packed."""
 
 
@@ -189,17 +189,15 @@ def _write_part(
     fields = dict(PACKED_TASKS[task])
     if "label" in fields and BOX in part[0]:
         fields[BOX] = BOX_KIND
-    before: dict[str, Any] = {"items": 0, "chunks": [], "rows": [], "unreadable": {}}
-    if (folder / PROGRESS).exists():
-        before = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-    writer, rows = ChunkWriter(folder, fields, chunk_bytes, before["chunks"]), before["rows"]
-    names, unreadable = list(part.names), before["unreadable"]
+    kept = _Progress(folder / PROGRESS)
+    writer = ChunkWriter(folder, fields, chunk_bytes, kept.chunks)
+    names, rows, unreadable = list(part.names), kept.rows, kept.unreadable
     # known without decoding an image, where a label is all there is
     labels = part.labels if "label" in fields and BOX not in fields and hasattr(part, "encoded") else None
     generator = torch.Generator().manual_seed(seed_for(0, "pack"))
     order = torch.randperm(len(part), generator=generator).tolist() if split == "train" else range(len(part))
     for done, place in enumerate(order, 1):
-        if done <= before["items"]:
+        if done <= kept.items:
             continue
         try:
             image, truth = _item(part, place, None if labels is None else labels[place])
@@ -214,17 +212,57 @@ def _write_part(
                 ) from None
             continue
         if writer.add(encode(task, image, names[place], truth)):
-            state = {"items": done - 1, "chunks": writer.rows, "rows": rows, "unreadable": unreadable}
-            write_json(folder / PROGRESS, state)
+            kept.add(done - 1, writer.rows)
         rows.append({"name": names[place], **_known(truth)})
         if progress is not None:
             progress(split, done, len(part))
     writer.close()
     _write_items(folder / ITEMS, rows)
-    state = {"items": len(part), "chunks": writer.rows, "rows": rows, "unreadable": unreadable}
-    write_json(folder / PROGRESS, state)
+    kept.add(len(part), writer.rows)
     left_out |= {**getattr(part, "skipped", {}), **unreadable}
     return writer
+
+
+class _Progress:
+    """How far a part is packed: a line of a file for each whole chunk, with what came since the one before it.
+
+    Attributes:
+        items: of the part that need not be looked at again.
+        chunks: what the index says of their chunks.
+        rows: of `ITEMS`; those that come later are added by the writer of the part.
+        unreadable: name -> why; likewise.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.items = path, 0
+        self.chunks: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.unreadable: dict[str, str] = {}
+        whole = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # the last one, of a process that was killed
+                break
+            whole.append(f"{line}\n")
+            self.items = entry["items"]
+            self.chunks += entry["chunks"]
+            self.rows += entry["rows"]
+            self.unreadable |= entry["unreadable"]
+        if whole:
+            write_text(path, "".join(whole))
+        self._told = len(self.chunks), len(self.rows), len(self.unreadable)
+
+    def add(self, items: int, chunks: list[dict[str, Any]]) -> None:
+        """So many items are in whole chunks on the disk, or unreadable."""
+        c, r, u = self._told
+        entry = {"items": items, "chunks": chunks[c:], "rows": self.rows[r:]}
+        entry["unreadable"] = dict(list(self.unreadable.items())[u:])
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._told = len(chunks), len(self.rows), len(self.unreadable)
 
 
 def _item(part: Any, place: int, label: int | None) -> tuple[bytes, Mapping[str, Any]]:

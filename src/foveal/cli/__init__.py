@@ -113,13 +113,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"foveal {__version__}")
         return 0
     name = arguments[0]
-    warnings.showwarning = partial(_show_warning, name, set(), warnings.showwarning)
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         return print_error("foveal", f"the command must be one of {', '.join(COMMANDS)}, got {name}{hint}")
     try:
         command = COMMANDS[name]
-        with stop_signals(interrupt):
+        with stop_signals(interrupt), warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, name, set(), warnings.showwarning)
             status = command.run(**parse(name, command, arguments[1:]))
         return status if isinstance(status, int) else 0
     except SystemExit as request:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from foveal.data.decode import decode_image
+
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 
 
@@ -57,13 +59,7 @@ def load_photographs() -> list[np.ndarray]:
         >>> [pixels.shape for pixels in load_photographs()]
         [(427, 640, 3), (427, 640, 3)]
     """
-    from PIL import Image
-
-    photographs = []
-    for path in photograph_files():
-        with Image.open(path) as image:
-            photographs.append(np.asarray(image.convert("RGB")))
-    return photographs
+    return [decode_image(path).permute(1, 2, 0).numpy() for path in photograph_files()]
 
 
 def _folder() -> Path:

@@ -92,9 +92,8 @@ def fuse(net: nn.Module, example: Any = None) -> nn.Module:
 
 def _traced(net: nn.Module) -> fx.GraphModule | str:
     """A copy of the network as a graph, or why it has none: a network may do anything in forward."""
-    work = copy.deepcopy(
-        net
-    ).eval()  # a graph of torchvision's feature extractors copies itself in training mode
+    # in eval mode: a graph of torchvision's feature extractors copies itself in training mode
+    work = copy.deepcopy(net).eval()
     before = _drawn_and_kept(work)
     try:
         graph = Tracer(work).trace(work)

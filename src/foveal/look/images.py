@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveal.data import decode_image
-from foveal.data.bundled import load_photographs, photograph_files
+from foveal.data.bundled import photograph_files
 from foveal.data.sources import BUNDLED
 from foveal.data.sources.packed import is_packed
 from foveal.errors import FovealError
@@ -210,7 +210,4 @@ def bundled_images(predictor: Predictor, count: int = 6) -> list[tuple[str, Tens
         found = []
     if of_clips:
         return found
-    return found + [
-        (file.name, torch.tensor(pixels).permute(2, 0, 1))
-        for file, pixels in zip(photograph_files(), load_photographs(), strict=True)
-    ]
+    return found + [(file.name, decode_image(file)) for file in photograph_files()]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 
-from foveal.tasks.tables import with_notes
+from foveal.tasks.tables import figures_table, with_notes
 from foveal.terminal import plain
 
 DISTANCES = ("frechet", "kernel")
@@ -39,10 +38,8 @@ def notes(evaluation: Any) -> list[str]:
 
 def evaluation_table(evaluation: Any) -> RenderableType:
     """Every figure with its floor and ceiling; below, the name of the features and the numbers of images."""
-    title = f"{evaluation.data}, split {evaluation.split}, {evaluation.images:,} images"
-    table = Table(title=plain(title), title_justify="left")
-    table.add_column("figure")
-    for name in ("value", "floor", "ceiling"):
+    table = figures_table(evaluation)
+    for name in ("floor", "ceiling"):
         table.add_column(name, justify="right")
     for row in rows(evaluation):
         table.add_row(*map(plain, row))
