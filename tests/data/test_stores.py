@@ -163,6 +163,18 @@ def test_chunks_are_fetched_before_they_are_read(site: Served, tmp_path: Path) -
     assert pickle.loads(pickle.dumps(store))._coming is None
 
 
+def test_what_fetches_ahead_ends_with_its_store(site: Served, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    store = RemoteStore(site.url, tmp_path / "cache", 2**20)
+    store.prefetch([])
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == stores.READ_AHEAD_THREADS
+    del store
+    for thread in threads:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
 def test_what_killed_processes_left_in_the_cache_is_removed(site: Served, tmp_path: Path) -> None:
     far = remote(site, tmp_path)
     (tmp_path / "cache").mkdir()

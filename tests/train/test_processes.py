@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from foveal.errors import FovealError
@@ -19,7 +20,7 @@ from foveal.evaluate import evaluate
 from foveal.inference import predictor
 from foveal.train import TrainConfig
 from foveal.train.lost_process import ProcessWatch
-from foveal.train.processes import require_world
+from foveal.train.processes import processes_of_a_run, require_world
 from foveal.train.run import Run
 
 WORDS = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--batch_size", "16", "--epochs", "3"]
@@ -154,6 +155,38 @@ def test_processes_that_end_well_are_not_missed():
     watch.start()
     watch.join(timeout=30)
     assert not watch.is_alive()
+
+
+@pytest.mark.parametrize("grace", [0, 100])
+def test_a_watch_ends_when_it_is_told_to(grace):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        watch = ProcessWatch([child], str, grace=grace)
+        watch.start()
+        if grace:  # the child is lost, and the watch waits for this process to notice
+            child.kill()
+            child.wait()
+        watch.stop()
+        assert not watch.is_alive()
+        child.kill()
+
+
+def test_processes_talk_to_each_other_for_as_long_as_the_run_lasts(tmp_path):
+    def join():
+        torch.distributed.init_process_group(
+            "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+        )
+
+    with processes_of_a_run():
+        join()
+    assert not torch.distributed.is_initialized()
+    (tmp_path / "store").unlink(missing_ok=True)
+    join()
+    try:
+        with processes_of_a_run():
+            pass
+        assert torch.distributed.is_initialized(), "a group that was there before is another's"
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_what_a_lost_process_leaves_the_others_with_is_one_error():

@@ -3,8 +3,11 @@
 import signal
 import subprocess
 import sys
+import weakref
 
 import pytest
+
+from foveal.train.waiting import ended_by_signals
 
 # the signal goes to another thread, so that nothing interrupts the main one, as in a wait of PyTorch's
 CODE = """
@@ -51,3 +54,17 @@ def test_a_process_that_has_left_the_wait_is_let_alone():
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "")
+
+
+def test_nothing_is_kept_by_a_thread_once_the_wait_is_over():
+    """What a thread frees while Python ends aborts the process where it is a process group."""
+
+    class Run:
+        def line(self):
+            return "stopped"
+
+    run = Run()
+    with ended_by_signals(run.line):
+        kept = weakref.ref(run)
+    del run
+    assert kept() is None

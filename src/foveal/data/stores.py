@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import Queue
 from threading import Thread
 from typing import Any, BinaryIO
+from weakref import finalize, ref
 
 from foveal.data.chunks import CHUNK_BYTES, Chunk
 from foveal.data.opening import ChunkError, line_of
@@ -101,7 +102,7 @@ class RemoteStore:
     def __init__(self, url: str, cache: Path, cache_bytes: int) -> None:
         self.url, self.where = url.rstrip("/"), url.rstrip("/") + "/"
         self.cache, self.cache_bytes = cache, cache_bytes
-        self._coming: Queue[Chunk] | None = None
+        self._coming: Queue[Chunk | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_coming": None}
@@ -209,17 +210,12 @@ class RemoteStore:
         """Begin to fetch those that are not here, in their order; whatever fails is told when it is read."""
         if self._coming is None:
             self._coming = Queue()
+            # the threads do not keep the store, and end with it
             for _ in range(READ_AHEAD_THREADS):
-                Thread(target=self._fetch_all, args=(self._coming,), daemon=True).start()
+                Thread(target=_fetch_all, args=(ref(self), self._coming), daemon=True).start()
+                finalize(self, self._coming.put, None)
         for chunk in chunks:
             self._coming.put(chunk)
-
-    def _fetch_all(self, coming: Queue[Chunk]) -> None:
-        while True:
-            chunk = coming.get()
-            with suppress(Exception):
-                self.fetch(chunk)
-            coming.task_done()
 
     def _download(self, chunk: Chunk, path: Path) -> None:
         digest, size = hashlib.blake2b(digest_size=16), 0
@@ -258,6 +254,15 @@ class RemoteStore:
             with suppress(OSError):  # gone already, or open where open files cannot be removed
                 path.unlink()
                 free += size
+
+
+def _fetch_all(store: ref[RemoteStore], coming: Queue[Chunk | None]) -> None:
+    while (chunk := coming.get()) is not None:
+        with suppress(Exception):
+            if (there := store()) is not None:
+                there.fetch(chunk)
+            del there
+        coming.task_done()
 
 
 def _read_at(file: BinaryIO, start: int, length: int) -> bytes:

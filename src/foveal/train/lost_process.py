@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from subprocess import Popen
 
@@ -32,13 +31,21 @@ class ProcessWatch(threading.Thread):
     ) -> None:
         super().__init__(daemon=True, name="process-watch")
         self.children, self.message, self.grace = children, message, grace
+        self.stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End the watch and wait until it has let go of all that its message needs."""
+        self.stopped.set()
+        self.join()
 
     def run(self) -> None:
         while (failed := self._failed()) is None:
             if all(child.poll() == 0 for child in self.children):
                 return
-            time.sleep(PERIOD)
-        time.sleep(self.grace)
+            if self.stopped.wait(PERIOD):
+                return
+        if self.stopped.wait(self.grace):
+            return
         line = self.message(f"process {failed.pid} ended with status {failed.returncode}")
         write_error(f"train: {line}")
         for child in self.children:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -104,6 +105,24 @@ def require_world(config: TrainConfig) -> None:
         raise FovealError(
             f"on SLURM srun must start each of {number} processes, got one without it: srun foveal train ..."
         )
+
+
+@contextmanager
+def processes_of_a_run() -> Iterator[None]:
+    """What is made in it to talk to other processes and to watch them ends with it, not with the interpreter.
+
+    A thread that frees tensors or a process group while Python is ending aborts the process.
+    """
+    before = torch.distributed.is_initialized()
+    try:
+        yield
+        # not after an error: another process that was lost would be waited for
+        if torch.distributed.is_initialized() and not before:
+            torch.distributed.destroy_process_group()
+    finally:
+        for thread in threading.enumerate():
+            if isinstance(thread, ProcessWatch):
+                thread.stop()
 
 
 @contextmanager

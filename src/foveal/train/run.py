@@ -42,6 +42,7 @@ from foveal.train.processes import (
     in_every_process,
     launch_fabric,
     one_line_where_lost,
+    processes_of_a_run,
     refuse_empty_shares,
     require_same,
     require_world,
@@ -127,7 +128,11 @@ def fit(
     """
     config, folder = settled(config, resume)
     # random states are put back when the run is over, those of GPUs too
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), ExitStack() as stack:
+    with (
+        processes_of_a_run(),
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        ExitStack() as stack,
+    ):
         with ended_by_signals(lambda: "stopped before the first step"):
             run = Run(config, folder, quiet=quiet)
             lock = locked(run.folder, "a training run") if run.fabric.is_global_zero else nullcontext()

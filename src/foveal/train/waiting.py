@@ -48,10 +48,13 @@ def ended_by_signals(line: Callable[[], str], *, signals: int = 1, grace: float 
         os.close(reading)
 
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    threading.Thread(target=watch, daemon=True, name="signals").start()
+    watching = threading.Thread(target=watch, daemon=True, name="signals")
+    watching.start()
     try:
         yield
     finally:
         left.set()
         signal.set_wakeup_fd(before)
         os.close(writing)
+        # its last act is to let go of ``line`` and of all that hangs on it, which must be before Python's own end
+        watching.join()
