@@ -1,5 +1,6 @@
 """A process that waits where no handler of Python's runs: it ends by a signal all the same."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -68,3 +69,17 @@ def test_nothing_is_kept_by_a_thread_once_the_wait_is_over():
         kept = weakref.ref(run)
     del run
     assert kept() is None
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_process_does_not_keep_the_wait():
+    """Workers that load data are forked meanwhile and have all that is open."""
+    reading, writing = os.pipe()
+    with ended_by_signals(str):
+        if (child := os.fork()) == 0:
+            os.read(reading, 1)
+            os._exit(0)
+    os.write(writing, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(reading)
+    os.close(writing)

@@ -36,8 +36,8 @@ def ended_by_signals(line: Callable[[], str], *, signals: int = 1, grace: float 
 
     def watch() -> None:
         missing = signals
-        while number := os.read(reading, 1):
-            missing -= number[0] in (signal.SIGINT, signal.SIGTERM)
+        while number := os.read(reading, 1)[0]:
+            missing -= number in (signal.SIGINT, signal.SIGTERM)
             if missing <= 0 and not left.wait(grace):
                 # of the processes of one machine the first says so
                 if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
@@ -45,7 +45,6 @@ def ended_by_signals(line: Callable[[], str], *, signals: int = 1, grace: float 
                 for child in psutil.Process().children(recursive=True):
                     child.kill()
                 os._exit(130)
-        os.close(reading)
 
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     watching = threading.Thread(target=watch, daemon=True, name="signals")
@@ -55,6 +54,8 @@ def ended_by_signals(line: Callable[[], str], *, signals: int = 1, grace: float 
     finally:
         left.set()
         signal.set_wakeup_fd(before)
-        os.close(writing)
+        os.write(writing, b"\0")  # closing says nothing: workers that were forked meanwhile hold a copy
         # its last act is to let go of ``line`` and of all that hangs on it, which must be before Python's own end
         watching.join()
+        os.close(writing)
+        os.close(reading)
