@@ -39,6 +39,18 @@ def new_folder(path: str | os.PathLike[str], option: str = "out", hint: str = ""
     return folder
 
 
+def require_absent(
+    path: str | os.PathLike[str], option: str = "out", why: str = "which would be overwritten"
+) -> None:
+    """Refuse a place where there is something, a link to nothing too.
+
+    Raises:
+        FovealError: there is.
+    """
+    if os.path.lexists(path):
+        raise FovealError(f"{option} must not exist yet, got {path}, {why}")
+
+
 def new_file(path: str | os.PathLike[str], option: str = "out") -> Path:
     """The place of a file to come, which must not exist; its folder is made.
 
@@ -49,8 +61,7 @@ def new_file(path: str | os.PathLike[str], option: str = "out") -> Path:
         FovealError: it exists, or a file stands in the way of its folder.
     """
     place = Path(path)
-    if os.path.lexists(place):
-        raise FovealError(f"{option} must not exist yet, got {place}, which would be overwritten")
+    require_absent(place, option)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -110,8 +121,8 @@ def whole_folder(
         >>> [file.name for file in place.iterdir()]
         ['b.txt']
     """
-    if path is not None and os.path.lexists(path):
-        raise FovealError(f"out must not exist yet, got {path}")
+    if path is not None:
+        require_absent(path)
     # a numbered name is taken by an empty folder meanwhile
     place = new_numbered_folder(parent, name) if path is None else Path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -121,8 +132,7 @@ def whole_folder(
         yield folder, place
         if path is None:
             place.rmdir()
-        if os.path.lexists(place):
-            raise FovealError(f"out must not exist yet, got {place}, which has appeared meanwhile")
+        require_absent(place, why="which has appeared meanwhile")
         os.rename(folder, place)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

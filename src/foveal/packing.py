@@ -22,7 +22,7 @@ from foveal.data.sources.packed import ITEMS, MANIFEST, Manifest
 from foveal.data.split import SPLITS, NoPartError
 from foveal.errors import FovealError
 from foveal.files import atomic_write, utf8_path, write_json, write_text
-from foveal.folders import locked
+from foveal.folders import locked, require_absent
 from foveal.tasks import task_named
 
 DATA = "data.json"
@@ -91,8 +91,7 @@ def pack(
     if not 2**10 <= chunk_bytes < 2**32:
         raise FovealError(f"chunk_bytes must be {2**10} to {2**32 - 1}, got {chunk_bytes}")
     place = Path(out)
-    if os.path.lexists(place):
-        raise FovealError(f"out must not exist yet, got {place}")
+    require_absent(place)
     opened = dict(_parts(data, task, dict(data_options or {})))
     first = next(iter(opened.values()))
     for split, part in opened.items():
@@ -139,8 +138,7 @@ def _unfinished(place: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
             yield folder
             for left in (folder / DATA, *folder.glob(f"*/{PROGRESS}")):
                 left.unlink()
-            if os.path.lexists(place):
-                raise FovealError(f"out must not exist yet, got {place}, which has appeared meanwhile")
+            require_absent(place, why="which has appeared meanwhile")
         except BaseException as error:
             if isinstance(error, FovealError) or not any(folder.glob(f"*/{PROGRESS}")):
                 shutil.rmtree(folder, ignore_errors=True)

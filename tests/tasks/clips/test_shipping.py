@@ -9,6 +9,7 @@ from tests.data.test_video import rotated
 from tests.data.videos import write_animation, write_frames, write_video
 
 import foveal
+from foveal.data.video import FORMATS
 from foveal.export import export
 from foveal.export.script import run_script
 from foveal.inference import Predictor
@@ -52,6 +53,11 @@ def test_a_clip_is_prepared_to_the_bit(tmp_path, size, count, height, width, sho
         found = prepare(read(str(tmp_path / name), "RGB"), facts)
         assert found.shape == wanted.shape == (1, 3, 4, size, size)
         assert np.abs(found.astype(int) - wanted).max() <= (0 if NATIVE else 1)
+
+
+def test_a_script_takes_for_videos_what_foveal_takes_for_videos():
+    """It has no foveal to ask, so the names stand in it."""
+    assert tuple(FORMATS) in read.__code__.co_consts
 
 
 def test_a_video_file_is_prepared_to_the_bit(tmp_path):
