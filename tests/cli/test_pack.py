@@ -7,7 +7,7 @@ def test_a_data_set_is_packed_and_then_opened_by_any_command(said, coloured_fold
     assert "48" in text
     assert status == 0
     status, _, err = said("pack", coloured_folder, out)
-    assert (status, err) == (2, f"pack: out must not exist yet, got {out}\n")
+    assert (status, err) == (2, f"pack: out must not exist yet, got {out}, which would be overwritten\n")
 
 
 def test_unreadable_images_are_named(said, coloured_folder, tmp_path):

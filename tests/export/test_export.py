@@ -308,7 +308,7 @@ def test_a_fault_in_the_file_is_found_and_named_and_nothing_is_kept(
 def test_what_cannot_be_exported_is_said_in_one_line(said, weights, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     assert said("export", weights, "--out", tmp_path / "there")[::2] == (
-        2, f"export: out must not exist yet, got {tmp_path / 'there'}\n",
+        2, f"export: out must not exist yet, got {tmp_path / 'there'}, which would be overwritten\n",
     )  # fmt: skip
     assert (
         said("export", weights, "--image-size", "9000")[2]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import foveal
-from foveal.export import export, script_input
+from foveal.export import export
+from foveal.export.answers import script_input
 from foveal.export.script import run_script
 from foveal.inference import Predictor
 from foveal.model_info import ModelInfo

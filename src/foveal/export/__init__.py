@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -20,8 +17,8 @@ import torch
 from torch import Tensor
 
 import foveal
-from foveal.data.bundled import photograph_files
 from foveal.errors import FovealError
+from foveal.export.answers import SAME_SCORE, finish_page, prove_script, script_input
 from foveal.export.fault import first_fault
 from foveal.export.program import INPUT, Program, free_axes, record, shipment_of
 from foveal.export.proof import (
@@ -35,12 +32,11 @@ from foveal.export.proof import (
     real_images,
 )
 from foveal.export.quantize import to_int8
-from foveal.export.script import label_difference, run_script, script_text
+from foveal.export.script import script_text
 from foveal.export.tensorrt import engine_script
 from foveal.files import write_json, write_text
 from foveal.folders import whole_folder
-from foveal.inference import Predictor, image_files, predictor
-from foveal.look.images import bundled_images
+from foveal.inference import Predictor, predictor
 from foveal.machine import versions
 from foveal.model_info import LARGEST_SIZE
 from foveal.tasks import items_of
@@ -51,9 +47,6 @@ __all__ = ["FORMATS", "Exported", "export"]
 FORMATS = ("onnx", "openvino", "aotinductor", "pt2", "web")
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 RUNTIMES |= dict.fromkeys(("aotinductor", "pt2"), "torch and torchvision")
-SAME_SCORE = {"float32": 1e-3, "float16": 5e-3, "int8": 0.02}
-"""By so much the script's scores may differ from those of `foveal predict`, or, in less than float32, from those of the
-same file behind foveal's own preparation: its last bit may decide how a value is rounded to eight."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +106,7 @@ def export(
             something else, or ``out`` exists.
 
     Example:
-        >>> import tempfile
-        >>> from foveal.inference import open_bundled
+        >>>         >>> from foveal.inference import open_bundled
         >>> done = export(open_bundled(), "pt2", out=tempfile.mkdtemp() + "/digits")
         >>> sorted(path.name for path in done.folder.iterdir())
         ['foveal.json', 'infer.py', 'model.pt2']
@@ -309,81 +301,6 @@ def rounding(ready: Predictor, program: Program, batch: Batch) -> float:
             return [output.numpy() for output in program.net(torch.from_numpy(images))]
 
     return check(ready.net, shipment_of(ready), in_pytorch, batch).difference
-
-
-def prove_script(reference: Predictor, script: Path, image: Path, allowed: float) -> float:
-    """Run the script on an image and compare its scores with those of ``reference``: the largest difference.
-
-    Raises:
-        FovealError: it fails, or its answer is another.
-    """
-    with tempfile.TemporaryDirectory() as elsewhere:
-        said = run_script(script, image, Path(elsewhere))
-    wanted = reference(image)
-    difference = label_difference(wanted.labels, said["labels"], allowed)
-    if not difference <= allowed:
-        raise FovealError(
-            f"infer.py must answer as foveal predict, got {said['labels'][:2]} instead of {wanted.labels[:2]} "
-            f"for {image}; nothing was kept"
-        )
-    return difference
-
-
-def finish_page(
-    reference: Predictor,
-    folder: Path,
-    facts: Mapping[str, Any],
-    shipment: Shipment,
-    image: Path,
-    allowed: float,
-    say: Callable[[str], object],
-) -> float:
-    """Put the graph into a page, and run the page's script on its example: the largest difference of a score.
-
-    Raises:
-        FovealError: it fails, or its answer is another.
-    """
-    from foveal.export import web
-
-    web.write_page(folder, facts, shipment, reference.name, image)
-    png = web.example_png(image)
-    said = web.run_page(folder, facts, shipment, png)
-    (folder / web.FILE).unlink()
-    if said is None:
-        say("index.html was not tried: there is no Node.js on this machine")
-        return math.nan
-    wanted = reference(png)
-    difference = label_difference(wanted.labels, said["labels"], allowed)
-    if not difference <= allowed:
-        raise FovealError(
-            f"index.html must answer as foveal predict, got {said['labels'][:2]} instead of {wanted.labels[:2]} "
-            f"for {image}; nothing was kept"
-        )
-    say(f"index.html answers as foveal predict: scores within {difference:.1e}")
-    return difference
-
-
-@contextmanager
-def script_input(predictor: Predictor, images: str | None) -> Iterator[Path]:
-    """The first of a person's images or clips, or a photograph that comes with scikit-learn.
-
-    Of clips a bundled one, written as an animated image.
-    """
-    of_clips = hasattr(predictor.task, "example_size")
-    if images is not None:
-        yield image_files([images], predictor.task)[0]
-        return
-    if not of_clips:
-        yield photograph_files()[0]
-        return
-    from PIL import Image
-
-    ((_, clip),) = bundled_images(predictor, 1)
-    first, *others = [Image.fromarray(frame.numpy()) for frame in clip.permute(1, 2, 3, 0)]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.webp"
-        first.save(path, save_all=True, append_images=others, lossless=True)
-        yield path
 
 
 def shape_text(shape: Sequence[int]) -> str:
