@@ -16,7 +16,7 @@ from foveal.evaluation_page import write_page
 from foveal.inference import predictor
 from foveal.model_info import ModelInfo
 
-HOSTILE = "<script>alert(1)</script>"
+HOSTILE = "<script>alert(1)</script>\u202e\u2067"
 
 
 class Tags(HTMLParser):
@@ -57,6 +57,9 @@ def test_names_of_classes_and_files_are_shown_and_never_read_as_html(page):
     tags.feed(text)
     assert not {"script", "b", "iframe"} & {tag for tag, _ in tags.seen}
     assert "".join(tags.text).count("<script>") >= 2
+    # shown, and turning nothing around
+    assert "".join(tags.text).count("\\u202e\\u2067") >= 2
+    assert not {"\u202e", "\u2067"} & set(text)
     assert found.figures["accuracy"] < 1, (
         "the untrained network is wrong somewhere, or the page shows nothing"
     )

@@ -17,6 +17,9 @@ HOSTILE = [
     "\r",
     "\b",
     "\u202eexe",
+    "\u2067exe\u2069",
+    "\u200fexe",
+    "\u061cexe",
     "caf\udce9",
     "[red]x[/red]",
     ":smile:",
@@ -35,7 +38,7 @@ def test_a_table_shows_names_and_obeys_none():
     for name in HOSTILE:
         table.add_row(plain(name))
     text = printed(table)
-    assert not set("\x1b\x07\x9b\r\b\u202e\udce9") & set(text)
+    assert not set("\x1b\x07\x9b\r\b\u202e\u2067\u2069\u200f\u061c\udce9") & set(text)
     for name in HOSTILE:
         assert printable(name) in text
     assert len({len(line) for line in text.splitlines()}) == 1  # nothing moved the frame

@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from foveal.files import csv_text, write_text
 from foveal.folders import new_folder, new_numbered_folder
 from foveal.tasks import Checked, items_of, task_named
 from foveal.tasks.html import page, picture, table
-from foveal.terminal import plain
+from foveal.terminal import escape, plain
 
 SHOWN_PLACES = 5
 """Places of each kind that a terminal shows."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 from foveal.evaluate import Evaluation
 from foveal.files import write_text
 from foveal.inference import Predictor
 from foveal.tasks.html import page, table
+from foveal.terminal import escape
 from foveal.train.progress import metric_name
 
 SHOWN_SKIPPED = 50

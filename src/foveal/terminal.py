@@ -1,7 +1,9 @@
-"""Lines for a terminal, in which names from the world are shown and never obeyed."""
+"""Lines for a terminal and words of a page, in which names from the world are shown and never obeyed."""
 
 from __future__ import annotations
 
+import html
+import math
 import sys
 import unicodedata
 from contextlib import suppress
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 # marks that turn the order of the letters around
-TURNING = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+TURNING = {chr(code) for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def printable(text: str) -> str:
@@ -29,11 +31,33 @@ def printable(text: str) -> str:
     )
 
 
+def escape(text: str) -> str:
+    """Text for a page: what would be markup, a control character or a mark of direction there is escaped.
+
+    Example:
+        >>> escape("<b>\u202egnp.exe")
+        '&lt;b&gt;\\u202egnp.exe'
+    """
+    return html.escape(printable(text))
+
+
 def plain(text: str, style: str = "") -> Text:
     """A piece of a table or a line, in which neither control characters nor markup nor names of emoji are obeyed."""
     from rich.text import Text
 
     return Text(printable(text), style)
+
+
+def time_left(seconds: float) -> str:
+    """An estimate of what is left, no more exact than it is.
+
+    Example:
+        >>> time_left(42.4), time_left(200), time_left(3 * 3600)
+        ('about 42 s left', 'about 4 min left', 'about 3.0 h left')
+    """
+    if seconds > 2 * 3600:
+        return f"about {seconds / 3600:.1f} h left"
+    return f"about {math.ceil(seconds / 60)} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
 
 def write_out(text: str) -> None:

@@ -82,6 +82,18 @@ def test_a_printed_config_is_a_config(said, tmp_path):
         (["train", "--image-size", "big"], "train: --image_size must be int, got big"),
         (["train", "--optimizer", "lion"], "train: --optimizer must be one of ['sgd', 'adamw'], got lion"),
         (["train", "--epochs", "0"], "train: epochs must be at least 1, got 0"),
+        (
+            ["look", "photo.jpg", "--model", "resnet50"],
+            "look: unknown option --model; --weights takes the name of a model with published weights, too",
+        ),
+        (
+            ["serve", "--model", "resnet50"],
+            "serve: unknown option --model; --weights takes the name of a model with published weights, too",
+        ),
+        (
+            ["train", "--weights", "w.safetensors"],
+            "train: unknown option --weights; --from begins with the weights of a file",
+        ),
         (["train", "photo.jpg"], "train: unknown option photo.jpg; options are written --name value"),
         (["train", "/"], "train: unknown option /; did you mean --data /?"),
         (

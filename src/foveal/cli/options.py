@@ -286,6 +286,13 @@ def _joined(lists: dict[str, list[str]]) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
+OTHER_NAMES = {
+    "--model": ("--weights", "takes the name of a model with published weights, too"),
+    "--weights": ("--from", "begins with the weights of a file"),
+}
+"""Options that one command has by the name that another has for something near."""
+
+
 def error_line(error: ArgumentError, parser: ArgumentParser) -> str:
     """jsonargparse's message without its nesting, and with the option that was probably meant."""
     message = " ".join(str(error).split())
@@ -326,7 +333,9 @@ def _unknown_option(name: str, parser: ArgumentParser) -> str:
     if not name.startswith("-"):
         meant = f"did you mean --data {name}?" if "--data" in known and Path(name).exists() else ""
         return f"unknown option {name}; {meant or 'options are written --name value'}"
-    return f"unknown option {name}{did_you_mean(name, known, cutoff=0.7)}"
+    other, what = OTHER_NAMES.get(name, ("", ""))
+    meant = f"; {other} {what}" if other in known else did_you_mean(name, known, cutoff=0.7)
+    return f"unknown option {name}{meant}"
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:

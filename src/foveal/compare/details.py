@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from html import escape
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from foveal.compare.markup import name_html, table_html
 from foveal.compare.summary import Row
 from foveal.compare.tuning import tunes_block
 from foveal.statistics import FEWEST_SEEDS, estimate, seeds_needed
+from foveal.terminal import escape
 
 if TYPE_CHECKING:
     from foveal.compare.job import Job

@@ -7,7 +7,6 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from foveal.look.geometry import on_pixels
 from foveal.look.measures import attention_map, has_map
 from foveal.look.watching import watch
 from foveal.statistics import FEWEST_SEEDS
+from foveal.terminal import escape
 
 if TYPE_CHECKING:
     from foveal.compare.experiment import Plan

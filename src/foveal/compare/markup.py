@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from foveal.compare.summary import Row
+from foveal.terminal import escape
 
 
 def name_html(row: Row) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from foveal.compare.summary import Row
 from foveal.files import csv_text, write_json, write_text
 from foveal.machine import environment
 from foveal.statistics import FEWEST_SEEDS, Difference, Estimate
+from foveal.terminal import escape
 
 if TYPE_CHECKING:
     from foveal.compare.experiment import ComparisonResult

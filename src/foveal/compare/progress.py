@@ -1,6 +1,5 @@
 """What a person sees meanwhile: a table that fills, or a line a run where there is no terminal."""
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from rich.table import Table
 
 from foveal.compare.conclusion import MetricText, p_text
 from foveal.statistics import FEWEST_SEEDS, Difference
-from foveal.terminal import plain
+from foveal.terminal import plain, time_left
 
 if TYPE_CHECKING:
     from foveal.compare.experiment import Plan
@@ -145,8 +144,7 @@ class Progress:
         if progressed < 0.5:
             return ""
         left = self.round - self.round_kept - progressed
-        seconds = (time.monotonic() - self.began) / progressed * left
-        return f"about {math.ceil(seconds / 60)} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        return time_left((time.monotonic() - self.began) / progressed * left)
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="dim")

@@ -13,7 +13,6 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Mapping
-from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -26,6 +25,7 @@ from foveal.export import onnx
 from foveal.export.onnx import load, values
 from foveal.files import write_text
 from foveal.tasks.shipping import Shipment
+from foveal.terminal import escape
 
 __all__ = ["FILE", "NEEDS", "load", "run_page", "values", "write", "write_page"]
 

@@ -1,6 +1,5 @@
 """The cost of an insertion per site, estimated on throw-away blocks; the network is unchanged."""
 
-import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from foveal.insertion.example import preserve_state
 from foveal.insertion.locate import find_sites, require_usable
 from foveal.insertion.own import from_file
 from foveal.measure import count_macs, count_parameters
+from foveal.terminal import escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,10 +118,10 @@ class Plan:
         head, lines = self._table()
 
         def row(cells: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         body = "".join(row(line, "td") for line in lines)
-        return f"<table><caption>{html.escape(self._title)}</caption>{row(head, 'th')}{body}</table>"
+        return f"<table><caption>{escape(self._title)}</caption>{row(head, 'th')}{body}</table>"
 
     def plot(self) -> "Figure":
         """Bars of what each site adds: parameters, multiply-accumulates, bytes kept; a notebook shows it.

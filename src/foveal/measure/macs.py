@@ -15,7 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 # multiply-accumulate.
 
 
-def _elementwise_products(*_: Any, out_shape: Any = None, **__: Any) -> int:
+def _elementwise_products(_: Any, other: Any, *__: Any, out_shape: Any = None, **___: Any) -> int:
+    # a constant factor can be folded away
+    return 0 if isinstance(other, int | float | complex) else 2 * torch.Size(out_shape).numel()
+
+
+def _added_products(*_: Any, out_shape: Any = None, **__: Any) -> int:
     return 2 * torch.Size(out_shape).numel()
 
 
@@ -60,9 +65,9 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     formulas: dict[Any, Callable[..., int]] = {
         aten.mul: _elementwise_products,
         aten.mul_: _elementwise_products,
-        aten.addcmul: _elementwise_products,
-        aten.addcmul_: _elementwise_products,
-        aten.addr: _elementwise_products,
+        aten.addcmul: _added_products,
+        aten.addcmul_: _added_products,
+        aten.addr: _added_products,
         aten.dot: _inner_products,
         aten.vdot: _inner_products,
         aten.mv: _inner_products,
@@ -144,7 +149,19 @@ def _run_counted(net: nn.Module, example: Tensor) -> tuple[int, dict[str, int]]:
     for operator, calls in operators.calls.items():
         if operator.overloadpacket not in counter.flop_registry and not _multiplies_nothing(operator):
             uncounted[f"{operator.namespace}::{operator.overloadpacket.__name__}"] += calls
-    return counter.get_total_flops() // 2, dict(sorted(uncounted.items()))
+    return (counter.get_total_flops() - _gates_of_recurrences(net, counter)) // 2, dict(
+        sorted(uncounted.items())
+    )
+
+
+def _gates_of_recurrences(net: nn.Module, counter: FlopCounterMode) -> int:
+    """Elementwise products inside recurrent layers, which show only where no kernel computes the whole layer."""
+    counts, found = counter.get_flop_counts(), 0
+    for name, module in net.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            operators = counts.get(".".join(filter(None, (type(net).__name__, name))), {})
+            found += sum(operators.get(operator, 0) for operator in (torch.ops.aten.mul, torch.ops.aten.mul_))
+    return found
 
 
 def count_macs(net: nn.Module, example: Tensor) -> int:
@@ -152,8 +169,9 @@ def count_macs(net: nn.Module, example: Tensor) -> int:
 
     Counted: convolutions (deformable ones too) and matrix and vector products (those of attention and of recurrent
     layers included, whatever form they take), and one for each value of an elementwise product (a gate times its
-    feature map). Not counted, since they multiply nothing or can be folded away: additions, pooling, interpolation,
-    normalisation, activations, softmax. `uncounted_operators` lists what may have multiplied and is not known here.
+    feature map). Not counted, since they multiply nothing or can be folded away: additions, constant factors, pooling,
+    interpolation, normalisation, activations, softmax; nor the gates inside a recurrent layer, which its kernels hide.
+    `uncounted_operators` lists what may have multiplied and is not known here.
     A low count does not mean fast: what is not counted can take most of the time.
 
     Args:

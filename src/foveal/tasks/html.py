@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-from html import escape
 from pathlib import Path
 from string import Template
 
 import numpy as np
 
 from foveal.tasks.picture import png_bytes
+from foveal.terminal import escape
 
 
 def page(title: str, headline: str, body: str) -> str:

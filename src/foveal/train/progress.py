@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from foveal.tasks import Task, items_of
-from foveal.terminal import plain
+from foveal.terminal import plain, time_left
 from foveal.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 NAMED = 3
 """So many unreadable files are named before training begins."""
+WARMING, TIMED = 2, 8
+"""Batches that an estimate of the time leaves out at first, and those that it is made from."""
 
 
 def metric_name(metric: str) -> str:
@@ -79,12 +82,17 @@ class Progress:
 
     Args:
         batches: batches in an epoch.
+        val_batches: batches of its validation; they have twice the images, which are not trained on.
         task: whose metric to show beside the losses.
         quiet: show nothing.
     """
 
-    def __init__(self, config: TrainConfig, batches: int, task: Task, *, quiet: bool = False) -> None:
+    def __init__(
+        self, config: TrainConfig, batches: int, task: Task, *, val_batches: int = 0, quiet: bool = False
+    ) -> None:
         self.epochs, self.batches, self.task = config.epochs, batches, task
+        # forward alone is a third of a step
+        self.epoch_work = batches + 2 * val_batches / 3
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False)
         self.bars = Bars(
             TextColumn("{task.description}"),
@@ -92,6 +100,7 @@ class Progress:
             TextColumn("batch {task.fields[place]}"),
             TextColumn("loss {task.fields[loss]}"),
             TimeRemainingColumn(),
+            TextColumn("to the end"),
             console=self.console,
             transient=True,
             disable=quiet or not self.console.is_terminal,
@@ -106,10 +115,14 @@ class Progress:
             loss="-",
             place=f"{batches_done}/{self.batches}",
         )
+        self.first_epoch, self.first_batch = epochs_done + 1, batches_done + WARMING
+        self.began, self.told = None, False
         self.bars.start()
 
     def batch(self, epoch: int, batches_done: int, loss: float) -> None:
-        """Move the bar."""
+        """Move the bar; where there is none, say once after some batches how long the run will take."""
+        if self.bars.disable and not self.told and epoch == self.first_epoch:
+            self._tell_time(epoch, batches_done)
         if not self.bars.disable:
             completed = (epoch - 1) * self.batches + batches_done
             self.bars.update(
@@ -120,14 +133,28 @@ class Progress:
                 place=f"{batches_done}/{self.batches}",
             )
 
+    def _tell_time(self, epoch: int, batches_done: int) -> None:
+        if batches_done < self.first_batch:
+            return
+        now = time.monotonic()
+        if self.began is None:
+            self.first_batch, self.began = batches_done, now
+        elif batches_done - self.first_batch >= TIMED:
+            work = self.epoch_work * (self.epochs - epoch + 1) - batches_done
+            seconds = (now - self.began) / (batches_done - self.first_batch) * work
+            self.say(f"{time_left(seconds)} to the end of epoch {self.epochs}")
+            self.told = True
+
     def epoch(self, row: dict[str, Any], better: bool) -> None:
         """A line for an epoch that is done."""
         name = self.task.metric
+        epochs_left = self.epochs - row["epoch"]
+        left = f"  {time_left(epochs_left * row['seconds'])}" if epochs_left else ""
         val_loss = f"val loss {row['val_loss']:.3f}  " if "val_loss" in row else ""
         self.say(
             f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  train loss {row['train_loss']:.3f}  "
             f"{val_loss}{metric_name(name)} {metric_text(self.task, row[f'val_{name}'])}  {row['seconds']:.1f} s"
-            f"{'  best so far' if better else ''}"
+            f"{left}{'  best so far' if better else ''}"
         )
 
     def say(self, text: str) -> None:

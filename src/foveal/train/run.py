@@ -176,7 +176,11 @@ class Run:
         self.epoch_seconds, self.since = 0.0, time.monotonic()
         self.folder = self._settle_folder(folder)
         self.progress = Progress(
-            config, len(self.batches), self.task, quiet=quiet or not self.fabric.is_global_zero
+            config,
+            len(self.batches),
+            self.task,
+            val_batches=len(self.val_loader),
+            quiet=quiet or not self.fabric.is_global_zero,
         )
         own_lines = getattr(self.task, "opening_lines", None)
         opening = opening_lines(config, self.data, net, self.fabric.device, self.info.image_size)

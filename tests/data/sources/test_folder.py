@@ -165,7 +165,30 @@ def test_folders_that_all_hold_the_same_folders_have_two_readings(tmp_path: Path
     message = refused(tmp_path)
     assert "two readings" in message
     assert "the classes are photo, sketch, or they are cat, dog" in message
-    assert open_dataset(str(tmp_path), classes=["photo", "sketch"]).classes == ["photo", "sketch"]
+    assert """classes '["photo", "sketch"]' or '["cat", "dog"]')""" in message
+    outer, inner = (
+        open_dataset(str(tmp_path), classes=kinds) for kinds in (["photo", "sketch"], ["dog", "cat"])
+    )
+    assert [name.split("/")[0] for name in outer.names] == [outer.classes[item["label"]] for item in outer]
+    assert [name.split("/")[1] for name in inner.names] == [inner.classes[item["label"]] for item in inner]
+    assert sorted(outer.names) == sorted(inner.names)
+    assert inner.notes == ["the classes are the folders in photo, sketch, whose own names tell nothing"]
+    assert outer.notes == []
+
+
+def test_classes_asked_for_are_looked_for_inside_parts_and_every_folder(tmp_path: Path, draw: Draw) -> None:
+    for part in ("train", "val"):
+        lay(
+            tmp_path, draw, *(f"{part}/{kind}/{time}" for kind in ("bus", "car") for time in ("day", "night"))
+        )
+    draw(tmp_path / "val" / "bus" / "lost.png")
+    data = open_dataset(str(tmp_path), "val", classes=["day", "night"])
+    assert [name.split("/")[2] for name in data.names] == [data.classes[item["label"]] for item in data]
+    assert len(data) == 16
+    assert "val/bus/lost.png" in data.left_out
+    lay(tmp_path, draw, "val/car/dusk")
+    with pytest.raises(ValueError, match=r"must be among day, night, got .*dusk"):
+        open_dataset(str(tmp_path), "val", classes=["day", "night"])
 
 
 def test_batches_below_class_folders_are_no_classes(tmp_path: Path, draw: Draw) -> None:

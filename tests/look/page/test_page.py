@@ -245,22 +245,22 @@ def test_a_photograph_of_very_many_pixels_is_shown_with_a_word(
 def carried(browser: "sync_api.Browser", tmp_path: Path) -> Callable[..., "sync_api.Page"]:
     """Open a file with one site whose maps the test gives."""
 
-    def opened(site: dict) -> "sync_api.Page":
+    def opened(site: dict, name: str = "a", label: str = "cat") -> "sync_api.Page":
         sites = [{"name": "site", "block": "CBAM", "options": "", "contribution": 0.0, **site}]
         view = np.zeros((8, 8, 3), dtype=np.uint8)
         file = io.BytesIO()
         Image.fromarray(view).save(file, "png")
         network = {
-            "name": "a",
+            "name": name,
             "weights": "w",
             "image": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
             "size": [8, 8],
-            "prediction": [["cat", 1.0]],
+            "prediction": [[label, 1.0]],
             "segmentation": None,
             "sites": sites,
         }
         path = tmp_path / "page.html"
-        path.write_text(page_with([{"name": "a", "networks": [network]}]))
+        path.write_text(page_with([{"name": name, "networks": [network]}]))
         page = browser.new_page()
         page.goto(path.as_uri())
         page.wait_for_selector(".panel[data-drawn]")
@@ -292,6 +292,16 @@ def test_colours_have_the_same_limits_as_in_the_pictures(
     shown = [float(page.inner_text(f".{end}")) for end in ("low", "high")]
     norm = canvas.limits(mask, canvas.MASK_TOP)
     assert shown == pytest.approx([norm.vmin, norm.vmax], abs=0.005)
+    page.close()
+
+
+def test_marks_of_direction_in_names_are_shown_and_turn_nothing_around(
+    carried: Callable[..., "sync_api.Page"],
+) -> None:
+    page = carried({"spatial": [8, 8], "mask": _packed(torch.rand(8, 8))}, "\u202egnp.exe", "c\u2067at\x1b")
+    shown = page.inner_text("body")
+    assert "c\\u2067at\\u001b" in shown
+    assert not {"\u202e", "\u2067", "\x1b"} & set(page.content().partition("<script")[0] + shown)
     page.close()
 
 

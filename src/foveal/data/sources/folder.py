@@ -121,7 +121,8 @@ def open_folder(
             f"a classifier needs at least 2 classes, got {list(classes)}{_hint(root, where, classes[0])}"
         )
 
-    paths, labels, stray = _items(root, where, images, classes, left_out)
+    folders = _folders_of(root, where, classes)
+    paths, labels, stray = _items(root, where, images, folders, classes, left_out)
     left_out = _of_part(left_out, where, layout) | stray
     for folder in layout.others:
         count = sum(image.startswith(f"{folder}/") for image in images)
@@ -134,6 +135,8 @@ def open_folder(
     notes += [
         f"{name} is taken for a class here, not for a part" for name in classes if name.lower() in SPLIT_NAMES
     ]
+    tops = list(dict.fromkeys(folder.partition("/")[0] for folder in folders if "/" in folder))
+    notes += [f"the classes are the folders in {few(tops)}, whose own names tell nothing"] if tops else []
     return StoredDataset(
         source, indices, classes, max_unreadable=max_unreadable, left_out=left_out, notes=notes
     )
@@ -155,26 +158,33 @@ def _hint(root: Path, where: str, only: str) -> str:
 
 
 def _items(
-    root: Path, where: str, images: Sequence[str], classes: Sequence[str], left_out: Mapping[str, str]
+    root: Path,
+    where: str,
+    images: Sequence[str],
+    folders: Sequence[str],
+    classes: Sequence[str],
+    left_out: Mapping[str, str],
 ) -> tuple[list[str], list[int], dict[str, str]]:
     """Paths below ``root`` and labels of the images in the class folders of ``where``, and what lies in none."""
     label_of = {_spelled(name): label for label, name in enumerate(classes)}
-    found: dict[str, list[str]] = {folder: [] for folder in _class_folders(root, where)}
+    depth = 1 + any("/" in folder for folder in folders)
+    found: dict[str, list[str]] = {folder: [] for folder in folders}
     stray: dict[str, str] = {}
     start = f"{where}/" if where else ""
     for image in images:
         if "/" not in image:
             stray[image] = "an image in no class folder"
         elif image.startswith(start):
-            folder, slash, _ = image[len(start) :].partition("/")
-            if slash and folder in found:
+            *outer, _ = image[len(start) :].split("/")
+            folder = "/".join(outer[:depth])
+            if folder in found:
                 found[folder].append(image)
             else:
                 stray[image] = "an image in no class folder"
     paths: list[str] = []
     labels: list[int] = []
     for folder, inside in found.items():
-        if _spelled(folder) not in label_of:
+        if _class_of(folder) not in label_of:
             raise FovealError(f"class folders must be among {few(classes)}, got {root / where / folder}")
         if not inside:
             reason = next(
@@ -184,13 +194,26 @@ def _items(
                 f"every class folder must hold images, got none in {root / where / folder}{reason}"
             )
         paths += inside
-        labels += [label_of[_spelled(folder)]] * len(inside)
+        labels += [label_of[_class_of(folder)]] * len(inside)
     if not paths:
         raise FovealError(
             f"a folder must hold one folder of images per class, got none in {root / where}"
             + (f", but {len(stray)} images without one" if stray else "")
         )
     return paths, labels, stray
+
+
+def _folders_of(root: Path, where: str, classes: Sequence[str]) -> list[str]:
+    """The class folders, or the folders in all of these where their names are the classes that were asked for."""
+    folders, asked = _class_folders(root, where), {_spelled(name) for name in classes}
+    if any(_spelled(folder) in asked for folder in folders):
+        return folders
+    deeper = [f"{top}/{name}" for top in folders for name in _class_folders(root / where, top)]
+    return deeper if any(_class_of(folder) in asked for folder in deeper) else folders
+
+
+def _class_of(folder: str) -> str:
+    return _spelled(folder.rpartition("/")[2])
 
 
 def find_layout(root: Path, images: Sequence[str]) -> Layout:
@@ -274,10 +297,11 @@ def _refuse_same_inside(root: Path, where: str, images: Iterable[str]) -> None:
     shared = sorted(name for name in set.intersection(*inside.values()) if not re.search(r"\d", name))
     if len(shared) > 1:
         outer = sorted(inside)
+        readings = (json.dumps(names, ensure_ascii=False) for names in (outer, shared))
         raise FovealError(
             f"class folders must be told from other folders, got two readings of {root / where}: the classes are "
             f"{few(outer)}, or they are {few(shared)}, which each of these holds; move the folders, or name the "
-            f"classes by option classes (--data_options.classes '{json.dumps(outer, ensure_ascii=False)}')"
+            f"classes by option classes (--data_options.classes {' or '.join(map(repr, readings))})"
         )
 
 

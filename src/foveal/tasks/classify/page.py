@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 from foveal.tasks.html import picture, table
+from foveal.terminal import escape
 
 LARGEST_MATRIX = 25
 SHOWN_CONFUSIONS = 30

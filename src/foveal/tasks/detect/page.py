@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from foveal.tasks.detect import DEFAULT_THRESHOLD
 from foveal.tasks.detect.average_precision import RECALLS, ImageResult, overlaps
 from foveal.tasks.detect.prediction import draw_boxes
 from foveal.tasks.html import picture, table
+from foveal.terminal import escape
 
 IOU = 0.5
 SHOWN_CURVES = 12

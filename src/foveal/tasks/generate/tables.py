@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from foveal.tasks.tables import figures_table, with_notes
-from foveal.terminal import plain
+from foveal.terminal import escape, plain
 
 DISTANCES = ("frechet", "kernel")
 
@@ -48,7 +48,6 @@ def evaluation_table(evaluation: Any) -> RenderableType:
 
 def sections(evaluation: Any, predictor: Any) -> list[tuple[str, str]]:
     """Titles and HTML of the page of an evaluation."""
-    from html import escape
 
     from foveal.tasks.html import picture, table
 
