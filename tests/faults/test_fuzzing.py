@@ -14,12 +14,15 @@ from foveal.inference import open_bundled
 from foveal.look.images import bundled_images
 from foveal.look.page import server
 
+from .conftest import LONG
+
 pytestmark = pytest.mark.faults
 SECONDS = int(os.environ.get("FOVEAL_FUZZ_SECONDS", "600"))
 
 FUZZER = """
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import atheris
@@ -47,15 +50,21 @@ READERS = (decode_image, decode_mask, on_file(read_header))
 def one(data):
     if not data:
         return
+    start = time.process_time()
     try:
         READERS[data[0] % len(READERS)](data[1:])
     except (FovealError, OSError):
         pass
+    seconds = time.process_time() - start
+    assert seconds < PROCESSOR_SECONDS, f"{seconds:g} s"
 
 
 atheris.Setup(sys.argv, one)
 atheris.Fuzz()
 """
+
+
+PROCESSOR_SECONDS = 60
 
 
 def seeds(folder):
@@ -76,12 +85,18 @@ def seeds(folder):
 
 
 def test_readers_under_atheris(tmp_path):
-    """No byte string ends them with anything but the one-line error, takes a minute or 2 GB."""
+    """No byte string ends them with anything but the one-line error, takes a minute of a processor or 2 GB."""
     pytest.importorskip("atheris", reason="needs atheris")
     seeds(tmp_path / "seeds")
     script = tmp_path / "fuzz.py"
-    script.write_text(FUZZER)
-    limits = ["-timeout=60", "-rss_limit_mb=2048", "-max_len=65536", "-seed=1", f"-max_total_time={SECONDS}"]
+    script.write_text(f"PROCESSOR_SECONDS = {PROCESSOR_SECONDS}\n{FUZZER}")
+    limits = [
+        f"-timeout={LONG:g}",
+        "-rss_limit_mb=2048",
+        "-max_len=65536",
+        "-seed=1",
+        f"-max_total_time={SECONDS}",
+    ]
     done = subprocess.run(
         [sys.executable, script, tmp_path / "seeds", *limits], cwd=tmp_path, capture_output=True, text=True
     )

@@ -164,7 +164,7 @@ def test_a_comparison_killed_at_any_moment_keeps_its_finished_runs(zygote, tmp_p
             else:
                 trial.kill()
         trial.wait()
-        if alive := trial.left_processes(90.0):
+        if alive := trial.left_processes():
             failures.append(f"trial {number}: processes {alive} are left")
         runs = folder / "comparison" / "runs"
         before = {path.name: path.stat().st_mtime_ns for path in runs.glob("*.json")} if runs.exists() else {}

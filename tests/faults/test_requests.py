@@ -14,7 +14,7 @@ from foveal.inference import open_bundled
 from foveal.look.images import bundled_images
 from foveal.look.page import server
 
-from .conftest import trials
+from .conftest import LONG, trials
 
 SECRET = b"kept-from-everybody-7f3a"
 TARGETS = (
@@ -87,7 +87,7 @@ def sent(address: str, data: bytes) -> bytes:
     """What comes back within a second; the connection is closed then."""
     host, _, port = address.removeprefix("http://").partition(":")
     received = b""
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with socket.create_connection((host, int(port)), timeout=LONG) as connection:
         connection.settimeout(0.5)
         try:
             connection.sendall(data)
@@ -106,7 +106,7 @@ def test_the_page_outlives_hostile_requests_and_tells_nobody_anything(address, t
     draw = random.Random(5000)
     process = psutil.Process()
     requests = [one_request(draw, address.removeprefix("http://"), secret) for _ in range(trials)]
-    with httpx.Client(base_url=address, headers={"X-Foveal": "1"}, timeout=120) as client:
+    with httpx.Client(base_url=address, headers={"X-Foveal": "1"}, timeout=LONG) as client:
         before = client.post("/api/examples/0").json()["networks"]
         start = process.memory_info().rss
         with ThreadPoolExecutor(50) as pool:
