@@ -67,7 +67,7 @@ def test_a_file_counts_once_it_no_longer_grows_and_once_only(tmp_path):
 
     seen = [
         (one.name, one.read_bytes()) if one else None
-        for one in sources.watched(tmp_path, find, lambda: bool(ended), wait)
+        for one in sources.watched(tmp_path, find, lambda: bool(ended), {}, wait)
     ]
     assert [one for one in seen if one] == [("old.png", b"old"), ("new.png", b"the whole")]
     assert seen[-1] is None
@@ -83,7 +83,11 @@ def test_a_watched_folder_is_answered_for_until_ctrl_c(coloured_run, tmp_path, m
         if len(waits) == 2:
             Image.new("RGB", (40, 20), BLUE).save(folder / "b.png")
             (folder / "c.png").write_bytes(b"no image")
+            (folder / "d.png").write_bytes(b"half")
         if len(waits) == 5:
+            # copying it had paused
+            Image.new("RGB", (40, 20), RED).save(folder / "d.png")
+        if len(waits) == 8:
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)  # ignored where a shell started the tests in the background
@@ -93,10 +97,15 @@ def test_a_watched_folder_is_answered_for_until_ctrl_c(coloured_run, tmp_path, m
         predictor(coloured_run.weights, "cpu"), folder, printed.append, inference={"top": 1}
     )
     rows = [line.split(",")[:2] for line in "".join(printed).splitlines()]
-    assert rows == [["file", "label"], [str(folder / "a.png"), "red"], [str(folder / "b.png"), "blue"]]
+    assert rows == [
+        ["file", "label"],
+        [str(folder / "a.png"), "red"],
+        [str(folder / "b.png"), "blue"],
+        [str(folder / "d.png"), "red"],
+    ]
     # each as soon as it was known, the first before the second was there
     assert waits[1] == 1
-    assert (done.count, list(done.unreadable)) == (2, [str(folder / "c.png")])
+    assert (done.count, list(done.unreadable)) == (3, [str(folder / "c.png")])
     assert signal.getsignal(signal.SIGINT) == before
 
 

@@ -115,7 +115,8 @@ def predict_as_they_come(
         if is_camera(source):
             coming = camera_frames(str(source), ready.info.channels, every, stopped)
         elif Path(source).is_dir():
-            coming = watched(Path(source), getattr(ready.task, "find_files", find_images), stopped)
+            find = getattr(ready.task, "find_files", find_images)
+            coming = watched(Path(source), find, stopped, unreadable)
         else:
             raise FovealError(f"what is watched must be a folder, or camera:0, got {source}")
         answers = ready.predict_files(coming, options, unreadable, batch_size=1)

@@ -107,29 +107,35 @@ def watched(
     folder: Path,
     find: Callable[[Path], Sequence[Any]],
     stopped: Callable[[], bool],
+    unreadable: dict[str, str],
     wait: Callable[[float], None] = time.sleep,
 ) -> Iterator[Path | None]:
     """The files of a folder, and those that come into it, each once, when it no longer grows, until stopped.
 
     Args:
         find: gives the files below the folder.
+        unreadable: those that could not be read; one that changes afterwards, as where copying it paused, is taken out
+            of them and given again.
         wait: sleeps so many seconds.
 
     Yields:
         A file; None where there is none for now, and what was given should be answered.
     """
     sizes: dict[Path, tuple[int, int]] = {}
-    done: set[Path] = set()
+    given: dict[Path, tuple[int, int]] = {}
     while not stopped():
-        for file in sorted(set(map(Path, find(folder))) - done):
+        for file in sorted(set(map(Path, find(folder)))):
+            if file in given and str(file) not in unreadable:
+                continue
             try:
                 status = file.stat()
             except OSError:
                 # taken away again, or not to be read
                 continue
             now = status.st_size, status.st_mtime_ns
-            if sizes.get(file) == now:
-                done.add(file)
+            if sizes.get(file) == now and given.get(file) != now:
+                given[file] = now
+                unreadable.pop(str(file), None)
                 yield file
             sizes[file] = now
             if stopped():

@@ -5,14 +5,18 @@ import os
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from foveal.data import decode_image
 from foveal.data.dataset import file_looks_whole
 from foveal.errors import FovealError
+from foveal.look.page.refusals import HTTPError
+from foveal.look.page.uploads import decode_upload
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 
@@ -76,6 +80,48 @@ def test_less_usual_kinds_are_read(suffix: str, tmp_path: Path) -> None:
     assert decode_image(path).shape == (3, 24, 32)
 
 
-def test_a_heic_file_is_named_with_what_it_needs() -> None:
+HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 100
+
+
+def test_heic_is_read_where_its_plugin_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a call of it that nobody can make on the command line."""
+
+    def register() -> None:
+        green = io.BytesIO()
+        Image.new("RGB", (32, 24), (10, 200, 30)).save(green, "png")
+        reader = lambda *_: PngImageFile(io.BytesIO(green.getvalue()))  # noqa: E731
+        monkeypatch.setitem(Image.OPEN, "HEIF", (reader, lambda prefix: prefix[4:12] == b"ftypheic"))
+
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    assert decode_image(tmp_path / "a.heic").shape == (3, 24, 32)
+    assert decode_upload(HEIC, "a.heic")[0][:, 0, 0].tolist() == [10, 200, 30]
+
+
+def test_a_photograph_of_a_phone_is_read_and_turned_once(tmp_path: Path) -> None:
+    plugin = pytest.importorskip("pillow_heif")
+    plugin.register_heif_opener()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image = Image.new("RGB", (64, 48), (10, 200, 30))
+    # as phones do, also in the container's own words
+    image.info["exif"] = turned.tobytes()
+    image.save(tmp_path / "a.heic")
+    assert b"irot" in (tmp_path / "a.heic").read_bytes()
+    assert decode_image(tmp_path / "a.heic").shape == (3, 64, 48)
+
+
+def test_the_page_takes_avif_and_refuses_other_films() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 24), (10, 200, 30)).save(file, "avif", quality=100)
+    assert decode_upload(file.getvalue(), "a.avif")[0].shape == (3, 24, 32)
+    with pytest.raises(HTTPError, match=r"a\.mp4 is no JPEG, .* AVIF or HEIC image by its content"):
+        decode_upload(HEIC.replace(b"heic", b"isom"), "a.mp4")
+
+
+def test_a_heic_file_is_named_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(FovealError, match=r"IMG\.HEIC, perhaps HEIC, which needs pillow-heif"):
-        decode_image(b"\0\0\0\x18ftypheic" + b"\0" * 100, name="IMG.HEIC")
+        decode_image(HEIC, name="IMG.HEIC")

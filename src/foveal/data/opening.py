@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -53,6 +53,9 @@ def opened(
             with warnings.catch_warnings():
                 # Pillow only warns of huge images; the limit below refuses them.
                 warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+                if is_heif(file.read(12)):
+                    _take_plugin()
+                file.seek(0)
                 image = pillow.open(file, formats=readable_formats(name))
         except pillow.UnidentifiedImageError:
             raise _unidentified(file, name) from None
@@ -65,6 +68,27 @@ def opened(
             _check_scans(file, name)
         _mend_transparency(image, file)
         yield image, name, file
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file that begins with these 12 bytes is HEIC or AVIF, as phones write them.
+
+    Example:
+        >>> is_heif(b"\\0\\0\\0\\x18ftypheic"), is_heif(b"\\0\\0\\0\\x18ftypisom")
+        (True, False)
+    """
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis")
+
+
+def _take_plugin() -> None:
+    """Let Pillow read HEIC where its plug-in is installed: a person cannot ask for that on the command line."""
+    from PIL import Image as pillow
+
+    if "HEIF" not in pillow.OPEN:
+        with suppress(ImportError):
+            from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+
+            register_heif_opener()
 
 
 def readable_formats(name: str) -> list[str]:
@@ -109,7 +133,7 @@ def _unidentified(file: BinaryIO, name: str) -> FovealError:
         kind = (
             "AVIF, which needs a Pillow built with it"
             if head[8:11] == b"avi"
-            else "HEIC, which needs pillow-heif"
+            else "HEIC, which needs pillow-heif (pip install pillow-heif)"
         )
         return FovealError(f"not an image file that this Pillow can read, got {name}, perhaps {kind}")
     return FovealError(f"not an image file that Pillow can read, got {name}")

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from foveal.data.decode import guarded, to_tensor
-from foveal.data.opening import MAX_PIXELS, opened
+from foveal.data.opening import MAX_PIXELS, is_heif, opened
 from foveal.data.video import Video, video_format
 from foveal.errors import FovealError
 from foveal.look.page.refusals import HTTPError, printable
@@ -32,10 +32,10 @@ MAX_WAITING_BYTES = 2**28
 """Bytes of all uploads that are under way or wait for the networks."""
 FULL_PIXELS = 40_000_000
 """Images with more pixels are scaled down while they are decoded, to about as many."""
-MOST_PIXELS = {"JPEG": 178_000_000, "MPO": 178_000_000, "WEBP": FULL_PIXELS}
+MOST_PIXELS = {"JPEG": 178_000_000, "MPO": 178_000_000, "WEBP": FULL_PIXELS, "AVIF": FULL_PIXELS}
 """Images with more pixels are refused by their header. A JPEG is decoded at a half, a quarter or an eighth, without its
-full size ever being in memory, so the limit is Pillow's own. WebP takes four times the memory of others, which are
-decoded whole, up to ``foveal.data.opening.MAX_PIXELS``."""
+full size ever being in memory, so the limit is Pillow's own. WebP and AVIF take more memory than others, which
+are decoded whole, up to ``foveal.data.opening.MAX_PIXELS``."""
 MAX_ASPECT = 8
 """How many times as long as wide an image may be: its shorter side is brought to the network's size."""
 
@@ -113,8 +113,10 @@ def decode_upload(body: bytes, name: str, grey_bits: int = 16) -> tuple[Tensor, 
     Raises:
         HTTPError: it is no image of a kind that is read, damaged, or too large.
     """
-    if not _is_image(body):
-        raise HTTPError(415, f"{name} is no JPEG, PNG, WebP, GIF, BMP or TIFF image by its content")
+    if not _is_image(body) and not is_heif(body[:12]):
+        raise HTTPError(
+            415, f"{name} is no JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC image by its content"
+        )
     try:
         # what Pillow thinks of damaged metadata would fill the terminal
         with (
