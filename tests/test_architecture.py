@@ -42,7 +42,7 @@ ROOMS = {
     "ops": {"errors"},
     "nn": {"errors", "ops"},
     "measure": {"errors", "ops", "nn"},
-    "insertion": {"errors", "figure", "ops", "nn", "measure"},
+    "insertion": {"errors", "figure", "ops", "nn", "measure", "terminal"},
     "data": {"errors", "files", "image_files", "machine"},
 }
 ROOMS["fusion"] = GROUND | {"nn", "insertion"}
