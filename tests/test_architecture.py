@@ -209,7 +209,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # comes with torch for CUDA; where it is absent its kernels are
-OPTIONAL = {"av", "ray", "submitit", "torch_fidelity", "triton", "wandb"}
+OPTIONAL = {"av", "pillow_heif", "ray", "submitit", "torch_fidelity", "triton", "wandb"}
 
 
 def test_every_imported_package_is_declared_and_no_other():

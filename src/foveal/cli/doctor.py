@@ -17,6 +17,7 @@ PURPOSE = {
     "export": "ONNX Runtime, OpenVINO and int8",
     "fid": "FID of generated images",
     "fuzz": "the fuzzing tests",
+    "heic": "photographs of phones, HEIC",
     "hub": "hf-hub: names and foveal push",
     "ray": "comparisons on several machines",
     "slurm": "comparisons on SLURM",

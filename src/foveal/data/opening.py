@@ -133,7 +133,7 @@ def _unidentified(file: BinaryIO, name: str) -> FovealError:
         kind = (
             "AVIF, which needs a Pillow built with it"
             if head[8:11] == b"avi"
-            else "HEIC, which needs pillow-heif (pip install pillow-heif)"
+            else "HEIC, which needs pillow-heif: pip install 'foveal[heic]'"
         )
         return FovealError(f"not an image file that this Pillow can read, got {name}, perhaps {kind}")
     return FovealError(f"not an image file that Pillow can read, got {name}")
