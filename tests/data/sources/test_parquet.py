@@ -87,6 +87,14 @@ def test_without_metadata_names_are_the_values(tmp_path: Path) -> None:
     assert open_dataset(str(numbers), "train").classes == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("labels", [[True, False] * 10, [True] * 20])
+def test_truths_are_two_classes(tmp_path: Path, labels: list[bool]) -> None:
+    data = open_dataset(str(write(tmp_path / "a.parquet", labels)), "train")
+    assert data.classes == ["False", "True"]
+    assert {type(data[i]["label"]) for i in range(len(data))} == {int}
+    assert {data[i]["label"] for i in range(len(data))} == {int(label) for label in labels}
+
+
 def test_images_may_be_plain_bytes_under_a_usual_name(tmp_path: Path) -> None:
     table = pa.table({"img": [picture(0), picture(90)], "labels": [0, 1]})
     pq.write_table(table, tmp_path / "train.parquet")

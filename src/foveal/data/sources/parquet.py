@@ -322,6 +322,8 @@ def class_names(files: Sequence[Path], label_column: str | None) -> list[str]:
         return [str(name) for name in names]
     values = set().union(*(_table(file, [column]).column(0).unique().to_pylist() for file in files))
     values.discard(None)
+    if values and all(isinstance(value, bool) for value in values):
+        return ["False", "True"]
     if values and all(isinstance(value, int) and value >= 0 for value in values):
         return [str(value) for value in range(max(values) + 1)]
     return sorted(str(value) for value in values)
@@ -339,5 +341,5 @@ def label_numbers(column: Any, classes: Sequence[str], root: Path) -> list[int]:
                 f"labels must be 0 to {len(classes) - 1} or a class name, got {value!r} "
                 f"in row {row} of {root}{hint}"
             )
-        labels.append(label)
+        labels.append(int(label))
     return labels
