@@ -35,8 +35,8 @@ def escape(text: str) -> str:
     """Text for a page: what would be markup, a control character or a mark of direction there is escaped.
 
     Example:
-        >>> escape("<b>\u202egnp.exe")
-        '&lt;b&gt;\\u202egnp.exe'
+        >>> escape("<b>\\u202egnp.exe")
+        '&lt;b&gt;\\\\u202egnp.exe'
     """
     return html.escape(printable(text))
 

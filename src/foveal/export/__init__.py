@@ -106,7 +106,8 @@ def export(
             something else, or ``out`` exists.
 
     Example:
-        >>>         >>> from foveal.inference import open_bundled
+        >>> import tempfile
+        >>> from foveal.inference import open_bundled
         >>> done = export(open_bundled(), "pt2", out=tempfile.mkdtemp() + "/digits")
         >>> sorted(path.name for path in done.folder.iterdir())
         ['foveal.json', 'infer.py', 'model.pt2']
