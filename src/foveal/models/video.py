@@ -195,8 +195,8 @@ class VideoResNet(nn.Module):
         }
         clip = torch.zeros(1, in_chans, 8, 32, 32)
         chosen = blocks if not isinstance(blocks, int) else nonlocal_sites(depth, blocks) if blocks else []
-        for site in chosen:
-            insert(net, "nonlocal", at=site, start="paper", example=clip, dims=3, over=over, **options)
+        for pattern in _together(chosen):
+            insert(net, "nonlocal", at=pattern, start="paper", example=clip, dims=3, over=over, **options)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
         return self.net(x)
@@ -264,6 +264,15 @@ class SmallVideoResNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
         return self.net(x)
+
+
+def _together(sites: Sequence[str]) -> list[str]:
+    """Patterns for sites that differ in their last digit alone: an insertion runs the network twice, however many."""
+    last: dict[str, list[str]] = {}
+    for site in sites:
+        numbered = site[-1:].isdigit()
+        last.setdefault(site[:-1] if numbered else site, []).append(site[-1] if numbered else "")
+    return [f"{start}[{''.join(ends)}]" if any(ends) else start for start, ends in last.items()]
 
 
 def nonlocal_sites(depth: int, blocks: int) -> list[str]:
