@@ -258,11 +258,15 @@ class RemoteStore:
 
 def _fetch_all(store: ref[RemoteStore], coming: Queue[Chunk | None]) -> None:
     while (chunk := coming.get()) is not None:
-        with suppress(Exception):
-            if (there := store()) is not None:
-                there.fetch(chunk)
-            del there
+        _try_to_fetch(store(), chunk)
         coming.task_done()
+
+
+def _try_to_fetch(store: RemoteStore | None, chunk: Chunk) -> None:
+    """In a function of its own, so that nothing keeps the store while the next chunk is waited for."""
+    with suppress(Exception):
+        if store is not None:
+            store.fetch(chunk)
 
 
 def _read_at(file: BinaryIO, start: int, length: int) -> bytes:

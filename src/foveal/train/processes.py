@@ -113,16 +113,21 @@ def processes_of_a_run() -> Iterator[None]:
 
     A thread that frees tensors or a process group while Python is ending aborts the process.
     """
-    before = torch.distributed.is_initialized()
+    before = _has_group()
     try:
         yield
         # not after an error: another process that was lost would be waited for
-        if torch.distributed.is_initialized() and not before:
+        if _has_group() and not before:
             torch.distributed.destroy_process_group()
     finally:
         for thread in threading.enumerate():
             if isinstance(thread, ProcessWatch):
                 thread.stop()
+
+
+def _has_group() -> bool:
+    # PyTorch may be built without processes that talk to each other
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 @contextmanager
