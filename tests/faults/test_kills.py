@@ -27,6 +27,10 @@ SETTINGS = {
         "train", "--task", "segment", "--model", "fcn_test_resnet", *SMALL, "--data_options.size", "32",
         "--data_options.digit_size", "[10,14]", "--ema", "0.9", "--workers", "0",
     ],
+    "detect": [
+        "train", "--task", "detect", "--model", "sparse_rcnn_test_resnet", *SMALL, "--data_options.size", "40",
+        "--data_options.digit_size", "[10,16]", "--insert", "cbam(reduction=4)@residual:3", "--workers", "0",
+    ],
 }  # fmt: skip
 
 
