@@ -16,7 +16,7 @@ import foveal
 from foveal.data.loader import EpochBatchSampler
 from foveal.folders import locked
 from foveal.train import Interrupted, TrainConfig, fit, loop, run_folder
-from foveal.train import run as run_module
+from foveal.train import prepare as prepare_module
 from foveal.train.network import add_blocks, build_network
 
 SMALL = {"length": 96, "size": 24}
@@ -334,7 +334,7 @@ def test_two_runs_never_work_in_one_folder(run):
 
 def test_a_loss_that_is_not_a_number_names_epoch_batch_and_module(tmp_path, monkeypatch):
     folder = tmp_path / "a"
-    make = run_module.add_blocks
+    make = prepare_module.add_blocks
 
     def make_fragile(*args, **named):
         net = make(*args, **named)
@@ -347,7 +347,7 @@ def test_a_loss_that_is_not_a_number_names_epoch_batch_and_module(tmp_path, monk
         net.layer2[0].conv2.register_forward_hook(break_late)
         return net
 
-    monkeypatch.setattr(run_module, "add_blocks", make_fragile)
+    monkeypatch.setattr(prepare_module, "add_blocks", make_fragile)
     with pytest.raises(
         ValueError, match=r"epoch 2, batch 3, first in module 'layer2\.0\.conv2' \(Conv2d\)"
     ) as caught:

@@ -7,43 +7,30 @@ import math
 import os
 import time
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from foveal.checkpoint import load, save
-from foveal.data.loader import (
-    EpochBatchSampler,
-    SequentialBatchSampler,
-    chunks_of,
-    make_loader,
-    worker_count,
-)
 from foveal.errors import FovealError
-from foveal.files import atomic_write, csv_text, write_bytes, write_json, write_text
+from foveal.files import atomic_write
 from foveal.folders import locked
 from foveal.machine import versions
 from foveal.signals import stop_signals
-from foveal.tasks import Task, collate_training
-from foveal.tasks.picture import png_bytes
+from foveal.tasks import Task
 from foveal.train import loop, run_folder
-from foveal.train.block_report import block_report, report_batches
 from foveal.train.config import TrainConfig
-from foveal.train.examples import write_examples
 from foveal.train.loggers import Logger, open_logger, require_logger
-from foveal.train.network import add_blocks, build_network, describe_network
 from foveal.train.nonfinite import NonFiniteError
-from foveal.train.parts import open_parts
+from foveal.train.prepare import prepare
 from foveal.train.processes import (
     any_process,
     in_every_process,
     launch_fabric,
     one_line_where_lost,
     processes_of_a_run,
-    refuse_empty_shares,
     require_same,
     require_world,
 )
@@ -167,10 +154,11 @@ class Run:
     def _begin(self, folder: Path | None, quiet: bool) -> None:
         """Everything before the first step; what is refused in one process is refused in all."""
         config = self.config
-        net = in_every_process(self.fabric, self._prepare)
+        prepared = self.prepared = in_every_process(self.fabric, partial(prepare, config, self.fabric))
+        self.data, self.info, self.batches = prepared.data, prepared.info, prepared.batches
         images = {f"images for {part}": len(data) for part, data in self.data.items()}
         require_same(self.fabric, {**images, "classes": self.info.classes})
-        self.training = loop.Training(net, self.task, config, self.info, self.batches, self.fabric)
+        self.training = loop.Training(prepared.net, self.task, config, self.info, self.batches, self.fabric)
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.epoch_seconds, self.since = 0.0, time.monotonic()
@@ -179,53 +167,18 @@ class Run:
             config,
             len(self.batches),
             self.task,
-            val_batches=len(self.val_loader),
+            val_batches=len(prepared.val_loader),
             quiet=quiet or not self.fabric.is_global_zero,
         )
         own_lines = getattr(self.task, "opening_lines", None)
-        opening = opening_lines(config, self.data, net, self.fabric.device, self.info.image_size)
+        opening = opening_lines(config, self.data, prepared.net, self.fabric.device, self.info.image_size)
         opening += start_lines(config, self.info.classes)
-        for line in opening if own_lines is None else [*opening, *own_lines(config, net, self.data)]:
+        for line in opening if own_lines is None else [*opening, *own_lines(config, prepared.net, self.data)]:
             self.progress.say(line)
         self._restore()
         self.logger: Logger | None = None
         if self.fabric.is_global_zero:
             self.logger = open_logger(config.logger, self.folder, config.to_dict(), self.rows)
-
-    def _prepare(self) -> torch.nn.Module:
-        """The data, and the network with its blocks."""
-        config = self.config
-        self.data = open_parts(config)
-        net = build_network(config, list(self.data["train"].classes))
-        self.info = describe_network(config, net, self.data)
-        net = add_blocks(net, config, self.info.image_size)
-        refuse_empty_shares({part: len(d) for part, d in self.data.items()}, self.fabric.world_size)
-        self._make_loaders()
-        return net
-
-    def _make_loaders(self) -> None:
-        config, fabric, info = self.config, self.fabric, self.info
-        share = {"rank": fabric.global_rank, "world": fabric.world_size}
-        self.batches = EpochBatchSampler(
-            len(self.data["train"]),
-            config.batch_size,
-            seed=config.seed,
-            chunks=chunks_of(self.data["train"]),
-            **share,
-        )
-        val_batches = SequentialBatchSampler(len(self.data["val"]), 2 * config.batch_size, **share)
-        self.eval_transform = self.task.eval_transform(info)
-        to_train = self.task.train_transform(self.data["train"], info, config.options, config.augment)
-        how = {
-            "workers": worker_count(config.workers, info.image_size),
-            "pin_memory": fabric.device.type == "cuda",
-        }
-        self.train_loader = make_loader(
-            self.data["train"], to_train, self.batches, collate_training(self.task), seed=config.seed, **how
-        )
-        self.val_loader = make_loader(
-            self.data["val"], self.eval_transform, val_batches, self.task.collate, **how
-        )
 
     def _settle_folder(self, folder: Path | None) -> Path:
         """The folder, made by the first process and known to all."""
@@ -244,11 +197,6 @@ class Run:
     def checkpoint(self) -> Path:
         """Where the run continues from."""
         return self.folder / CHECKPOINT
-
-    @property
-    def weights_folder(self) -> Path:
-        """Where the weights of the best and of the last epoch are."""
-        return self.folder / "weights"
 
     def _place(self) -> str:
         """Where the training stands, in words."""
@@ -364,8 +312,10 @@ class Run:
         self.progress.start(t.epoch, t.batch)
         while t.epoch < self.config.epochs:
             self.batches.start_at(t.epoch, t.batch)
-            loop.train_epoch(t, self.train_loader, self._after_step)
-            row = loop.validate(t, self.val_loader, list(self.data["val"].classes), self._after_val_batch)
+            loop.train_epoch(t, self.prepared.train_loader, self._after_step)
+            row = loop.validate(
+                t, self.prepared.val_loader, list(self.data["val"].classes), self._after_val_batch
+            )
             self._finish_epoch(row)
 
     def _after_step(self, t: loop.Training) -> None:
@@ -409,16 +359,7 @@ class Run:
             raise NonFiniteError(f"{broken[0]} must be finite, got {row[broken[0]]} in epoch {row['epoch']}")
         t.refuse_broken_weights()
         if self.fabric.is_global_zero:
-            validated = {k: v for k, v in row.items() if k.startswith("val_")}
-            info = replace(self.info, figures={"epoch": row["epoch"], **validated}).to_dict()
-            if better:
-                save(t.evaluated, self.weights_folder / "best.safetensors", **info)
-            save(t.evaluated, self.weights_folder / "last.safetensors", **info)
-            write_text(self.folder / "metrics.csv", csv_text(self.rows))
-            if (draw := getattr(self.task, "sample_picture", None)) is not None:
-                (self.folder / "samples").mkdir(exist_ok=True)
-                picture = png_bytes(draw(t.evaluated, self.info))
-                write_bytes(self.folder / "samples" / f"epoch-{t.epoch:03}.png", picture)
+            run_folder.write_epoch(self.folder, self.task, t.evaluated, self.info, self.rows, better=better)
         self.save_checkpoint()
         if self.logger is not None:
             self.logger.log(row)
@@ -426,31 +367,21 @@ class Run:
             raise Stopped
 
     def finish(self) -> RunResult:
-        """What the blocks do in the best network, the curves, and the result."""
+        """What the blocks do in the best network, the pictures, and the result."""
         assert self.best is not None
         blocks: list[dict[str, Any]] = []
         if self.fabric.is_global_zero:
-            best = load(self.weights_folder / "best.safetensors", copy.deepcopy(self.training.evaluated))
-            batches = report_batches(self.task, self.data["val"], self.eval_transform)
-            device, report_pass = self.fabric.device, getattr(self.task, "report_pass", None)
-            blocks = block_report(best.to(device), (images.to(device) for images in batches), report_pass)
-            write_json(self.folder / "blocks.json", blocks)
-            run_folder.write_curves(self.folder / "curves.png", self.rows, self.task.metric)
-            if not hasattr(self.task, "sample_picture"):
-                write_examples(
-                    self.folder / "examples.png", best.eval(), self.task, self.info, self.data["val"]
-                )
-        skipped = unreadable_in(self.data)
-        name = f"val_{self.task.metric}"
+            net = copy.deepcopy(self.training.evaluated).to(self.fabric.device)
+            blocks = run_folder.write_end(self.folder, self.task, net, self.info, self.rows, self.data["val"])
         return RunResult(
             self.folder,
             self.config,
-            name,
+            f"val_{self.task.metric}",
             self.rows,
             self.best,
             blocks,
             self.info.classes,
-            skipped,
+            unreadable_in(self.data),
             self.fabric.is_global_zero,
         )
 

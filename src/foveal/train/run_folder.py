@@ -1,23 +1,31 @@
-"""The run folder: what is in it, and how it is read again."""
+"""The run folder: what is written into it, and how it is read again."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
+from foveal.checkpoint import load, save
 from foveal.errors import FovealError
-from foveal.files import atomic_write, utf8_path, write_bytes, write_json, write_text
+from foveal.files import atomic_write, csv_text, utf8_path, write_bytes, write_json, write_text
 from foveal.folders import new_folder, new_numbered_folder
 from foveal.hub import weights_file
 from foveal.insertion import block_name, parse_insertion
 from foveal.insertion.own import source_hash, split_own
 from foveal.machine import environment
+from foveal.model_info import ModelInfo
+from foveal.tasks import Task
+from foveal.tasks.picture import png_bytes
+from foveal.train.block_report import block_report, report_batches
 from foveal.train.config import TrainConfig
+from foveal.train.examples import write_examples
 
 CHECKPOINT = "checkpoint.ckpt"
 START_WEIGHTS = "weights/start.safetensors"
@@ -115,6 +123,54 @@ def with_blocks(folder: Path, insert: Sequence[str], blocks: Sequence[str]) -> l
             text = text.replace(str(path), str(given[path.name]), 1)
         settled.append(text)
     return settled
+
+
+def write_epoch(
+    folder: Path,
+    task: Task,
+    net: nn.Module,
+    info: ModelInfo,
+    rows: Sequence[dict[str, Any]],
+    *,
+    better: bool,
+) -> None:
+    """Write what the epoch of the last row leaves: weights, metrics.csv and, where the task draws one, a sample.
+
+    Args:
+        better: the weights are also the best ones so far.
+    """
+    row = rows[-1]
+    validated = {k: v for k, v in row.items() if k.startswith("val_")}
+    described = replace(info, figures={"epoch": row["epoch"], **validated}).to_dict()
+    for name in ("best", "last") if better else ("last",):
+        save(net, folder / "weights" / f"{name}.safetensors", **described)
+    write_text(folder / "metrics.csv", csv_text(rows))
+    if (draw := getattr(task, "sample_picture", None)) is not None:
+        (folder / "samples").mkdir(exist_ok=True)
+        write_bytes(folder / "samples" / f"epoch-{row['epoch']:03}.png", png_bytes(draw(net, info)))
+
+
+def write_end(
+    folder: Path, task: Task, net: nn.Module, info: ModelInfo, rows: Sequence[dict[str, Any]], val: Any
+) -> list[dict[str, Any]]:
+    """Write what a run leaves at its end: blocks.json, the curves, and answers for validation images as a picture.
+
+    Args:
+        net: a network of the run, on its device, into which the best weights are loaded.
+        val: the validation data.
+
+    Returns:
+        The rows of blocks.json, see `foveal.train.block_report.block_report`.
+    """
+    load(folder / "weights" / "best.safetensors", net)
+    device = next(net.parameters()).device
+    images = (batch.to(device) for batch in report_batches(task, val, task.eval_transform(info)))
+    blocks = block_report(net, images, getattr(task, "report_pass", None))
+    write_json(folder / "blocks.json", blocks)
+    write_curves(folder / "curves.png", rows, task.metric)
+    if not hasattr(task, "sample_picture"):
+        write_examples(folder / "examples.png", net.eval(), task, info, val)
+    return blocks
 
 
 def write_curves(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> None:
