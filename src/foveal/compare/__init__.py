@@ -68,8 +68,8 @@ def compare(
         split: the part of the data to measure on.
         tune: learning rates to try for each variant before the seeds are run, on a quarter of the training images that
             is held out for it: of the inserted block, and for none and the control of the network. 0 takes the default
-            rates, and the report says so. Default: 2 on your own data where the seeds can decide anything; 0 on the
-            bundled data, whose rates were found by experiment.
+            rates, and the report says so. Default: 2 on your own data and on the bundled scenes, where the seeds can
+            decide anything; 0 on other bundled data, whose rates were found by experiment.
         engine: where the runs are done: local, in processes of this machine; ray, on the nodes of the Ray cluster that
             ray://HOST:PORT or RAY_ADDRESS names, else under a Ray of this machine; slurm, as job arrays.
         engine_options: more options of the engine, such as --engine_options.num_gpus 0.25: of ray, num_cpus (threads of

@@ -1,8 +1,8 @@
 """The same tuning for every variant, on a part of the training images, before the seeds are run.
 
 What is tuned is one number, the learning rate: for a variant with an attention block that of the block, for the network
-as it is and for the control that of the network. Every variant gets the same number of trials, of the same length, on
-the same images; the validation images of the comparison are never seen.
+as it is and for the control that of the network. Every variant gets the same number of trials, of the same length, half
+that of a run, on the same images; the validation images of the comparison are never seen.
 """
 
 from __future__ import annotations
@@ -157,14 +157,27 @@ def ranked(task: Task, values: Mapping[float, Sequence[float]], left: Sequence[f
     return sorted(left, key=lambda factor: (sign * fmean(values[factor]), abs(factor - DEFAULT)))
 
 
+def trial_epochs(config: TrainConfig) -> int:
+    """Half as many as a run has, and one more than those in which most of the network is frozen.
+
+    Example:
+        >>> [trial_epochs(TrainConfig(epochs=epochs)) for epochs in (1, 2, 3, 20)]
+        [1, 1, 2, 10]
+        >>> trial_epochs(TrainConfig(epochs=4, freeze_epochs=3))
+        4
+    """
+    return max((config.epochs + 1) // 2, min(config.freeze_epochs + 1, config.epochs))
+
+
 def trial_job(job: Job, variant: Variant, factor: float, seed: int) -> Job:
-    """One trial: a run on a part of the training images, measured on the rest of them."""
-    config = replace(with_factor(job.config, variant, factor), seed=seed)
+    """One trial: half a run on a part of the training images, measured on the rest of them."""
+    tuned = with_factor(job.config, variant, factor)
+    config = replace(tuned, seed=seed, epochs=trial_epochs(tuned))
     settings = {
         **job.settings,
         "variant": asdict(variant),
         "seed": seed,
-        "trial": {"factor": factor, "share": SHARE},
+        "trial": {"factor": factor, "share": SHARE, "epochs": config.epochs},
     }
     return replace(
         job, variant=variant, config=config, keep_weights=False, trial_share=SHARE, settings=settings

@@ -103,6 +103,7 @@ class Classify:
             "lr": 0.01,
             "weight_decay": 0.01,
             "augment": False,
+            "tune": 2,
         },
         # two stages see less of the image than lies between patches and cue; blocks at the network's own rate learn
         # the question within a few hundred steps
