@@ -29,7 +29,7 @@ TRAINING = {
     "epochs": 1,
     "accelerator": "cpu",
 }
-OPTIONS = {**TRAINING, "control": False, "self_check": False, "quiet": True}
+OPTIONS = {**TRAINING, "control": False, "self_check": False, "tune": 0, "quiet": True}
 
 
 class SimulatedEngine:
@@ -123,7 +123,7 @@ def test_what_no_rate_cures_is_worse(simulate):
     assert "Worse than no attention: se" in result.conclusion
 
 
-def test_own_data_are_tuned_unless_told_otherwise_where_there_are_seeds_for_a_verdict(
+def test_every_variant_is_tuned_unless_told_otherwise_where_there_are_seeds_for_a_verdict(
     simulate, coloured_folder
 ):
     own = {"data": str(coloured_folder), "data_options": {}, "batch_size": 12, "image_size": 24}
@@ -133,11 +133,17 @@ def test_own_data_are_tuned_unless_told_otherwise_where_there_are_seeds_for_a_ve
         "few seeds": {**own, "seeds": 5},
         "told": {**own, "tune": 0},
         "scenes": {},
+        "rates found by experiment": {
+            "data": "scenes:cue",
+            "insert": ["channel@stage:2"],
+            "data_options": {},
+        },
     }.items():
+        options = {"tune": None, **options}
         _, done = simulate(lambda job: 0.8 + noise(job), **options)
         tried[name] = len({job.settings["trial"]["factor"] for job in done if job.trial_share is not None})
     # 1 and 0.1 of a block, 1 and 0.5 of the network
-    assert tried == {"own data": 3, "few seeds": 0, "told": 0, "scenes": 0}
+    assert tried == {"own data": 3, "few seeds": 0, "told": 0, "scenes": 3, "rates found by experiment": 0}
 
 
 # ---------------------------------------------------------------------------------------- seeds are added until known
