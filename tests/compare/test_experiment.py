@@ -133,7 +133,6 @@ def test_every_variant_is_tuned_unless_told_otherwise_where_there_are_seeds_for_
         "few seeds": {**own, "seeds": 5},
         "told": {**own, "tune": 0},
         "scenes": {},
-        "rates found by experiment": {
             "data": "scenes:cue",
             "insert": ["channel@stage:2"],
             "data_options": {},
@@ -143,7 +142,7 @@ def test_every_variant_is_tuned_unless_told_otherwise_where_there_are_seeds_for_
         _, done = simulate(lambda job: 0.8 + noise(job), **options)
         tried[name] = len({job.settings["trial"]["factor"] for job in done if job.trial_share is not None})
     # 1 and 0.1 of a block, 1 and 0.5 of the network
-    assert tried == {"own data": 3, "few seeds": 0, "told": 0, "scenes": 3, "rates found by experiment": 0}
+    assert tried == {"own data": 3, "few seeds": 0, "told": 0, "scenes": 3}
 
 
 # ---------------------------------------------------------------------------------------- seeds are added until known
