@@ -133,10 +133,6 @@ def test_every_variant_is_tuned_unless_told_otherwise_where_there_are_seeds_for_
         "few seeds": {**own, "seeds": 5},
         "told": {**own, "tune": 0},
         "scenes": {},
-            "data": "scenes:cue",
-            "insert": ["channel@stage:2"],
-            "data_options": {},
-        },
     }.items():
         options = {"tune": None, **options}
         _, done = simulate(lambda job: 0.8 + noise(job), **options)
