@@ -1,9 +1,11 @@
 """Figures of trained weights on a data set: those of the training, by the names of the classes."""
 
+import io
 import shutil
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import foveal
 from foveal.evaluate import data_options_for, evaluate
@@ -21,6 +23,17 @@ def test_evaluation_repeats_what_training_measured(coloured_run, coloured_folder
     assert (found.images, found.data, found.split) == (18, str(coloured_folder), "val")
     assert found.interval[0] <= found.figures["accuracy"] <= found.interval[1] + 1e-9
     assert set(found.per_class) == set(COLOURS)
+
+
+def test_what_is_left_out_of_the_data_is_told(coloured_run, coloured_folder, tmp_path):
+    shutil.copytree(coloured_folder, tmp_path / "data")
+    shutil.copytree(coloured_folder / "val", tmp_path / "data" / "holdout")
+    found = evaluate(coloured_run.weights, str(tmp_path / "data"), device="cpu")
+    (note,) = found.to_dict()["notes"]
+    assert note.startswith("1 file or folder is left out, holdout: 18 images in a folder beside the parts")
+    console = Console(width=200, file=io.StringIO())
+    console.print(TASKS["classify"].show(found))
+    assert note in console.file.getvalue()
 
 
 def test_classes_are_matched_by_name_and_not_by_number(coloured_run, tmp_path):

@@ -45,6 +45,16 @@ def test_a_truncated_video_is_named_and_the_images_beside_it_are_answered_for(co
         predict(coloured_run.weights, [film], every=0, device="cpu")
 
 
+def test_videos_in_a_folder_are_answered_for_and_what_is_left_out_is_named(coloured_run, film):
+    Image.new("RGB", (40, 20), RED).save(film.parent / "good.png")
+    (film.parent / "IMG_1").write_bytes((film.parent / "good.png").read_bytes())
+    (film.parent / "notes.txt").write_text("no image")
+    done = predict(coloured_run.weights, [film.parent], every=3, inference={"top": 1}, device="cpu")
+    rows = [line.split(",")[:2] for line in done.text.splitlines()[1:]]
+    assert [label for _, label in rows] == ["red", "blue", "red"]
+    assert done.left_out == {str(film.parent / "IMG_1"): "a PNG by its content, not by its suffix"}
+
+
 def test_a_file_counts_once_it_no_longer_grows_and_once_only(tmp_path):
     """It is written in two parts, with a look at the folder between them."""
     (tmp_path / "old.png").write_bytes(b"old")
@@ -84,6 +94,7 @@ def test_a_watched_folder_is_answered_for_until_ctrl_c(coloured_run, tmp_path, m
             Image.new("RGB", (40, 20), BLUE).save(folder / "b.png")
             (folder / "c.png").write_bytes(b"no image")
             (folder / "d.png").write_bytes(b"half")
+            write_video(folder / "e.mp4", np.full((4, 32, 48, 3), BLUE, dtype=np.uint8))
         if len(waits) == 5:
             # copying it had paused
             Image.new("RGB", (40, 20), RED).save(folder / "d.png")
@@ -94,18 +105,19 @@ def test_a_watched_folder_is_answered_for_until_ctrl_c(coloured_run, tmp_path, m
     whole = sources.watched
     monkeypatch.setattr(foveal.predict, "watched", lambda *given: whole(*given, wait))
     done = predict_as_they_come(
-        predictor(coloured_run.weights, "cpu"), folder, printed.append, inference={"top": 1}
+        predictor(coloured_run.weights, "cpu"), folder, printed.append, inference={"top": 1}, every=2
     )
     rows = [line.split(",")[:2] for line in "".join(printed).splitlines()]
     assert rows == [
         ["file", "label"],
         [str(folder / "a.png"), "red"],
         [str(folder / "b.png"), "blue"],
+        *([str(folder / f"e#{number:06d}.mp4"), "blue"] for number in (0, 2)),
         [str(folder / "d.png"), "red"],
     ]
     # each as soon as it was known, the first before the second was there
     assert waits[1] == 1
-    assert (done.count, list(done.unreadable)) == (3, [str(folder / "c.png")])
+    assert (done.count, list(done.unreadable)) == (5, [str(folder / "c.png")])
     assert signal.getsignal(signal.SIGINT) == before
 
 

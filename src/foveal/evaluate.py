@@ -34,6 +34,7 @@ class Evaluation:
         inference: the options of the task, which say how images went through the network.
         image_size: size in pixels at which the network saw them.
         skipped: unreadable files with the reason.
+        notes: what a person should know of the data, in sentences, such as classes without an image.
         details: what the task adds, such as precision, recall, confusions and calibration of a classifier.
         dataset: what was measured on, for pictures.
         gathered: the task's metric, with all it gathered.
@@ -51,6 +52,7 @@ class Evaluation:
     inference: Any
     image_size: int
     skipped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict, repr=False)
     items: str = field(default="images", repr=False)
     gathered: Any = field(default=None, repr=False, compare=False)
@@ -70,6 +72,7 @@ class Evaluation:
             "inference": how,
             "image_size": self.image_size,
             "skipped": self.skipped,
+            "notes": self.notes,
         }
 
 
@@ -145,6 +148,7 @@ def evaluate(
         inference=options,
         image_size=info.image_size,
         skipped=dict(dataset.skipped),
+        notes=list(getattr(dataset, "notes", ())),
         details=report.get("details", {}),
         items=items_of(task),
         gathered=metric,

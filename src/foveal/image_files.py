@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -49,8 +49,12 @@ class Survey(NamedTuple):
     left_out: dict[str, str]
 
 
-def survey_images(folder: str | os.PathLike[str]) -> Survey:
+def survey_images(folder: str | os.PathLike[str], also: Collection[str] = ()) -> Survey:
     """Look through a folder for image files at any depth, and say what was left out.
+
+    Args:
+        folder: where to look.
+        also: suffixes of other files to take, in lower case, such as ``".mp4"``.
 
     Hidden files and folders and those that systems make (``@eaDir``, ``__MACOSX``) do not count. Links are followed
     after everything that is really there, so each real file and folder is taken once, under its own name where it has
@@ -71,16 +75,16 @@ def survey_images(folder: str | os.PathLike[str]) -> Survey:
     for name, problem in _walk(os.fspath(folder)):
         if problem is not None:
             left_out[name] = problem
-        elif is_image_name(name):
+        elif is_image_name(name) or os.path.splitext(name)[1].lower() in also:
             images.append(name)
         elif reason := _image_in_disguise(os.path.join(folder, name)):
             left_out[name] = reason
     return Survey(sorted(images), dict(sorted(left_out.items())))
 
 
-def find_images(folder: str | os.PathLike[str]) -> list[str]:
+def find_images(folder: str | os.PathLike[str], also: Collection[str] = ()) -> list[str]:
     """Paths of the image files at any depth below ``folder``, sorted by name: `survey_images` without the rest."""
-    return [os.path.join(folder, *name.split("/")) for name in survey_images(folder).images]
+    return [os.path.join(folder, *name.split("/")) for name in survey_images(folder, also).images]
 
 
 def walk_files(folder: str | os.PathLike[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -20,7 +20,7 @@ from foveal.data import decode_image
 from foveal.data.joint import grey
 from foveal.errors import FovealError
 from foveal.hub import is_repository
-from foveal.image_files import find_images
+from foveal.image_files import survey_images
 from foveal.machine import choose_device
 from foveal.model_info import ModelInfo
 from foveal.models import create_model, data_config, list_models
@@ -319,20 +319,34 @@ def _short_name(path: Path) -> str:
     return "/".join(parts)
 
 
-def image_files(paths: Sequence[str | os.PathLike[str]], task: Task | None = None) -> list[Path]:
+def image_files(
+    paths: Sequence[str | os.PathLike[str]],
+    task: Task | None = None,
+    *,
+    also: Collection[str] = (),
+    left_out: dict[str, str] | None = None,
+) -> list[Path]:
     """Files as given; of folders the images at any depth, in the order of their names, without repeats.
 
     Args:
         task: whose files to find, where they may be no images.
+        also: suffixes of other files to take from folders, as in `foveal.image_files.survey_images`.
+        left_out: is filled with what looks like an image in a folder and is none of the files, and the reason.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no image.
     """
-    find = getattr(task, "find_files", find_images)
+    of_task = getattr(task, "find_files", None)
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = find(path)
+            if of_task is None:
+                inside, others = survey_images(path, also)
+                inside = [path.joinpath(*name.split("/")) for name in inside]
+                if left_out is not None:
+                    left_out |= {str(path.joinpath(*name.split("/"))): why for name, why in others.items()}
+            else:
+                inside = of_task(path)
             if not inside:
                 raise FileNotFoundError(f"a folder must hold images, got none in {path}")
             found += map(Path, inside)

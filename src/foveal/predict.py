@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from foveal.data.video import FORMATS as VIDEO_FORMATS
 from foveal.errors import FovealError
 from foveal.folders import new_file, new_numbered_folder
 from foveal.image_files import find_images
@@ -24,6 +26,7 @@ class Predicted:
     Attributes:
         count: files with an answer.
         unreadable: the others, with the reason.
+        left_out: what looks like an image in a folder and is none of the files -> why.
         text: what to print: the answers themselves, or where they are.
         out: the file or folder that was written, if any.
     """
@@ -32,6 +35,7 @@ class Predicted:
     unreadable: dict[str, str]
     text: str
     out: Path | None
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def predict(
@@ -49,8 +53,8 @@ def predict(
 
     Args:
         weights: a file of `foveal train`, the name of a model with published weights, or a predictor.
-        paths: files, and folders whose images are taken, sub-folders included; none for weights that generate. The
-            frames of a video file are images: frame 12 of ``clip.mp4`` is called ``clip#000012.mp4``.
+        paths: files, and folders whose images and videos are taken, sub-folders included; none for weights that
+            generate. The frames of a video file are images: frame 12 of ``clip.mp4`` is called ``clip#000012.mp4``.
         out: where to write. A text is otherwise returned; a folder is otherwise the first free runs/predict/MODEL.
         format: of the text or of the table in the folder.
         inference: options of the task, such as ``{"top": 3}``.
@@ -63,7 +67,8 @@ def predict(
     """
     _check(batch_size, every, format)
     ready = weights if isinstance(weights, Predictor) else predictor(weights, device)
-    files = image_files(paths, ready.task)
+    left_out: dict[str, str] = {}
+    files = image_files(paths, ready.task, also=VIDEO_FORMATS, left_out=left_out)
     options = ready.inference_options(inference or {})
     sample = getattr(ready.task, "sample", None)
     if files and sample is not None:
@@ -77,7 +82,7 @@ def predict(
     else:
         answers = ready.predict_files(_read(ready, files, every, unreadable), options, unreadable, batch_size)
     count, text = ready.task.write(answers, place, ready.info, options, format, unreadable)
-    return Predicted(count, unreadable, text, place if count else None)
+    return Predicted(count, unreadable, text, place if count else None, left_out)
 
 
 def predict_as_they_come(
@@ -93,11 +98,11 @@ def predict_as_they_come(
 
     Args:
         ready: the network.
-        source: a camera or a folder. A file counts once it no longer grows.
+        source: a camera or a folder of images and videos. A file counts once it no longer grows.
         write: takes text: the rows of a table of CSV, each as soon as it is known, where the task writes a text.
         out: where rows, or pictures, go instead; as in `predict`.
         inference: options of the task.
-        every: of a camera, take each so-many-th frame.
+        every: of a camera or a video, take each so-many-th frame.
 
     Raises:
         FovealError: no such camera or folder, or ``out`` holds something already.
@@ -115,8 +120,10 @@ def predict_as_they_come(
         if is_camera(source):
             coming = camera_frames(str(source), ready.info.channels, every, stopped)
         elif Path(source).is_dir():
-            find = getattr(ready.task, "find_files", find_images)
-            coming = watched(Path(source), find, stopped, unreadable)
+            find = getattr(ready.task, "find_files", partial(find_images, also=VIDEO_FORMATS))
+            coming = _read(
+                ready, watched(Path(source), find, stopped, unreadable), every, unreadable, stopped
+            )
         else:
             raise FovealError(f"what is watched must be a folder, or camera:0, got {source}")
         answers = ready.predict_files(coming, options, unreadable, batch_size=1)
@@ -155,9 +162,13 @@ def _place(ready: Predictor, out: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _read(
-    ready: Predictor, files: Sequence[Path], every: int, unreadable: dict[str, str]
-) -> Iterable[Path | Frame]:
+    ready: Predictor,
+    files: Iterable[Path | None],
+    every: int,
+    unreadable: dict[str, str],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterable[Path | Frame | None]:
     """The files; of videos their frames, unless the task takes videos as they are."""
     if hasattr(ready.task, "read_file"):
         return files
-    return with_frames(files, ready.info.channels, every, unreadable)
+    return with_frames(files, ready.info.channels, every, unreadable, stopped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,20 +44,28 @@ def is_camera(path: str | os.PathLike[str]) -> bool:
 
 
 def with_frames(
-    files: Sequence[Path], channels: int, every: int, unreadable: dict[str, str]
-) -> Iterator[Path | Frame]:
+    files: Iterable[Path | None],
+    channels: int,
+    every: int,
+    unreadable: dict[str, str],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[Path | Frame | None]:
     """The files in order, of each video its frames.
 
     Args:
+        files: None among them is passed on, see `watched`.
         every: take the first frame and each so-many-th after it.
         unreadable: is filled with the videos that cannot be read, or not to their end, and the reason.
+        stopped: asked before each frame whether to end here.
     """
     for file in files:
-        if file.suffix.lower() not in FORMATS:
+        if file is None or file.suffix.lower() not in FORMATS:
             yield file
             continue
         try:
             for number, image in Video(file, channels).frames(every):
+                if stopped():
+                    return
                 yield Frame(_frame_name(file, number), image)
         except (FovealError, OSError) as error:
             unreadable[str(file)] = str(error)

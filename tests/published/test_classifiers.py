@@ -423,6 +423,11 @@ def test_a_network_that_computes_something_else_is_found_on_an_example(random_pe
     peer = random_peer(lambda: timm.create_model("seresnet50", num_classes=5, **options)).eval()
     with pytest.raises(FovealError, match=r"must compute what its weights do in SE with .* differ by \d"):
         convert(peer)
-    assert "ReLU" in convert(peer.state_dict()).foveal_info["variant"]
+    info = convert(peer.state_dict()).foveal_info
+    assert "ReLU" in info["variant"]
+    (note,) = info["notes"]
+    assert note.startswith("assumed, as no file shows it: act_layer ReLU, output_stride 32")
     plain = random_peer(lambda: timm.create_model("seresnet18", num_classes=5))
-    assert convert(plain).foveal_info["converted_from"] == "timm-se"
+    info = convert(plain).foveal_info
+    assert info["converted_from"] == "timm-se"
+    assert "notes" not in info

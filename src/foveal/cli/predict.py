@@ -32,7 +32,7 @@ def predict(
     share of each class go to a folder.
 
     Args:
-        paths: Image files, folders to search for them, video files (pip install "foveal[video]"), or one camera:
+        paths: Image files, video files (pip install "foveal[video]"), folders to search for both, or one camera:
             camera:0; none for weights that generate.
         weights: A weights file of a run, runs/train/NAME/weights/best.safetensors, or a model with published weights.
         inference: options of the task.
@@ -42,7 +42,7 @@ def predict(
             runs/predict/MODEL.
         batch_size: Images at a time, fewer where they are large.
         every: Of a video or a camera, take each so-many-th frame.
-        watch: Answer for what comes into the one folder that is given, too, until Ctrl-C.
+        watch: Answer for the images and videos that come into the one folder that is given, too, until Ctrl-C.
         device: cpu, cuda or auto.
         blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
     """
@@ -77,6 +77,8 @@ def predict(
             every=every,
         )
     _print_at_once(found.text)
+    for name, reason in found.left_out.items():
+        write_error(f"predict: left out: {name}: {reason}")
     for reason in found.unreadable.values():
         write_error(f"predict: skipped: {reason}")
     if found.unreadable:

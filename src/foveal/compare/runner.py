@@ -15,7 +15,7 @@ from foveal.compare.engines import Engine, Event, RunDied, make_engine
 from foveal.compare.job import Job
 from foveal.compare.progress import Progress
 from foveal.files import write_bytes, write_json, write_text
-from foveal.train.progress import NAMED, unreadable_in
+from foveal.train.progress import NAMED, notes_on, unreadable_in
 
 if TYPE_CHECKING:
     from foveal.compare.plan import Plan
@@ -173,6 +173,8 @@ class Runner:
         if folder not in self.images:
             place = self.place / str(len(self.images))
             place.mkdir()
+            for note in notes_on(plan.data):
+                self.progress.say(note)
             store_images(plan.data, plan.job, place)
             unreadable = unreadable_in(plan.data)
             if unreadable:

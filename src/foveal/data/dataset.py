@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import statistics
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,6 +157,15 @@ class StoredDataset(Dataset):
     def names(self) -> list[str]:
         """The items' names, in order."""
         return [self.source.name(index) for index in self._indices]
+
+    @property
+    def files(self) -> list[str]:
+        """The paths of the items that are files of their own, in order."""
+        content = getattr(self.source, "content", None)
+        # those of Parquet and of chunks are not looked at: they would be read
+        if content is None or not len(self) or isinstance(content(self._indices[0]), bytes):
+            return []
+        return [os.fspath(content(index)) for index in self._indices]
 
     @property
     def object_counts(self) -> list[int] | None:

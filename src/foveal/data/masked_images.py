@@ -84,15 +84,26 @@ class MaskedImages:
         mask = self.class_of[stored.values.long()]
         if (unknown := mask == UNKNOWN).any():
             values = stored.values[unknown].unique().tolist()
-            remedy = ""
-            if self.ignores_any and len(values) == 1:
-                option = f"ignore_index={values[0]} (--data_options.ignore_index {values[0]})"
-                remedy = f"; if {values[0]} is no class, pass {option}"
-            raise LabelError(f"mask values must be {self.rule}, got {values[:8]} in {mask_path}{remedy}")
+            raise LabelError(
+                f"mask values must be {self.rule}, got {values[:8]} in {mask_path}{self._remedy(values)}"
+            )
         self._refuse_two_readings(stored, mask_path)
         if self.refuse_lone_255 and stored.values.max() == 255:
             self.check_255(stored.values.unique().tolist(), self.pairs[index][1])
         return {"image": image, "mask": mask}
+
+    def _remedy(self, unknown: Sequence[int]) -> str:
+        """What to do where one value has no class, which may be the last of numbers that count from 1."""
+        if not self.ignores_any or len(unknown) != 1:
+            return ""
+        (value,) = unknown
+        remedy = f"; if {value} is no class, pass ignore_index={value} (--data_options.ignore_index {value})"
+        if value and self.class_of[value - 1] == value - 1 and self.class_of[0] == 0:
+            remedy = (
+                f"; if the numbers count from 1 and 0 is no class, pass zero_ignored=True "
+                f"(--data_options.zero_ignored true){remedy}"
+            )
+        return remedy
 
     def check_255(self, values: Sequence[int], name: str) -> None:
         """Refuse a mask of 0 and 255 where 255, which is ignored, never stands beside a class.

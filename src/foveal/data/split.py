@@ -6,9 +6,12 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 
+from foveal.data.dataset import few
 from foveal.errors import FovealError
+from foveal.image_files import folders_in
 
 
 class NoPartError(FovealError):
@@ -22,6 +25,7 @@ SPLIT_NAMES = {
     "val": "val", "valid": "val", "validation": "val", "valset": "val",
     "test": "test", "testing": "test", "testset": "test",
 }  # fmt: skip
+LIST_SUFFIXES = frozenset((".txt", ".csv", ".lst", ".json"))
 
 
 def splits_in(name: str) -> set[str]:
@@ -94,3 +98,27 @@ def hold_out(
         count = min(max(round(val_share * len(places)), 1), len(places) - 1)
         val.update(sorted(places, key=rank)[:count])
     return [place for place in range(len(names)) if (place in val) == (split == "val")]
+
+
+def unread_lists(root: Path, images: Iterable[str]) -> Iterator[str]:
+    """A note on lists of parts that lie beside images which are divided by their names: train.txt, splits/val.csv.
+
+    Args:
+        root: the data set.
+        images: paths of its images below it, with ``/``: folders that hold some are not looked into.
+    """
+    full = {image.partition("/")[0] for image in images}
+    folders = [root, *(folder for folder in folders_in(root) if folder.name not in full)]
+    folders += [inner for folder in folders[1:] for inner in folders_in(folder)]
+    lists = [
+        path.relative_to(root).as_posix()
+        for folder in folders
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in LIST_SUFFIXES and splits_in(path.stem) and path.is_file()
+    ]
+    if lists:
+        verb = "is" if len(lists) == 1 else "are"
+        yield (
+            f"{few(lists)} {verb} not read: train and val are divided by the names of the images; to keep a division "
+            "of your own, make folders train and val of it"
+        )

@@ -115,6 +115,7 @@ TIMM_SE = Format(
         Rule(r"(layer\d\.\d+)\.bn\d\.se\.(fc\d)\.bias", r"\1.se.\2.bias"),
     ),
     ambiguous_options=DROPS,
+    assumed="act_layer ReLU, output_stride 32, no aa_layer, global_pool avg",
 )
 
 

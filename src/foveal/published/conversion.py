@@ -57,7 +57,8 @@ def convert(
     Returns:
         The network in float32 on the CPU, in train mode as newly built, one that `foveal.save` and `foveal.load`
         rebuild; for the formats of a single block, the block. ``net.foveal_info`` says under ``"converted_from"``
-        and ``"variant"`` what it is, and under ``"notes"`` what was chosen or left out, if anything.
+        and ``"variant"`` what it is, and under ``"notes"`` what was chosen, assumed or left out, if
+        anything.
 
     Raises:
         ValueError: an unknown format, a format that leaves open what must be stated, or names and shapes that do not
@@ -114,7 +115,10 @@ def convert(
     info: dict[str, Any] = {"converted_from": chosen.name, "variant": variant}
     if chosen.info is not None:
         info |= chosen.info(net)
-    net.foveal_info = info | ({"notes": read.notes} if read.notes else {})  # type: ignore[assignment]
+    notes = list(read.notes)
+    if chosen.assumed and (peer is None or prefix):
+        notes.append(f"assumed, as no file shows it: {chosen.assumed}")
+    net.foveal_info = info | ({"notes": notes} if notes else {})  # type: ignore[assignment]
     if peer is not None and not prefix:
         _refuse_other_function(peer, net, variant)
     return net

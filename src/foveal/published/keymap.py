@@ -68,6 +68,7 @@ class Format:
             variant it is. Called under the meta device: nothing is allocated.
         rules: for a network; the first that matches a name applies, other names are the same here and there.
         ambiguous_options: options that the file does not show.
+        assumed: in words, options of the peer that no file shows and that are taken to be its defaults.
         ignored_names: pattern of names whose tensors the peer's own forward never reads.
         only: pattern that begins every name of such a file; for single blocks, whose names occur in networks too.
         info: from the network, what its weights file says beside the weights.
@@ -80,6 +81,7 @@ class Format:
     build: Callable[[Shapes, dict[str, Any]], tuple[nn.Module, str]]
     rules: tuple[Rule, ...] | Callable[[nn.Module], tuple[Rule, ...]]
     ambiguous_options: tuple[str, ...] = ()
+    assumed: str = ""
     ignored_names: str | None = None
     only: str | None = None
     info: Callable[[nn.Module], dict[str, Any]] | None = None

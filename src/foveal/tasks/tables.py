@@ -19,8 +19,9 @@ def figures_table(evaluation: Any) -> Table:
     return table
 
 
-def with_notes(table: Table, notes: list[str], skipped: dict[str, str]) -> RenderableType:
-    """A table with remarks below it, the unreadable files among them."""
+def with_notes(table: Table, notes: list[str], evaluation: Any) -> RenderableType:
+    """A table with remarks below it, what a person should know of the data and the unreadable files among them."""
+    notes, skipped = [*notes, *evaluation.notes], evaluation.skipped
     if skipped:
         shown = "; ".join(list(skipped)[:5])
         more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
@@ -33,4 +34,4 @@ def plain_table(evaluation: Any) -> RenderableType:
     table = figures_table(evaluation)
     for name, value in evaluation.figures.items():
         table.add_row(plain(name.replace("_", " ")), f"{value:.4g}")
-    return with_notes(table, [], evaluation.skipped)
+    return with_notes(table, [], evaluation)

@@ -76,7 +76,10 @@ def in_chans(config: TrainConfig) -> int:
     """
     channels = config.model_options.get("in_chans", 3)
     if channels not in (1, 3):
-        raise FovealError(f"in_chans must be 3 (images are read as RGB) or 1 (as grey), got {channels!r}")
+        raise FovealError(
+            f"in_chans must be 3 (images are read as RGB) or 1 (as grey), got {channels!r}; of more bands, write "
+            "three as RGB files, or train in a loop of your own (docs/other-loops.md)"
+        )
     return channels
 
 

@@ -30,6 +30,12 @@ def open_parts(config: TrainConfig, val: str = "val") -> dict[str, Any]:
         raise FovealError(
             f"training and validation data must have the same classes, got {', '.join(differ)} in one only"
         )
+    trained_on = set(getattr(data["train"], "files", ()))
+    if shared := sum(file in trained_on for file in getattr(data["val"], "files", ())):
+        data["val"].notes.append(
+            f"{shared} of the {len(data['val'])} {data['val'].called} of {val} are trained on, too: its figures say "
+            "nothing about others"
+        )
     choose = getattr(config.the_task, "choose_parts", None)
     data = data if choose is None else choose(data, config.options)
     for part, images in data.items():

@@ -47,6 +47,11 @@ def unreadable_in(data: Mapping[str, Any]) -> dict[str, str]:
     return {name: reason for part in data.values() for name, reason in part.skipped.items()}
 
 
+def notes_on(data: Mapping[str, Any]) -> list[str]:
+    """What a person should know of the parts of a data set, each sentence once."""
+    return list(dict.fromkeys(note for part in data.values() for note in getattr(part, "notes", ())))
+
+
 def opening_lines(
     config: TrainConfig, data: dict[str, Any], net: nn.Module, device: torch.device, image_size: int
 ) -> list[str]:
@@ -67,14 +72,13 @@ def opening_lines(
     reasons = [f"left out: {' '.join(reason.split())}" for reason in list(unreadable.values())[:NAMED]]
     if len(unreadable) > NAMED:
         reasons.append(f"left out: {len(unreadable) - NAMED} more; foveal check {config.data} names all")
-    notes = dict.fromkeys(note for part in data.values() for note in getattr(part, "notes", ()))
     left_out = dict.fromkeys(name for part in data.values() for name in getattr(part, "left_out", ()))
     told = (
         [f"{len(left_out)} files are no {items} of these data: {', '.join(list(left_out)[:3])}"]
         if left_out
         else []
     )
-    return [first, *reasons, *notes, *told]
+    return [first, *reasons, *notes_on(data), *told]
 
 
 class Progress:

@@ -27,6 +27,15 @@ def test_an_option_of_another_format_is_refused(tmp_path):
         open_dataset(str(tmp_path), "train", task="detect", voc_origin=0)
 
 
+def test_shares_of_the_image_are_no_pixels(tmp_path):
+    coco(tmp_path, [box(1, [0.1, 0.2, 0.5, 0.8]), box(1, [0, 0, 1, 1])])
+    coco(tmp_path, [], name="instances_val.json")
+    with pytest.raises(
+        FovealError, match=r"boxes must be in pixels, got numbers up to 1 in all of .* shares"
+    ):
+        open_dataset(str(tmp_path), "train", task="detect")
+
+
 def test_classes_without_a_box_are_told(tmp_path):
     coco(tmp_path, [box(1, [2, 3, 10, 20])])
     coco(tmp_path, [], name="instances_val.json")

@@ -191,6 +191,25 @@ def test_classes_asked_for_are_looked_for_inside_parts_and_every_folder(tmp_path
         open_dataset(str(tmp_path), "val", classes=["day", "night"])
 
 
+def test_digits_in_parts_of_unknown_names_have_two_readings(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, *(f"{part}/{digit}" for part in ("dev", "holdout") for digit in range(3)))
+    assert "the classes are dev, holdout, or they are 0, 1, 2" in refused(tmp_path)
+    assert open_dataset(str(tmp_path), classes=["0", "1", "2"])[0]["label"] == 0
+    lay(tmp_path, draw, "dev/3")
+    assert open_dataset(str(tmp_path)).classes == ["dev", "holdout"]
+
+
+def test_lists_of_parts_that_are_not_read_are_named(tmp_path: Path, draw: Draw) -> None:
+    lay(tmp_path, draw, "cat", "dog")
+    for name in ("train.txt", "cat/test.txt", "notes.txt"):
+        (tmp_path / name).write_text("cat/0.png")
+    (note,) = open_dataset(str(tmp_path)).notes
+    assert note.startswith("train.txt is not read: train and val are divided by the names")
+    lay(tmp_path / "parts", draw, "train/cat", "train/dog", "val/cat", "val/dog")
+    (tmp_path / "parts" / "train.txt").write_text("")
+    assert open_dataset(str(tmp_path / "parts")).notes == []
+
+
 def test_batches_below_class_folders_are_no_classes(tmp_path: Path, draw: Draw) -> None:
     lay(tmp_path, draw, "cat/batch1", "cat/batch2", "dog/batch1", "dog/batch2", "dog/old")
     assert open_dataset(str(tmp_path)).classes == ["cat", "dog"]

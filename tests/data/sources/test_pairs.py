@@ -36,6 +36,24 @@ def test_an_image_without_a_mask_is_refused_by_name(tmp_path: Path, draw: Draw) 
         pair(tmp_path, "images", "masks")
 
 
+def test_a_mask_whose_name_goes_on_is_named(tmp_path: Path, draw: Draw) -> None:
+    draw(tmp_path / "images/x.jpg")
+    draw(tmp_path / "masks/x.jpg.png")
+    with pytest.raises(
+        ValueError, match=r"x\.jpg\.png may be its mask: option mask_suffix \(.*mask_suffix=\.jpg\)$"
+    ):
+        pair(tmp_path, "images", "masks")
+    assert pair(tmp_path, "images", "masks", ".jpg").pairs == [("images/x.jpg", "masks/x.jpg.png")]
+
+
+def test_files_that_are_read_as_no_mask_are_named(tmp_path: Path, draw: Draw) -> None:
+    draw(tmp_path / "images/x.jpg")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/x.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"it holds files of \.npy, which are not read as masks: store PNG$"):
+        pair(tmp_path, "images", "masks")
+
+
 def test_other_folders_that_may_hold_the_masks_are_named(tmp_path: Path, draw: Draw) -> None:
     """DRIVE has its masks in 1st_manual, and in mask where the camera sees the eye."""
     for path in (

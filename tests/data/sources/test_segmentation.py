@@ -67,6 +67,17 @@ def test_without_parts_the_pairs_are_divided_by_a_seed(tmp_path: Path, draw: Dra
     assert not set(train.names) & set(val.names)
 
 
+def test_lists_of_parts_as_those_of_voc_are_named(tmp_path: Path, draw: Draw) -> None:
+    for i in range(10):
+        pair(draw, tmp_path / "JPEGImages" / f"{i}.png", tmp_path / "SegmentationClass" / f"{i}.png", i % 2)
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("0")
+    (lists / "val.txt").write_text("1")
+    *_, note = segment(tmp_path, classes=["a", "b"]).notes
+    assert note.startswith("ImageSets/Segmentation/train.txt, ImageSets/Segmentation/val.txt are not read")
+
+
 def test_ade20k_counts_from_one_and_ignores_zero(tmp_path: Path, draw: Draw) -> None:
     rows = "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1\t5\t2\t1\twall\n2\t0.1\t5\t2\t1\tsky, air\n"
     (tmp_path / "objectInfo150.txt").write_text(rows)
@@ -151,9 +162,39 @@ def test_mask_values_outside_the_classes_are_refused_by_name(folder: Path, draw:
     message = refused(folder)
     assert "mask values must be 0 to 2 (3 classes) or 255 (ignored), got [3] in" in message
     remedy = "if 3 is no class, pass ignore_index=3 (--data_options.ignore_index 3)"
-    assert message.endswith(f"3.png; {remedy}")
+    counting = "if the numbers count from 1 and 0 is no class, pass zero_ignored=True"
+    assert message.endswith(f"3.png; {counting} (--data_options.zero_ignored true); {remedy}")
     data = segment(folder, ignore_index=3)
     assert (data[3]["mask"] == data.ignore_index).all()
+    draw(folder / "train/labels/3.png", 9)
+    assert refused(folder).endswith("3.png; " + remedy.replace("3", "9"))
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "remedy"),
+    [
+        (["void", "road", "sky"], (0, 1, 2), "take its name out of the list and pass zero_ignored=True"),
+        (["road", "Don't care", "sky"], (0, 1, 2), "store 255 in its place"),
+        (["road", "sky", "__ignore__"], (0, 1, 2), "take its name out of the list and pass ignore_index=2"),
+        (["road", "sky", "Unlabelled"], (0, 1, 255), "take its name out of the list"),
+    ],
+)
+def test_a_class_whose_name_says_that_it_is_none_is_told(
+    tmp_path: Path, draw: Draw, names: list[str], values: tuple[int, ...], remedy: str
+) -> None:
+    for i in range(12):
+        pair(draw, tmp_path / "images" / f"{i}.png", tmp_path / "masks" / f"{i}.png", values[i % 3])
+    *_, note = segment(tmp_path, classes=names).notes
+    assert note.endswith(f"is learned and scored as any other; if it means pixels without a class, {remedy}")
+
+
+def test_a_first_class_that_no_mask_shows_may_be_a_count_from_one(tmp_path: Path, draw: Draw) -> None:
+    for i in range(4):
+        pair(draw, tmp_path / "images" / f"{i}.png", tmp_path / "masks" / f"{i}.png", 1 + i % 2)
+    (note,) = segment(tmp_path, classes=["cat", "dog", "fox"]).notes
+    assert note.endswith("looked at: cat; if their numbers count from 1, pass zero_ignored=True")
+    (note,) = segment(tmp_path, classes=["cat", "dog", "fox"], zero_ignored=True).notes
+    assert note.endswith("looked at: fox")
 
 
 def test_wrong_values_found_late_are_refused_not_skipped(folder: Path, draw: Draw) -> None:

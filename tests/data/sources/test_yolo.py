@@ -29,6 +29,17 @@ def test_shares_become_pixels_and_outlines_the_box_around_them(tmp_path):
     assert any("1 of 2 images without a label file" in note for note in data.notes)
 
 
+def test_keypoints_behind_a_box_are_no_outline(tmp_path):
+    """Two points of two numbers each have as many numbers as an outline of four."""
+    yaml = "names: [cat, dog]\ntrain: images/train\nkpt_shape: {}\n"
+    data = opened(written(tmp_path, "1 0.5 0.5 0.5 0.2 0.9 0.9 0.1 0.1\n", yaml.format("[2, 2]")))
+    assert data[0]["boxes_xyxy"].tolist() == [[10, 12, 30, 18]]
+    with pytest.raises(
+        FovealError, match=r"kpt_shape must be two whole numbers above 0, got 17 in .*data\.yaml"
+    ):
+        opened(written(tmp_path, "", yaml.format(17)))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

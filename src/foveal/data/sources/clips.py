@@ -71,6 +71,11 @@ class StoredClips(StoredDataset):
 
     called = "videos"
 
+    @property
+    def files(self) -> list[str]:
+        source: VideoFiles = self.source  # pyright: ignore[reportAssignmentType]
+        return [os.fspath(source.root / name) for name in self.names]
+
     def clip(self, index: int, choose: Callable[[int], list[int]]) -> dict[str, Any]:
         """An item with the frames that ``choose`` takes of how many there are; where it cannot be read, the next one.
 

@@ -220,11 +220,16 @@ def _of_images(found: Annotations, indices: Sequence[int]) -> list[Finding]:
 
 
 def refuse_another_format(findings: Sequence[Finding], images: Sequence[Any], spec: str) -> None:
-    """Corners taken for widths look plausible, but leave the image.
+    """Corners taken for widths look plausible, but leave the image; shares of it lie in its first pixel.
 
     Raises:
-        FovealError: more than a fifth of the boxes leave their image.
+        FovealError: more than a fifth of the boxes leave their image, or all of them lie in the first pixel.
     """
+    largest = max((float(image.boxes.max()) for image in images if len(image.boxes)), default=2.0)
+    if largest <= 1:
+        raise FovealError(
+            f"boxes must be in pixels, got numbers up to {largest:g} in all of {spec}, which may be shares of the image"
+        )
     leaving = [finding for finding in findings if finding.kind in LEAVING]
     outside = sum(finding.kind == LEAVING[1] for finding in leaving)
     boxes = sum(len(image.boxes) for image in images) + outside

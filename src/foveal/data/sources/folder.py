@@ -20,7 +20,7 @@ from foveal.data.dataset import (
 )
 from foveal.data.decode import check_decoding, decode_image
 from foveal.data.opening import MAX_PIXELS
-from foveal.data.split import SPLIT_NAMES, choose_part, hold_out, split_of
+from foveal.data.split import SPLIT_NAMES, choose_part, hold_out, split_of, unread_lists
 from foveal.errors import FovealError
 from foveal.image_files import fingerprint, folders_in, survey_images
 
@@ -128,10 +128,12 @@ def open_folder(
         count = sum(image.startswith(f"{folder}/") for image in images)
         left_out[folder] = f"{count} images in a folder beside the parts that is none of them"
     indices: Sequence[int] = range(len(paths))
+    unread: list[str] = []
     if divide:
         indices = hold_out(paths, labels, split, val_share=val_share, split_seed=split_seed)
+        unread = list(unread_lists(root, images))
     source = FolderImages(root, paths, labels, max_pixels=max_pixels, channels=channels, grey_bits=grey_bits)
-    notes = list(empty_classes([labels[index] for index in indices], classes, split))
+    notes = [*empty_classes([labels[index] for index in indices], classes, split), *unread]
     notes += [
         f"{name} is taken for a class here, not for a part" for name in classes if name.lower() in SPLIT_NAMES
     ]
@@ -154,7 +156,7 @@ def _hint(root: Path, where: str, only: str) -> str:
         return f"; perhaps {inner} is the data set"
     if any(path.suffix.lower() in (".csv", ".json", ".xml") for path in root.iterdir()):
         return "; labels in a file are not read: there must be one folder of images per class"
-    return ""
+    return "; there must be one folder of images per class"
 
 
 def _items(
@@ -265,7 +267,7 @@ def _refuse_two_readings(root: Path, parts: Mapping[str, str], others: list[str]
         )
 
 
-def _refuse_parts_inside(root: Path, images: Iterable[str]) -> None:
+def _refuse_parts_inside(root: Path, images: Sequence[str]) -> None:
     """Class folders that hold parts: cats/train, cats/test, ..."""
     inner = sorted({"/".join(image.split("/")[:2]) for image in images if image.count("/") > 1})
     names = [folder.partition("/")[2] for folder in inner]
@@ -275,16 +277,20 @@ def _refuse_parts_inside(root: Path, images: Iterable[str]) -> None:
         if name.lower() in SPLIT_NAMES or (split_of(name) and names.count(name) > 1)
     ]
     if wrong:
+        tops = {image.partition("/")[0] for image in images}
+        remedy = "move them, or rename them where they are no parts"
+        if len(tops) == 1:
+            remedy = f"perhaps {root / tops.pop()} is the data set"
         raise FovealError(
-            f"parts must lie around the class folders, got {few(wrong)} inside them in {root}; move them, or rename "
-            "them where they are no parts"
+            f"parts must lie around the class folders, got {few(wrong)} inside them in {root}; {remedy}"
         )
 
 
 def _refuse_same_inside(root: Path, where: str, images: Iterable[str]) -> None:
     """Folders that all hold the same folders: learn/cat, learn/dog, exam/cat, ... or photo/cat, photo/dog, sketch/cat.
 
-    Names with digits are batches, days or cameras, and no classes.
+    Names with digits are batches, days or cameras, and no classes, but for plain numbers where all folders hold the
+    same: 0 to 9 may be the digits that are to be told apart.
     """
     start = f"{where}/" if where else ""
     inside: dict[str, set[str]] = defaultdict(set)
@@ -294,7 +300,12 @@ def _refuse_same_inside(root: Path, where: str, images: Iterable[str]) -> None:
             inside[folder].add(rest.rpartition("/")[0].partition("/")[0])
     if len(inside) < 2 or any("" in names for names in inside.values()):
         return
-    shared = sorted(name for name in set.intersection(*inside.values()) if not re.search(r"\d", name))
+    same = len(set(map(frozenset, inside.values()))) == 1
+    shared = sorted(
+        name
+        for name in set.intersection(*inside.values())
+        if not re.search(r"\d", name) or (same and name.isdecimal())
+    )
     if len(shared) > 1:
         outer = sorted(inside)
         readings = (json.dumps(names, ensure_ascii=False) for names in (outer, shared))

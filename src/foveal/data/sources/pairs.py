@@ -11,7 +11,7 @@ from typing import NamedTuple
 from foveal.data.dataset import few
 from foveal.data.split import split_of, splits_in
 from foveal.errors import FovealError
-from foveal.image_files import folders_in, survey_images
+from foveal.image_files import folders_in, survey_images, walk_files
 
 IMAGE_FOLDERS = ("images", "image", "img", "imgs", "jpegimages")
 MASK_FOLDERS = ("labels", "masks", "annotations", "label", "mask", "gt", "segmentationclass")
@@ -102,7 +102,12 @@ def pair(
         raise FovealError(
             f"every image must have a mask of the same name in {root / masks}, got {len(missing)} of "
             f"{len(image_of)} without, the first is {_join(images, missing[0])}"
-            + (_other_case(missing[0], image_suffix, mask_of) or _other_masks(root, images, masks))
+            + (
+                _other_case(missing[0], image_suffix, mask_of)
+                or _longer_name(missing[0], image_suffix, mask_of)
+                or _other_masks(root, images, masks)
+                or _unread(root / masks, mask_of)
+            )
         )
     if not image_of:
         raise FovealError(f"a folder of images must hold some, got none in {root / images}")
@@ -155,6 +160,21 @@ def _other_case(name: str, suffix: str, mask_of: dict[str, str]) -> str:
     key = _stem(name).removesuffix(suffix).casefold()
     near = next((mask for other, mask in mask_of.items() if other.casefold() == key), None)
     return f"; {near} differs by capital letters only" if near else ""
+
+
+def _longer_name(name: str, suffix: str, mask_of: dict[str, str]) -> str:
+    """A hint at a mask whose name goes on after the image's, as in x_mask.png and x.jpg.png."""
+    key = _stem(name).removesuffix(suffix)
+    rest, mask = next(((k[len(key) :], m) for k, m in mask_of.items() if k.startswith(key)), ("", ""))
+    if not rest or rest[0].isalnum():
+        return ""
+    return f"; {mask} may be its mask: option mask_suffix (--data_options.mask_suffix={rest})"
+
+
+def _unread(folder: Path, mask_of: dict[str, str]) -> str:
+    """A hint at files that are read as no mask."""
+    kinds = sorted({Path(name).suffix for name in walk_files(folder)}) if not mask_of else []
+    return f"; it holds files of {few(kinds)}, which are not read as masks: store PNG" if kinds else ""
 
 
 def _other_masks(root: Path, images: str, masks: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,13 @@ from foveal.data.opening import MAX_PIXELS
 from foveal.data.sources.class_names import ADE20K_CLASSES, ClassList, find_class_list, read_class_list
 from foveal.data.sources.pairs import find_pairs, other_folders, pair
 from foveal.data.sources.torchvision import TORCHVISION, more_arguments, torchvision_pairs
-from foveal.data.split import choose_part, hold_out
+from foveal.data.split import choose_part, hold_out, unread_lists
 from foveal.errors import FovealError
 from foveal.image_files import survey_images
 
+NO_CLASS_NAMES = frozenset(
+    ("void", "ignore", "ignored", "unlabeled", "unlabelled", "unclassified", "dontcare")
+)
 PROBED = 16  # masks decoded at opening, so that a wrong class list is refused at once
 
 
@@ -103,6 +106,8 @@ def open_segmentation(
             f"{with_palette} masks have a palette and {without} have none; in both the stored numbers are the classes"
         )
     source.check_other_palettes(found.other_masks)
+    if found.divide:
+        dataset.notes += unread_lists(found.root, [path for pair in pairs for path in pair])
     _look_at_masks(dataset, spec, doubt_255=folder and ignore_index is None and found.first_class == 0)
     return dataset
 
@@ -196,9 +201,34 @@ def _look_at_masks(dataset: StoredDataset, spec: str, *, doubt_255: bool) -> Non
     absent = [name for label, name in enumerate(names) if label not in held]
     if absent:
         verb = "is" if len(absent) == 1 else "are"
+        from_one = source.ignores_any and source.class_of[0] == 0 and 0 not in held
+        counting = "; if their numbers count from 1, pass zero_ignored=True" if from_one else ""
         dataset.notes.append(
             f"{len(absent)} of {len(names)} classes {verb} in none of the {len(masks)} masks looked at: {few(absent)}"
+            f"{counting}"
         )
+    dataset.notes += _called_no_class(names, held)
+
+
+def _called_no_class(names: Sequence[str], held: Sequence[int]) -> Iterator[str]:
+    """A note on each class whose name says that it is none: labelling tools list void like any other.
+
+    Args:
+        held: the values in the masks looked at.
+
+    Example:
+        >>> [note.partition("; ")[0] for note in _called_no_class(["road", "void"], [0, 1])]
+        ['the class void is learned and scored as any other']
+    """
+    for label, name in enumerate(names):
+        if "".join(filter(str.isalpha, name.casefold())) not in NO_CLASS_NAMES:
+            continue
+        remedy = "store 255 in its place"
+        if label in (0, len(names) - 1):
+            option = f"ignore_index={label}" if label else "zero_ignored=True"
+            needed = f" and pass {option}" if label == 0 or label in held else ""
+            remedy = f"take its name out of the list{needed}"
+        yield f"the class {name} is learned and scored as any other; if it means pixels without a class, {remedy}"
 
 
 def _probed(dataset: StoredDataset) -> range:

@@ -91,8 +91,9 @@ def read_yolo(root: Path, split: str, *, classes: Sequence[str] | None = None) -
         )
     if found.is_file():
         base, names, pairs, divide = _from_yaml(found, split)
+        keypoints = _keypoints(found)
     else:
-        base, parts = root, _label_folders(root)
+        base, parts, keypoints = root, _label_folders(root), 0
         part, divide = choose_part(f"YOLO data {root}", [name for name in parts if name], split)
         folder, labels = parts[part or ""]
         names = (
@@ -106,7 +107,7 @@ def read_yolo(root: Path, split: str, *, classes: Sequence[str] | None = None) -
     for number, (image, label) in enumerate(sorted(pairs.items()), start=1):
         rows: list[dict[str, Any]] = []
         if label.is_file():
-            rows = _rows(label, base, len(names), identity, findings)
+            rows = _rows(label, base, len(names), identity, findings, keypoints)
             identity += len(rows)
         else:
             without += 1
@@ -140,6 +141,16 @@ def _from_yaml(file: Path, split: str) -> tuple[Path, list[str], dict[Path, Path
             )
         pairs |= {image: label_file(image) for image in found}
     return base, names, pairs, divide
+
+
+def _keypoints(file: Path) -> int:
+    """How many values of keypoints follow each box."""
+    shape = _yaml(file).get("kpt_shape")
+    if shape is None:
+        return 0
+    if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, int) and n > 0 for n in shape)):
+        raise FovealError(f"kpt_shape must be two whole numbers above 0, got {shape!r} in {file}")
+    return shape[0] * shape[1]
 
 
 def _names(value: Any, count: Any, file: Path) -> list[str]:
@@ -200,9 +211,9 @@ def _below(root: Path, path: Path) -> str:
 
 
 def _rows(
-    file: Path, base: Path, classes: int, first_id: int, findings: list[Finding]
+    file: Path, base: Path, classes: int, first_id: int, findings: list[Finding], keypoints: int
 ) -> list[dict[str, Any]]:
-    """The boxes of one label file; outlines count by the box around them."""
+    """The boxes of one label file; outlines count by the box around them, ``keypoints`` values behind a box do not."""
     rows: list[dict[str, Any]] = []
     name = _below(base, file)
     try:
@@ -219,6 +230,8 @@ def _rows(
         except ValueError:
             findings.append(Finding("lines that are no numbers", "error", where, f"got {line[:60]!r}"))
             continue
+        if keypoints and len(values) == 4 + keypoints:
+            values = values[:4]
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             text = f"a line must be class x y width height, or class and an outline, got {len(words)} values"
             findings.append(Finding("lines of a wrong length", "error", where, text))

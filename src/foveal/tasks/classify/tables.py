@@ -44,4 +44,4 @@ def evaluation_table(evaluation: Any, views: str = "") -> RenderableType:
             f"the {SHOWN_CLASSES} classes with the lowest accuracy of {len(hardest)}; --out FILE.json and "
             "--html FILE.html have all"
         )
-    return with_notes(table, notes, evaluation.skipped)
+    return with_notes(table, notes, evaluation)

@@ -40,4 +40,4 @@ def evaluation_table(evaluation: Any) -> RenderableType:
         f"images with a shorter side of {evaluation.image_size} pixels, one size at a time and so never padded; boxes "
         "are scored in the pixels of the stored images",
     ]
-    return with_notes(table, notes, evaluation.skipped)
+    return with_notes(table, notes, evaluation)

@@ -43,7 +43,7 @@ def evaluation_table(evaluation: Any) -> RenderableType:
         table.add_column(name, justify="right")
     for row in rows(evaluation):
         table.add_row(*map(plain, row))
-    return with_notes(table, notes(evaluation), evaluation.skipped)
+    return with_notes(table, notes(evaluation), evaluation)
 
 
 def sections(evaluation: Any, predictor: Any) -> list[tuple[str, str]]:

@@ -25,4 +25,4 @@ def evaluation_table(evaluation: Any) -> RenderableType:
         f"inference {evaluation.inference}",
         f"images with a shorter side of {evaluation.image_size} pixels, scored over their masks' own pixels",
     ]
-    return with_notes(table, notes, evaluation.skipped)
+    return with_notes(table, notes, evaluation)
