@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from foveal.data.video import FORMATS as VIDEO_FORMATS
 from foveal.errors import FovealError
 from foveal.folders import new_file, new_numbered_folder
 from foveal.image_files import find_images
 from foveal.inference import Predictor, image_files, predictor
 from foveal.signals import stop_signals
-from foveal.sources import Frame, camera_frames, is_camera, watched, with_frames
+from foveal.sources import VIDEO_SUFFIXES, Frame, camera_frames, is_camera, watched, with_frames
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def predict(
     _check(batch_size, every, format)
     ready = weights if isinstance(weights, Predictor) else predictor(weights, device)
     left_out: dict[str, str] = {}
-    files = image_files(paths, ready.task, also=VIDEO_FORMATS, left_out=left_out)
+    files = image_files(paths, ready.task, also=VIDEO_SUFFIXES, left_out=left_out)
     options = ready.inference_options(inference or {})
     sample = getattr(ready.task, "sample", None)
     if files and sample is not None:
@@ -120,7 +119,7 @@ def predict_as_they_come(
         if is_camera(source):
             coming = camera_frames(str(source), ready.info.channels, every, stopped)
         elif Path(source).is_dir():
-            find = getattr(ready.task, "find_files", partial(find_images, also=VIDEO_FORMATS))
+            find = getattr(ready.task, "find_files", partial(find_images, also=VIDEO_SUFFIXES))
             coming = _read(
                 ready, watched(Path(source), find, stopped, unreadable), every, unreadable, stopped
             )

@@ -16,6 +16,7 @@ from torch import Tensor
 from foveal.data.video import FORMATS, Video, frame_pixels, require_pyav
 from foveal.errors import FovealError
 
+VIDEO_SUFFIXES = frozenset(FORMATS)
 CAMERA = "camera:"
 # FFmpeg's name of a camera and of its reader
 CAMERAS = {
@@ -59,7 +60,7 @@ def with_frames(
         stopped: asked before each frame whether to end here.
     """
     for file in files:
-        if file is None or file.suffix.lower() not in FORMATS:
+        if file is None or file.suffix.lower() not in VIDEO_SUFFIXES:
             yield file
             continue
         try:
