@@ -28,6 +28,21 @@ def test_any_frames_of_a_file_in_any_order(tmp_path, name, codec):
     assert not found.variable_rate
 
 
+def test_the_colours_of_a_frame_are_converted_in_the_reading_process_alone():
+    """FFmpeg's default is a thread a core for each frame: reading processes share the cores by videos."""
+    asked = {}
+
+    class Frame:
+        rotation = 0
+
+        def to_ndarray(self, **options):
+            asked.update(options)
+            return np.zeros((4, 6, 3), np.uint8)
+
+    assert video.frame_pixels(Frame(), 3).shape == (3, 4, 6)
+    assert asked == {"format": "rgb24", "threads": 1}
+
+
 @pytest.mark.parametrize("name", ["a.webp", "a.gif"])
 def test_animated_images_need_pillow_alone(tmp_path, name, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)

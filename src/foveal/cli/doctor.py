@@ -63,7 +63,7 @@ def lacking(wanted: Iterable[str], extra: str) -> list[str]:
     """What of the requirements of an extra, or with "" of foveal itself, is missing or too old.
 
     Args:
-        wanted: requirements as the installed package states them, such as ``av>=15; extra == 'video'``.
+        wanted: requirements as the installed package states them, such as ``av>=17; extra == 'video'``.
 
     Example:
         >>> lacking(["torch>=2.0", "nothing-such>=1; extra == 'video'", "torch>=99; extra == 'video'"], "")

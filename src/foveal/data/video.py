@@ -316,7 +316,8 @@ def _quarter_turns(frame: VideoFrame) -> int:
 
 def frame_pixels(frame: VideoFrame, channels: int) -> Tensor:
     """A decoded frame, upright, (channels, h, w)."""
-    pixels = frame.to_ndarray(format="rgb24")
+    # by itself FFmpeg starts a thread a core for the colours of each frame, which takes longer than they do
+    pixels = frame.to_ndarray(format="rgb24", threads=1)
     turned = np.ascontiguousarray(np.rot90(pixels, _quarter_turns(frame)).transpose(2, 0, 1))
     image = torch.from_numpy(turned)
     return grey(image) if channels == 1 else image
