@@ -82,7 +82,7 @@ def simulate(monkeypatch, tmp_path):
             "foveal.compare.experiment.measure_costs",
             lambda plan, folder, advance: {variant.name: costs for variant in plan.variants},
         )
-        result = compare(list(insert), out=str(tmp_path / "out"), **{**OPTIONS, **options})
+        result = compare(list(insert), **{"out": str(tmp_path / "out"), **OPTIONS, **options})
         document = json.loads((result.folder / "results.json").read_text(encoding="utf-8"))
         jsonschema.validate(document, SCHEMA)
         return result, done
@@ -220,6 +220,34 @@ def test_an_instrument_that_misses_the_effect_says_not_to_trust_it(simulate):
     assert "did not pass its own check: do not trust what follows" in result.report.read_text(
         encoding="utf-8"
     )
+
+
+def to_which_side(attention):
+    """A convolution over time tells the side, and attention by ``attention``; of the bundled question nothing helps."""
+
+    def metric(job):
+        if job.config.data != "scenes:direction":
+            return 0.7 + noise(job)
+        return {"none": 0.5, "control": 0.98}.get(job.variant.name, 0.5 + attention) + noise(job)
+
+    return metric
+
+
+def test_clips_are_checked_on_the_side_that_attention_cannot_tell(simulate):
+    clips = {
+        "task": "clips", "insert": ("nonlocal(over=time)@stage:2",), "control": True, "self_check": None,
+        "data_options": {"length": 32},
+    }  # fmt: skip
+    result, done = simulate(to_which_side(attention=0.0), **clips)
+    assert [job.config.data for job in done] == ["scenes:direction"] * 18 + ["scenes"] * 24
+    assert result.self_check.passed
+    assert re.search(
+        r"a convolution over time was found to tell \(\d\d\.\d % without, 9\d\.\d % with it, 6 seeds\) and attention over time, which knows no order and cannot tell, was not",
+        result.report.read_text(encoding="utf-8"),
+    )
+    result, _ = simulate(to_which_side(attention=0.2), **clips, out=str(result.folder / "other"))
+    assert not result.self_check.passed
+    assert "which it cannot, for it knows no order" in result.self_check.sentence()
 
 
 def test_the_check_is_run_with_the_bundled_scenes_alone_unless_asked_for(simulate, coloured_folder):

@@ -83,7 +83,7 @@ def run(
     )
     if self_check is None:
         self_check = bool(recipe_of(training)) and data_name(plan.job.config) == "scenes"
-    checks = check_plans(plan.job.device) if self_check else {}
+    checks = check_plans(plan.job.config.task, plan.job.device) if self_check else {}
     folder = _folder(out, plan)
     with locked(folder, "a comparison"):
         if control == "time" and not models:

@@ -140,6 +140,8 @@ class Task(Protocol):
       evaluation shows of this task; names from the world are escaped by the task;
     - ``pipeline_tag``: what the Hugging Face hub calls the task;
     - ``bundled_recipes``: bundled data -> training options of a run that takes seconds;
+    - ``checked_on``: bundled data on which a comparison checks itself, where inputs are no images: a plain convolution
+      must answer there what the block of the recipe cannot;
     - ``compared(model) -> dict``: what a comparison takes on any data where the person says nothing else: ``insert``
       or ``models``, and options of training; ``model`` is the network that was asked for, or None;
     - ``items``: what it counts, in the plural, where that is not images;

@@ -99,6 +99,7 @@ class Clips:
     is_share: ClassVar[bool] = True
     writes_folder: ClassVar[bool] = False
     items: ClassVar[str] = "clips"
+    checked_on: ClassVar[str] = "scenes:direction"
     bundled_recipes: ClassVar[dict[str, dict[str, Any]]] = dict.fromkeys(BUNDLED, RECIPE)
 
     def settle_training(self, config: Any) -> dict[str, Any]:
