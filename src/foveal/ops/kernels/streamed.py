@@ -129,6 +129,12 @@ class _DotScores:
         )
 
 
+def _lengths(x: Tensor) -> Tensor:
+    """Return the Euclidean lengths (b, n) of the rows of ``x`` (b, n, d)."""
+    # vector_norm goes through the transposed view of a feature map element by element, up to 90 times as slowly
+    return torch.linalg.vecdot(x, x).sqrt_()
+
+
 @torch.library.custom_op("foveal::softmax_attention", mutates_args=())
 def softmax_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
@@ -140,8 +146,8 @@ def softmax_attention(
         dtype = sum_dtype(value)
         q, k = query.to(dtype), key.to(dtype)
         tile = _tiles(batch, n, key.shape[1])
-        longest = torch.linalg.vector_norm(k, dim=-1).amax(1)[:, None, None]
-        bound = abs(scale) * torch.linalg.vector_norm(q, dim=-1, keepdim=True) * longest
+        longest = _lengths(k).amax(1)[:, None, None]
+        bound = abs(scale) * _lengths(q).unsqueeze(-1) * longest
         lse = _softmax_forward(_DotScores(q, k, mask, scale, tile), bound, value.to(dtype), tile, y)
     return y, lse
 
