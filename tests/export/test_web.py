@@ -7,10 +7,12 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
+from tests.export.predictors import detector, segmenter
 
 from foveal.errors import FovealError
 from foveal.export import export, web
 from foveal.inference import open_bundled
+from foveal.palette import overlay, palette
 from foveal.tasks.classify.shipping import ship
 from foveal.tasks.shipping import resize
 
@@ -63,6 +65,45 @@ def test_the_page_answers_as_foveal_predict_and_asks_no_network(page, browser, t
     opened.close()
     assert problems == []
     assert all(url.startswith(("file:", "blob:", "data:")) for url in asked)
+
+
+@pytest.mark.parametrize(
+    ("make", "changed"),
+    [
+        (segmenter, 0.9),
+        (lambda: detector("detr_test_resnet"), 0.01),
+        pytest.param(lambda: detector("sparse_rcnn_test_resnet"), 0.01, marks=pytest.mark.slow),
+    ],
+    ids=["segment", "detr", "sparse_rcnn"],
+)
+def test_masks_and_boxes_are_those_of_foveal_predict_and_drawn(make, changed, runtime, browser, tmp_path):
+    ready = make()
+    done = export(ready, "web", out=tmp_path / "out")
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 53, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "own.png")
+    opened, problems = browser.new_page(), []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.goto(done.file.as_uri())
+    opened.wait_for_selector("body[data-done]", timeout=60_000)
+    opened.evaluate("delete document.body.dataset.done")
+    opened.set_input_files("#file", tmp_path / "own.png")
+    opened.wait_for_selector("body[data-done]")
+    said, wanted = json.loads(opened.evaluate("document.body.dataset.done")), ready(tmp_path / "own.png")
+    assert len(wanted.labels) > 1, "an answer without labels would prove nothing"
+    assert [label for label, _ in said["labels"]] == [label for label, _ in wanted.labels]
+    assert [score for _, score in said["labels"]] == pytest.approx([s for _, s in wanted.labels], abs=1e-3)
+    if "boxes_xyxy" in said:
+        np.testing.assert_allclose(said["boxes_xyxy"], wanted.boxes_xyxy, atol=0.02)
+    shown = opened.evaluate(
+        "Array.from(document.querySelector('canvas').getContext('2d').getImageData(0, 0, 53, 70).data)"
+    )
+    shown = np.reshape(shown, (70, 53, 4))[..., :3]
+    assert (shown != pixels).any(-1).mean() > changed
+    if hasattr(wanted, "class_map"):
+        drawn = overlay(pixels, wanted.class_map.numpy(), palette(wanted.classes))
+        assert abs(shown.astype(int) - drawn).max() <= 1, "the picture that foveal predict draws"
+    opened.close()
+    assert problems == []
 
 
 def run_node(program, given):
@@ -134,7 +175,7 @@ def test_what_is_missing_or_wrong_is_one_line(tmp_path, monkeypatch):
 def test_a_task_without_a_page_is_refused():
     shipment = ship(open_bundled().info)
     object.__setattr__(shipment, "browser", ())
-    with pytest.raises(FovealError, match="other tasks have no page yet"):
+    with pytest.raises(FovealError, match="other tasks have no page"):
         web.require(shipment, half=False)
     with pytest.raises(FovealError, match="to web must be given without half"):
         export(open_bundled(), "web", half=True)

@@ -24,6 +24,7 @@ from foveal.errors import FovealError
 from foveal.export import onnx
 from foveal.export.onnx import load, values
 from foveal.files import write_text
+from foveal.palette import palette
 from foveal.tasks.shipping import Shipment
 from foveal.terminal import escape
 
@@ -55,7 +56,8 @@ const session = await ort.InferenceSession.create(readFileSync(new URL("model.on
 const rgba = Uint8ClampedArray.from(Buffer.from(given.rgba, "base64"));
 const input = prepare(rgba, given.width, given.height, about.preprocessing);
 const outputs = await session.run({ [about.input.name]: new ort.Tensor(input.type, input.data, input.dims) });
-console.log(JSON.stringify(answer(about.outputs.map((name) => outputs[name]), about)));
+const found = answer(about.outputs.map((name) => outputs[name]), about, given.width, given.height);
+console.log(JSON.stringify({ labels: found.labels, boxes_xyxy: found.boxes_xyxy }));
 """
 
 
@@ -78,7 +80,9 @@ def page_script(shipment: Shipment) -> str:
         FovealError: the task has none.
     """
     if not shipment.browser:
-        raise FovealError("to web must be for weights that classify; other tasks have no page yet")
+        raise FovealError(
+            "to web must be for weights that classify, segment or detect; other tasks have no page"
+        )
     return "\n".join(
         resources.files("foveal.tasks").joinpath(name).read_text(encoding="utf-8")
         for name in shipment.browser
@@ -134,7 +138,8 @@ def write_page(folder: Path, about: Mapping[str, Any], shipment: Shipment, title
     parts["model"] = base64.b64encode((folder / FILE).read_bytes()).decode()
     parts["example"] = base64.b64encode(example_png(example)).decode()
     # nothing in it may end the element it stands in
-    parts["about"] = json.dumps(about).replace("<", "\\u003c")
+    told = {**about, "colours": palette(about["classes"]).tolist()}
+    parts["about"] = json.dumps(told).replace("<", "\\u003c")
     page = Template(template).substitute(parts, title=escape(title), script=page_script(shipment))
     write_text(folder / PAGE, page)
 

@@ -1,5 +1,11 @@
 // What infer.py computes with numpy, in a browser; see foveal/tasks/shipping.py. Values are those of infer.py.
 
+/** To the nearest whole number; halves go to the even one, as in Python. */
+function rounded(value) {
+  const below = Math.floor(value), rest = value - below;
+  return rest > 0.5 || (rest === 0.5 && below % 2) ? below + 1 : below;
+}
+
 /** Windows of whole weights of a resize along one axis: PyTorch's antialiased bilinear, or Pillow's bicubic. */
 function windows(length, size, bicubic) {
   const scale = length / size, stretch = Math.max(scale, 1), reach = (bicubic ? 2 : 1) * stretch;
@@ -67,4 +73,11 @@ function networkInput(image, channels, left, top, width, height, facts) {
         data[at] = raw ? value : (value / 255 - facts.mean[c]) / facts.std[c];
       }
   return { data, type: raw ? "uint8" : "float32", dims: [1, channels, height, width] };
+}
+
+/** The network's input of a whole image whose sides are multiplied by a factor. */
+function wholeImage(rgba, width, height, factor, facts) {
+  const channels = facts.mean.length, [w, h] = [width, height].map((side) => Math.max(1, rounded(side * factor)));
+  const image = resize({ pixels: colours(rgba, channels), width, height }, channels, w, h, "bilinear");
+  return networkInput(image, channels, 0, 0, w, h, facts);
 }

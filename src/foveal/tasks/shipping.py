@@ -34,7 +34,8 @@ class Shipment:
             ``answer(outputs, image, name, about)`` returns a dictionary for JSON with ``labels`` as the task's
             predictions have them.
         browser: JavaScript files beside this one that define ``prepare(rgba, width, height, facts)`` and
-            ``answer(outputs, about)`` with the same results; none where the task has no page.
+            ``answer(outputs, about, width, height)`` with the same results, and ``draw(context, found, about)``, which
+            puts them on the image; none where the task has no page.
         free: axes of the input whose sizes one file leaves free: those of batch, height and width, or some of them.
     """
 

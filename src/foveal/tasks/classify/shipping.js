@@ -1,13 +1,12 @@
-// prepare and answer of foveal/tasks/classify/shipping.py.
+// prepare, answer and draw of foveal/tasks/classify/shipping.py.
 
 /** The shorter side resized, the centre cut out. */
 function prepare(rgba, width, height, facts) {
   const channels = facts.mean.length, shorter = Math.min(width, height);
   const [w, h] = [width, height].map((side) => Math.trunc(facts.resize_shorter * side / shorter));
   const image = resize({ pixels: colours(rgba, channels), width, height }, channels, w, h, facts.interpolation);
-  // halves go to the even number, as in Python
-  const middle = (room) => Math.floor(room / 2) + (room % 4 === 3 ? 1 : 0);
-  return networkInput(image, channels, middle(w - facts.crop), middle(h - facts.crop), facts.crop, facts.crop, facts);
+  const [left, top] = [w, h].map((side) => rounded((side - facts.crop) / 2));
+  return networkInput(image, channels, left, top, facts.crop, facts.crop, facts);
 }
 
 /** The five most probable classes. */
@@ -17,3 +16,6 @@ function answer(outputs, about) {
   const best = odds.map((_, i) => i).sort((a, b) => odds[b] - odds[a] || a - b).slice(0, 5);
   return { labels: best.map((i) => [about.classes[i], odds[i] / sum]) };
 }
+
+/** The image stays as it is. */
+function draw() {}

@@ -32,6 +32,7 @@ def ship(info: ModelInfo) -> Shipment:
             "limit": DetectInference().limit,
         },
         script=(read, resize, network_input, prepare, scores_of, answer),
+        browser=("shipping.js", "detect/shipping.js"),
     )
 
 

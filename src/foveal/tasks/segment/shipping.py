@@ -23,6 +23,7 @@ def ship(info: ModelInfo) -> Shipment:
         agreement_of="mIoU",
         preprocessing={"resize_shorter": info.image_size},
         script=(read, resize, network_input, prepare, bilinear, answer),
+        browser=("shipping.js", "segment/shipping.js"),
     )
 
 
