@@ -166,7 +166,7 @@ def cluster(nodes=2, **head):
 
 NODE = {"object_store_memory": STORE, "node_ip_address": "127.0.0.1"}
 WORDS = ["--insert", "se(reduction=4)@residual:3", "--control", "false", "--self_check", "false"]
-WORDS += ["--data_options.length", "256", "--data_options.size", "24", "--accelerator", "cpu"]
+WORDS += ["--data_options.length", "256", "--data_options.size", "24", "--accelerator", "cpu", "--tune", "0"]
 
 
 def compare(*words, address=None, **options):
