@@ -1,6 +1,6 @@
 """Which learning rate inserted blocks want, as a factor of the network's: by optimiser and data, for every block.
 
-    python benchmarks/block_rates.py --data shared/cifar10-jpeg --optimizer adamw --out benchmarks/results/rates.json
+    python benchmarks/block_rates.py --data path/to/cifar10-jpeg --optimizer adamw --out benchmarks/results/rates.json
 
 ``foveal compare --tune 4`` on a small part of the data with the rate of the blocks at three tenths of the network's: it
 tries that rate, and 0.3, 3 and 0.1 times it, each once and the better half three times, on a quarter of the training
