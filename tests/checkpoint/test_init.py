@@ -141,6 +141,15 @@ def test_a_users_own_block_in_a_named_network_is_told_by_blocks(path, x):
     assert torch.equal(again.eval()(x), net.eval()(x))
 
 
+def test_a_quantised_network_is_refused_by_save_and_load(path):
+    foveal.save(nn.Sequential(nn.Linear(3, 2)), path)
+    with warnings.catch_warnings(action="ignore"):
+        quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 2)), {nn.Linear})
+    for act in (lambda: foveal.save(quantised, path), lambda: foveal.load(path, quantised)):
+        with pytest.raises(FovealError, match=r"tensors only, got dtype as 0\._packed_params"):
+            act()
+
+
 def test_tied_and_strided_weights_and_half_types_are_kept(path):
     class Tied(nn.Module):
         def __init__(self):

@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import prune
 
 import foveal
 from foveal.errors import FovealError
@@ -322,3 +323,24 @@ def test_a_feature_extractor_of_torchvision_whose_copies_train():
     assert "folded layer2.1.bn2 into layer2.1.conv2" in fused.report
     for name, value in net(image).items():
         torch.testing.assert_close(fused(image)[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    """Pruned weights are computed, and hang on a graph until the first call without gradients."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    prune.random_unstructured(net[0], "weight", amount=0.5)
+    with pytest.raises(
+        FovealError, match=r"must be one that copy\.deepcopy takes, got Sequential: Only Tensors created"
+    ):
+        fuse(net)
+    prune.remove(net[0], "weight")
+    assert fuse(net).report == ["folded 1 into 0"]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.")
+def test_a_scripted_network_is_refused():
+    net = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval())
+    with pytest.raises(
+        FovealError, match=r"must be a Python module, got Recursive.*fuse it before torch\.jit\.script"
+    ):
+        fuse(net)

@@ -72,6 +72,27 @@ def test_every_block_starts_as_identity_and_all_of_it_trains(name, at):
         optimiser.step()
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda state: foveal.insert(state, "se"),
+        lambda state: foveal.plan(state, "se"),
+        foveal.remove,
+        foveal.inserted,
+        foveal.fuse,
+        lambda state: foveal.watch(state).__enter__(),
+        lambda state: foveal.save(state, "never.safetensors"),
+    ],
+    ids=["insert", "plan", "remove", "inserted", "fuse", "watch", "save"],
+)
+def test_a_state_dict_is_no_network(act):
+    """What torch.load returns where a person expects the network."""
+    with pytest.raises(
+        FovealError, match=r"must be an nn\.Module, got OrderedDict; its weights alone do not say"
+    ):
+        act(nn.Linear(2, 2).state_dict())
+
+
 def test_start_paper_changes_the_output(x):
     net = small()
     before = net(x)

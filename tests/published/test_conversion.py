@@ -68,6 +68,12 @@ def test_half_precision_becomes_float32_without_loss(state):
     assert torch.equal(net.fc.weight, half["fc.weight"].float())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_diverged_are_refused(state, value):
+    with pytest.raises(ValueError, match=r"must be finite numbers, got NaN or infinity in fc\.bias$"):
+        convert({**state, "fc.bias": torch.full_like(state["fc.bias"], value)})
+
+
 def test_whole_numbers_are_no_weights(state):
     with pytest.raises(ValueError, match=r"floating-point numbers, got fc\.weight \(torch\.int64\)"):
         convert({**state, "fc.weight": state["fc.weight"].long()})

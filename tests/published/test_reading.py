@@ -176,6 +176,37 @@ def test_raw_and_averaged_weights_are_never_chosen_between_in_silence(raw, avera
     assert taken.notes == [f"averaged weights ({averaged})"]
 
 
+@pytest.mark.parametrize(
+    ("raw", "averaged", "beside"),
+    [
+        ("model.", "ema_model.", {}),
+        ("online_model.", "ema_model.", {"step": torch.tensor(3), "initted": torch.tensor(True)}),
+        ("", "model_ema.module.", {"model_ema.decay": torch.tensor(0.9)}),
+    ],
+)
+def test_one_state_dict_that_holds_raw_and_averaged_weights(raw, averaged, beside):
+    content = {raw + k: v for k, v in STATE.items()} | {averaged + k: v for k, v in OTHERS.items()} | beside
+    with pytest.raises(
+        FovealError, match=rf"ema must be stated.*raw weights \({raw}.*averaged ones \(\w+\.\)"
+    ):
+        unwrap_state_dict({"state_dict": content})
+    assert same(unwrap_state_dict(content, ema=False))
+    taken = unwrap_state_dict(content, ema=True)
+    assert taken.keys() == STATE.keys()
+    assert all(torch.equal(taken[k], OTHERS[k]) for k in STATE)
+    assert taken.notes[0] == f"averaged weights ({averaged.partition('.')[0]}.)"
+    alone = {name: value for name, value in content.items() if not raw or not name.startswith(raw)}
+    if raw:
+        assert unwrap_state_dict(alone).notes[0] == taken.notes[0]
+
+
+def test_the_weights_that_are_taken_of_several_are_named():
+    taken = unwrap_state_dict({"model": STATE, "weights": OTHERS})
+    assert same(taken)
+    assert taken.notes == ["the weights under model, not those under weights"]
+    assert same(unwrap_state_dict({"checkpoint": {"module": {f"module.{k}": v for k, v in STATE.items()}}}))
+
+
 def test_averaged_weights_alone_are_taken_and_named():
     taken = unwrap_state_dict({"ema": STATE})
     assert same(taken)

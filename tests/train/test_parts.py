@@ -1,8 +1,9 @@
 """The parts of a run's data, side by side."""
 
 import pytest
-from tests.data.boxes_by_hand import image
+from tests.data.boxes_by_hand import box, coco, image
 
+from foveal.errors import FovealError
 from foveal.train import TrainConfig
 from foveal.train.parts import open_parts
 
@@ -39,3 +40,11 @@ def test_images_that_are_in_both_parts_are_told(yolo, train, val, told):
     data = open_parts(TrainConfig.from_dict({"task": "detect", "data": str(yolo)}))
     notes = [note for note in data["val"].notes if "trained on" in note]
     assert [note.partition(":")[0] for note in notes] == ([told] if told else [])
+
+
+def test_parts_whose_classes_have_another_order_are_refused(tmp_path):
+    for part, names in (("train", ["cat", "dog"]), ("val", ["dog", "cat"])):
+        categories = [{"id": number, "name": name} for number, name in enumerate(names, start=3)]
+        coco(tmp_path, [box(1, [2, 3, 10, 20])], name=f"instances_{part}.json", categories=categories)
+    with pytest.raises(FovealError, match="same classes in one order, got cat, dog and dog, cat"):
+        open_parts(TrainConfig.from_dict({"task": "detect", "data": str(tmp_path)}))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from foveal import __version__
 from foveal.checkpoint.header import FORMAT, Header, kind_of, listed, read_header, state_dict_mismatch
 from foveal.checkpoint.rebuild import entry, rebuild, refuse_other_plan, refuse_other_weights
-from foveal.checkpoint.structure import changes, describe, unwrapped
+from foveal.checkpoint.structure import changes, describe, state_of, unwrapped
 from foveal.errors import FovealError
 from foveal.files import utf8_path, write_bytes
 from foveal.insertion import inserted, own_blocks
@@ -63,7 +63,7 @@ def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
         raise FovealError(f"model arguments, block options and info must be JSON values: {error}") from error
     # a copy each: safetensors refuses tensors that share memory, and tied weights do
     tensors = {
-        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in _state(net).items()
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state_of(net).items()
     }
     write_bytes(Path(path), to_bytes(tensors, metadata={"foveal": text}))
 
@@ -132,14 +132,6 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: no such file.
     """
     return read_header(path).description
-
-
-def _state(net: nn.Module) -> dict[str, Tensor]:
-    state = net.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise FovealError(f"the state dict must hold tensors only, got {type(value).__name__} as {name}")
-    return state
 
 
 def _refuse_other_modules(net: nn.Module, description: dict[str, Any], path: Any) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules import module as registration
 
 from foveal.checkpoint.header import PLAN_TYPES, Header, listed, state_dict_mismatch
+from foveal.checkpoint.structure import state_of
 from foveal.errors import FovealError
 from foveal.insertion import Insertion, inserted, remove
 from foveal.insertion.build import build, resolve
@@ -67,7 +68,7 @@ def rebuild_for(header: Header, num_classes: int, blocks: dict[str, Any], path: 
 
 def refuse_other_weights(net: nn.Module, header: Header, path: Any) -> None:
     """Raise where names or shapes of the file's tensors are not the network's."""
-    own = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    own = {name: tuple(tensor.shape) for name, tensor in state_of(net).items()}
     if wrong := state_dict_mismatch(header.shapes, own):
         raise FovealError(f"{path} must hold exactly the weights of {type(net).__name__}, got {wrong}")
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from foveal.errors import FovealError
+from foveal.insertion.hooks import require_module
 from foveal.insertion.locate import own_modules
 from foveal.models import create_model
 
@@ -36,7 +37,21 @@ def unwrapped(net: Any) -> nn.Module:
             # timm's first ModelEma is no module, and calls what it holds `ema`
             net = net.module if isinstance(net, nn.Module) else net.ema
         else:
+            require_module(net)
             return net
+
+
+def state_of(net: nn.Module) -> dict[str, torch.Tensor]:
+    """The network's state dict.
+
+    Raises:
+        FovealError: it holds something else than tensors, as that of quantised layers does.
+    """
+    state = net.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise FovealError(f"the state dict must hold tensors only, got {type(value).__name__} as {name}")
+    return state
 
 
 def describe(net: nn.Module) -> tuple[dict[str, Any] | None, list[dict[str, str]]]:

@@ -21,9 +21,9 @@ class NoPartError(FovealError):
 SPLITS = ("train", "val", "test")
 # Words that folders and files use for a split, in lower case.
 SPLIT_NAMES = {
-    "train": "train", "training": "train", "trainset": "train",
-    "val": "val", "valid": "val", "validation": "val", "valset": "val",
-    "test": "test", "testing": "test", "testset": "test",
+    "train": "train", "training": "train", "trainset": "train", "trainlist": "train",
+    "val": "val", "valid": "val", "validation": "val", "valset": "val", "vallist": "val",
+    "test": "test", "testing": "test", "testset": "test", "testlist": "test",
 }  # fmt: skip
 LIST_SUFFIXES = frozenset((".txt", ".csv", ".lst", ".json"))
 

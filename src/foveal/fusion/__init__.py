@@ -21,6 +21,7 @@ from foveal.errors import FovealError
 from foveal.fusion.fold import Tracer, fold_norms, is_norm
 from foveal.fusion.gates import GatedResidual, join_gates
 from foveal.insertion.example import example_inputs, preserve_state, tensors_in
+from foveal.insertion.trace import refuse_scripted
 
 __all__ = ["GatedResidual", "fuse"]
 
@@ -62,7 +63,14 @@ def fuse(net: nn.Module, example: Any = None) -> nn.Module:
         >>> torch.allclose(fused(x), net(x), atol=1e-6)
         True
     """
-    fused = copy.deepcopy(net).eval().requires_grad_(False)
+    refuse_scripted(net, "fuse it")
+    try:
+        fused = copy.deepcopy(net).eval().requires_grad_(False)
+    except RuntimeError as error:
+        reason = str(error).partition(".  ")[0]
+        raise FovealError(
+            f"a network must be one that copy.deepcopy takes, got {type(net).__name__}: {reason}"
+        ) from error
     whole = _traced(fused)
     parts = {"": whole} if isinstance(whole, fx.GraphModule) else dict(_traced_parts(fused))
     if not parts:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.errors import FovealError
+from foveal.insertion.hooks import require_module
 
 CONTAINERS = (list, dict, OrderedDict, set, deque)
 """Types of attributes whose content a forward pass may change: queues, caches, counters by name."""
@@ -105,6 +106,7 @@ def preserve_state(net: nn.Module) -> Iterator[None]:
 
 def compiled_parts(net: nn.Module) -> list[str]:
     """Names of the modules that torch.compile wraps or that were compiled in place; ``""`` is the network."""
+    require_module(net)
     return [
         name
         for name, module in net.named_modules()

@@ -2,6 +2,7 @@
 
 import functools
 import keyword
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,13 @@ class Insertion:
     module: nn.Module = field(repr=False)
 
 
+def require_module(net: object) -> None:
+    """Refuse what is no network, such as the state dict that ``torch.load`` returns in its place."""
+    if not isinstance(net, nn.Module):
+        hint = "; its weights alone do not say what to compute" if isinstance(net, Mapping) else ""
+        raise FovealError(f"a network must be an nn.Module, got {type(net).__name__}{hint}")
+
+
 def inserted(net: nn.Module, *, check: bool = True) -> list[Insertion]:
     """The inserted blocks, in the order of the network's modules.
 
@@ -47,6 +55,7 @@ def inserted(net: nn.Module, *, check: bool = True) -> list[Insertion]:
         FovealError: a block is no longer applied, because its site was replaced by another module after the
             insertion (``convert_sync_batchnorm`` and batch-norm folding do that). ``check=False`` lists all.
     """
+    require_module(net)
     listed = []
     for path, module in net.named_modules():
         record = getattr(module, RECORD, None)

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from foveal.errors import FovealError
 from foveal.insertion.example import example_inputs, preserve_state, run, tensors_in
-from foveal.insertion.hooks import RECORD
+from foveal.insertion.hooks import RECORD, require_module
 
 ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 CONCATENATIONS = {"cat", "concat", "concatenate"}
@@ -316,12 +316,22 @@ def _python_modules(net: nn.Module) -> list[tuple[str, nn.Module]]:
     return listed
 
 
-def _refuse_untraceable(net: nn.Module) -> None:
+def refuse_scripted(net: nn.Module, verb: str) -> None:
+    """Refuse what is no module, and what TorchScript runs.
+
+    Args:
+        verb: what was to be done, for the message.
+    """
+    require_module(net)
     if isinstance(net, torch.jit.ScriptModule):
         raise FovealError(
-            f"a network must be a Python module, got {type(net).__name__}, which TorchScript runs; insert "
-            "blocks before torch.jit.script or torch.jit.trace"
+            f"a network must be a Python module, got {type(net).__name__}, which TorchScript runs; {verb} before "
+            "torch.jit.script or torch.jit.trace"
         )
+
+
+def _refuse_untraceable(net: nn.Module) -> None:
+    refuse_scripted(net, "insert blocks")
     lazy = [
         name
         for name, module in net.named_modules()

@@ -109,6 +109,9 @@ def convert(
     ]
     if strange:
         raise FovealError(f"weights must be floating-point numbers, got {listed(strange)}")
+    infinite = [n for n, t in state.items() if not (t.is_meta or t.float().isfinite().all())]
+    if infinite:
+        raise FovealError(f"weights must be finite numbers, got NaN or infinity in {listed(infinite)}")
     net.load_state_dict(_ours(net, state, table), strict=True, assign=True)
     left = [name for name, t in chain(net.named_parameters(), net.named_buffers()) if t.is_meta]
     assert not left, f"tensors outside the state dict: {left}"

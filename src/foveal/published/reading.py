@@ -15,11 +15,22 @@ from foveal.checkpoint import listed
 from foveal.errors import FovealError
 from foveal.files import utf8_path
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net")
-EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder_q.")
-NO_WEIGHTS = r"n_averaged|queue(_ptr)?|(criterion|loss\w*|metrics?|(train|val|valid|test)_\w+)\..+"
-"""Names that training leaves beside a network's: of SWA, of MoCo, of losses and metrics in a Lightning module."""
+WRAPPERS = (
+    "state_dict", "model", "model_state_dict", "model_state", "net", "module", "weights", "params", "checkpoint",
+)  # fmt: skip
+EMA_WRAPPERS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "params_ema",
+)  # fmt: skip
+EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
+PREFIXES = (
+    "module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "online_model.", "net.", "network.", "backbone.",
+    "encoder_q.",
+)  # fmt: skip
+NO_WEIGHTS = (
+    r"n_averaged|queue(_ptr)?|initted|step|decay|num_updates"
+    r"|(criterion|loss\w*|metrics?|(train|val|valid|test)_\w+)\..+"
+)
+"""Names that training leaves beside a network's: of averages, of MoCo, of losses and metrics in a Lightning module."""
 
 
 class Arguments:
@@ -149,13 +160,11 @@ def unwrap_state_dict(content: Any, ema: bool | None = None) -> StateDict:
         elif raw:
             if means:
                 notes.append(f"raw weights ({raw[0]}), not the averaged ones ({means[0]})")
+            elif len(raw) > 1:
+                notes.append(f"the weights under {raw[0]}, not those under {', '.join(raw[1:])}")
             content = content[raw[0]]
         else:
             break
-    if ema and averaged is None:
-        raise FovealError(
-            f"there must be averaged weights with ema=True, under {', '.join(EMA_WRAPPERS)}, got none"
-        )
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         keys = listed(map(str, content)) or "none" if isinstance(content, Mapping) else None
         held = f"the keys {keys}" if keys else type(content).__name__
@@ -166,12 +175,46 @@ def unwrap_state_dict(content: Any, ema: bool | None = None) -> StateDict:
     foreign = [f"{k} ({type(v).__name__})" for k, v in state.items() if not _dense(v)]
     if foreign:
         raise FovealError(f"a state dict must hold dense tensors alone, got {listed(foreign)}")
+    if averaged is None:
+        state, averaged = _raw_or_averaged(state, ema, notes)
+    if ema and averaged is None:
+        raise FovealError(
+            f"there must be averaged weights with ema=True, under {', '.join(EMA_WRAPPERS)}, got none"
+        )
     while prefix := _shared_prefix(state):
         left = [name for name in state if not name.startswith(prefix)]
         if left:
             notes.append(f"left out {len(left)} that are no weights of a network: {listed(left)}")
         state = {name.removeprefix(prefix): value for name, value in state.items() if name not in left}
     return StateDict(state, notes)
+
+
+def _raw_or_averaged(
+    state: dict[str, Tensor], ema: bool | None, notes: list[str]
+) -> tuple[dict[str, Tensor], str | None]:
+    """The half of a state dict that was asked for, where it holds a network twice: ``model.`` and ``ema_model.``.
+
+    Returns:
+        The tensors, and the prefix of the averaged ones where these were taken.
+    """
+    prefix = next((one for one in EMA_PREFIXES if any(name.startswith(one) for name in state)), None)
+    if prefix is None:
+        return state, None
+    raw = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    if not any(not re.fullmatch(NO_WEIGHTS, name) for name in raw):
+        raw = {}
+    if raw and ema is None:
+        raise FovealError(
+            f"ema must be stated, as there are raw weights ({next(iter(raw))}) and averaged ones ({prefix}); pass "
+            "ema=True or ema=False, on the command line --ema true or --ema false"
+        )
+    if ema or not raw:
+        if ema is False:
+            raise FovealError(f"there must be raw weights with ema=False, got averaged ones ({prefix}) alone")
+        notes.append(f"averaged weights ({prefix})")
+        return {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}, prefix
+    notes.append(f"raw weights ({next(iter(raw))}), not the averaged ones ({prefix})")
+    return raw, None
 
 
 def _shared_prefix(state: Mapping[str, Tensor]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foveal.data.dataset import few
 from foveal.errors import FovealError
 from foveal.tasks import Task
 from foveal.train.config import TrainConfig
@@ -27,9 +28,8 @@ def open_parts(config: TrainConfig, val: str = "val") -> dict[str, Any]:
     classes = list(data["train"].classes)
     if list(data["val"].classes) != classes:
         differ = sorted(set(classes) ^ set(data["val"].classes))
-        raise FovealError(
-            f"training and validation data must have the same classes, got {', '.join(differ)} in one only"
-        )
+        got = f"{few(differ)} in one only" if differ else f"{few(classes)} and {few(data['val'].classes)}"
+        raise FovealError(f"training and validation data must have the same classes in one order, got {got}")
     trained_on = set(getattr(data["train"], "files", ()))
     if shared := sum(file in trained_on for file in getattr(data["val"], "files", ())):
         data["val"].notes.append(

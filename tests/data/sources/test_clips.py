@@ -1,5 +1,7 @@
 """Videos in class folders and in CSV files."""
 
+import unicodedata
+
 import pytest
 from tests.data.videos import flat_frames, known, write_animation, write_frames
 
@@ -121,3 +123,47 @@ def test_classes_fix_the_order_of_labels(tmp_path):
     assert open_clips(str(tmp_path), "train", classes=["walk", "run"], val_share=0.5).labels == [1, 0]
     with pytest.raises(FovealError, match="classes must be among sit, walk, got run"):
         open_clips(str(tmp_path), "train", classes=["sit", "walk"])
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (
+            ["run/train/a", "run/test/b", "walk/train/c", "walk/test/d"],
+            "parts must lie around the class folders",
+        ),
+        (
+            ["learn/run/a", "learn/walk/b", "exam/run/c", "exam/walk/d"],
+            "the classes are exam, learn, or they are run",
+        ),
+    ],
+)
+def test_folders_of_videos_with_two_readings_are_refused_as_those_of_images(tmp_path, names, told):
+    animations(tmp_path, [f"{name}.webp" for name in names], count=2)
+    with pytest.raises(FovealError, match=told):
+        opened(tmp_path)
+
+
+def test_a_video_of_two_classes_is_refused(tmp_path):
+    animations(tmp_path, ["a.webp", "b.webp"], count=2)
+    (tmp_path / "train.csv").write_text("a.webp 0\nb.webp 1\na.webp 0\n")
+    assert len(opened(tmp_path)) == 2
+    (tmp_path / "test.csv").write_text("a.webp 1\n")
+    message = r"one class, got 1 \(test.csv, line 1\) and 0 \(train.csv, line 1\) for a.webp"
+    with pytest.raises(FovealError, match=message):
+        opened(tmp_path)
+
+
+def test_class_folders_in_both_spellings_of_unicode_are_one(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    animations(tmp_path, [f"train/{composed}/a.webp", "train/run/b.webp", f"val/{apart}/c.webp"], count=2)
+    assert opened(tmp_path).classes == [composed, "run"]
+    assert opened(tmp_path, "val").labels == [0]
+
+
+def test_lists_of_parts_beside_class_folders_are_named(tmp_path):
+    animations(tmp_path, [f"{label}/{i}.webp" for label in ("run", "walk") for i in range(2)], count=2)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "trainlist01.txt").write_text("run/0.webp 1")
+    (note,) = opened(tmp_path).notes
+    assert note.startswith("lists/trainlist01.txt is not read")

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from foveal.data.dataset import StoredDataset, empty_classes, few, file_looks_whole, refuse_repeated
 from foveal.data.opening import LabelError
-from foveal.data.sources.folder import find_layout
+from foveal.data.sources.folder import find_layout, refuse_parts_inside, refuse_same_inside, spelled
 from foveal.data.sources.lines import read_text, with_slashes
-from foveal.data.split import SPLIT_NAMES, choose_part, hold_out
+from foveal.data.split import SPLIT_NAMES, choose_part, hold_out, unread_lists
 from foveal.data.video import ANIMATED, FORMATS, Video, find_videos, require_pyav
 from foveal.errors import FovealError
 from foveal.image_files import fingerprint
@@ -143,12 +143,14 @@ def open_clips(
     if tables:
         listed, missing = _listed(tables, below)
     else:
-        listed = _in_folders(where)
+        listed = _in_folders(where, classes)
     if not listed:
         raise FovealError(f"data of clips must hold videos in class folders, got none in {spec}")
     parts = {one.split for one in listed if one.split is not None}
     part, divide = choose_part(f"data {spec}", parts, split)
-    every = _ordered({one.label for one in listed}) if classes is None else list(classes)
+    every = (
+        _ordered({one.label for one in listed}) if classes is None else [spelled(name) for name in classes]
+    )
     refuse_repeated(every)
     if len(every) < 2:
         raise FovealError(f"a classifier needs at least 2 classes, got {every} in {spec}")
@@ -161,11 +163,13 @@ def open_clips(
         require_pyav()
     paths, labels = [one.path for one in chosen], [number[one.label] for one in chosen]
     indices: Sequence[int] = range(len(paths))
+    unread: list[str] = []
     if divide:
         indices = hold_out(paths, labels, split, val_share=val_share, split_seed=split_seed)
+        unread = [] if tables else list(unread_lists(where, paths))
     return StoredClips(
         VideoFiles(below, paths, labels, channels), indices, every, max_unreadable=max_unreadable,
-        left_out=missing, notes=list(empty_classes([labels[index] for index in indices], every, split)),
+        left_out=missing, notes=[*empty_classes([labels[index] for index in indices], every, split), *unread],
     )  # fmt: skip
 
 
@@ -173,17 +177,21 @@ def _ordered(names: set[str]) -> list[str]:
     return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
 
 
-def _in_folders(root: Path) -> list[Listed]:
-    """The videos below class folders, in parts or not."""
+def _in_folders(root: Path, classes: Sequence[str] | None) -> list[Listed]:
+    """The videos below class folders, in parts or not; refused where they may be read in two ways, as for images."""
     videos = find_videos(root)
     layout = find_layout(root, videos)
+    if not layout.parts:
+        refuse_parts_inside(root, videos)
+    if classes is None:
+        refuse_same_inside(root, layout.parts.get("train", ""), videos)
     found = []
     for split, folder in layout.parts.items() or [(None, "")]:
         start = f"{folder}/" if folder else ""
         for path in videos:
             label, slash, _ = path.removeprefix(start).partition("/")
             if path.startswith(start) and slash:
-                found.append(Listed(path, label, split))
+                found.append(Listed(path, spelled(label), split))
     return found
 
 
@@ -203,12 +211,25 @@ def _listed(tables: Sequence[Path], root: Path) -> tuple[list[Listed], dict[str,
             if path is None:
                 by_stem = _stems(root) if by_stem is None else by_stem
                 path = _kinetics_path(row, by_stem, f"{table}, line {line}")
-            rows.append((Listed(with_slashes(path), label.strip(), said), f"{table.name}, line {line}"))
+            rows.append(
+                (Listed(with_slashes(path), spelled(label.strip()), said), f"{table.name}, line {line}")
+            )
+    _refuse_two_labels(rows)
     splits = {one.split for one, _ in rows}
     if None in splits and len(splits) > 1:
         raise FovealError(f"all videos must be of a part, or none, got both in {', '.join(map(str, tables))}")
     missing = {one.path: f"not there ({place})" for one, place in rows if not (root / one.path).exists()}
     return [one for one, _ in rows if one.path not in missing], missing
+
+
+def _refuse_two_labels(rows: Sequence[tuple[Listed, str]]) -> None:
+    first: dict[str, tuple[Listed, str]] = {}
+    for one, place in rows:
+        before, where = first.setdefault(one.path, (one, place))
+        if before.label != one.label:
+            raise LabelError(
+                f"a video must be of one class, got {before.label} ({where}) and {one.label} ({place}) for {one.path}"
+            )
 
 
 def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:

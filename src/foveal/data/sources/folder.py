@@ -102,11 +102,11 @@ def open_folder(
     part, divide = choose_part(f"folder {root}", layout.parts, split)
     where = layout.parts[part] if part else ""
     if not part:
-        _refuse_parts_inside(root, images)
+        refuse_parts_inside(root, images)
     if classes is None:
-        _refuse_same_inside(root, where, images)
+        refuse_same_inside(root, where, images)
         # Of train, so that the labels of all splits mean the same.
-        classes = [_spelled(name) for name in _class_folders(root, layout.parts.get("train", where))]
+        classes = [spelled(name) for name in _class_folders(root, layout.parts.get("train", where))]
     if not classes:
         raise FovealError(
             f"a folder must hold one folder of images per class, got none in {root / where}, "
@@ -168,7 +168,7 @@ def _items(
     left_out: Mapping[str, str],
 ) -> tuple[list[str], list[int], dict[str, str]]:
     """Paths below ``root`` and labels of the images in the class folders of ``where``, and what lies in none."""
-    label_of = {_spelled(name): label for label, name in enumerate(classes)}
+    label_of = {spelled(name): label for label, name in enumerate(classes)}
     depth = 1 + any("/" in folder for folder in folders)
     found: dict[str, list[str]] = {folder: [] for folder in folders}
     stray: dict[str, str] = {}
@@ -207,15 +207,15 @@ def _items(
 
 def _folders_of(root: Path, where: str, classes: Sequence[str]) -> list[str]:
     """The class folders, or the folders in all of these where their names are the classes that were asked for."""
-    folders, asked = _class_folders(root, where), {_spelled(name) for name in classes}
-    if any(_spelled(folder) in asked for folder in folders):
+    folders, asked = _class_folders(root, where), {spelled(name) for name in classes}
+    if any(spelled(folder) in asked for folder in folders):
         return folders
     deeper = [f"{top}/{name}" for top in folders for name in _class_folders(root / where, top)]
     return deeper if any(_class_of(folder) in asked for folder in deeper) else folders
 
 
 def _class_of(folder: str) -> str:
-    return _spelled(folder.rpartition("/")[2])
+    return spelled(folder.rpartition("/")[2])
 
 
 def find_layout(root: Path, images: Sequence[str]) -> Layout:
@@ -267,7 +267,7 @@ def _refuse_two_readings(root: Path, parts: Mapping[str, str], others: list[str]
         )
 
 
-def _refuse_parts_inside(root: Path, images: Sequence[str]) -> None:
+def refuse_parts_inside(root: Path, images: Sequence[str]) -> None:
     """Class folders that hold parts: cats/train, cats/test, ..."""
     inner = sorted({"/".join(image.split("/")[:2]) for image in images if image.count("/") > 1})
     names = [folder.partition("/")[2] for folder in inner]
@@ -286,7 +286,7 @@ def _refuse_parts_inside(root: Path, images: Sequence[str]) -> None:
         )
 
 
-def _refuse_same_inside(root: Path, where: str, images: Iterable[str]) -> None:
+def refuse_same_inside(root: Path, where: str, images: Iterable[str]) -> None:
     """Folders that all hold the same folders: learn/cat, learn/dog, exam/cat, ... or photo/cat, photo/dog, sketch/cat.
 
     Names with digits are batches, days or cameras, and no classes, but for plain numbers where all folders hold the
@@ -340,6 +340,6 @@ def _inside(name: str, folder: str) -> bool:
     return name == folder or name.startswith(f"{folder}/")
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
     """A folder's name in the one of Unicode's spellings that is compared: macOS writes the other."""
     return unicodedata.normalize("NFC", name)
