@@ -36,14 +36,30 @@ def test_an_image_without_a_mask_is_refused_by_name(tmp_path: Path, draw: Draw) 
         pair(tmp_path, "images", "masks")
 
 
-def test_a_mask_whose_name_goes_on_is_named(tmp_path: Path, draw: Draw) -> None:
-    draw(tmp_path / "images/x.jpg")
-    draw(tmp_path / "masks/x.jpg.png")
-    with pytest.raises(
-        ValueError, match=r"x\.jpg\.png may be its mask: option mask_suffix \(.*mask_suffix=\.jpg\)$"
-    ):
+@pytest.mark.parametrize(
+    ("image", "mask", "options"),
+    [
+        ("x.jpg", "x.jpg.png", "--data_options.mask_suffix=.jpg"),
+        (
+            "x_1_leftImg8bit.png",
+            "x_1_gtFine_labelIds.png",
+            "--data_options.image_suffix=_leftImg8bit --data_options.mask_suffix=_gtFine_labelIds",
+        ),
+        ("1.jpg", "11.png", None),
+        ("x.jpg", "x/1.png", None),
+    ],
+)
+def test_the_mask_of_the_nearest_name_is_named(
+    tmp_path: Path, draw: Draw, image: str, mask: str, options: str | None
+) -> None:
+    draw(tmp_path / "images" / image)
+    draw(tmp_path / "masks" / mask)
+    with pytest.raises(ValueError, match="every image must have a mask") as error:
         pair(tmp_path, "images", "masks")
-    assert pair(tmp_path, "images", "masks", ".jpg").pairs == [("images/x.jpg", "masks/x.jpg.png")]
+    assert str(error.value).endswith(f"{mask} may be its mask: {options}" if options else f"images/{image}")
+    if options:
+        given = dict(word.removeprefix("--data_options.").split("=") for word in options.split())
+        assert pair(tmp_path, "images", "masks", **given).pairs == [(f"images/{image}", f"masks/{mask}")]
 
 
 def test_files_that_are_read_as_no_mask_are_named(tmp_path: Path, draw: Draw) -> None:
@@ -58,7 +74,7 @@ def test_other_folders_that_may_hold_the_masks_are_named(tmp_path: Path, draw: D
     """DRIVE has its masks in 1st_manual, and in mask where the camera sees the eye."""
     for path in (
         "training/images/1_training.tif",
-        "training/mask/1_mask.gif",
+        "training/mask/1_training_mask.gif",
         "training/1st_manual/1_manual.gif",
     ):
         draw(tmp_path / path)

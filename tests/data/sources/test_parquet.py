@@ -26,7 +26,7 @@ def picture(value: int) -> bytes:
     return file.getvalue()
 
 
-def write(path: Path, labels: list[Any], *, names: list[str] | None = None, **columns: list[Any]) -> Path:
+def write(path: Path, labels: list[Any], /, *, names: list[str] | None = None, **columns: list[Any]) -> Path:
     """A file as ``datasets`` writes it: an image of grey value 10 * row, a label, with ``names`` the metadata."""
     images = [{"bytes": picture(10 * row), "path": f"{row}.png"} for row in range(len(labels))]
     table = pa.table({"image": images, "label": labels} | columns)
@@ -286,3 +286,54 @@ def test_files_that_memory_cannot_hold_are_refused_before_they_are_read(tmp_path
     monkeypatch.setattr(pq, "read_table", lambda *args, **options: pytest.fail("read"))
     with pytest.raises(ValueError, match="held in memory and may take 70 %"):
         read_rows([path], ["a"], [Columns("image", "label")])
+
+
+def meant(data: Any) -> set[tuple[int, str]]:
+    """The grey value of every image, modulo 20, and the name of its class."""
+    return {(int(item["image"].max()) % 20, data.classes[item["label"]]) for item in data}
+
+
+def test_numbers_mean_the_names_of_their_own_file(tmp_path: Path) -> None:
+    """Even rows are cats, whichever number that is in the file, and whichever place in the list."""
+    write(tmp_path / "train.parquet", [0, 1] * 4, names=["cat", "dog"])
+    write(tmp_path / "test.parquet", [1, 0] * 4, names=["dog", "cat"])
+    expected = {(0, "cat"), (10, "dog")}
+    assert meant(open_dataset(str(tmp_path), "test")) == expected
+    assert meant(open_dataset(str(tmp_path), "train", classes=["dog", "cat"])) == expected
+    assert meant(open_dataset(str(tmp_path), "train", classes=["dog", "cow", "cat"])) == expected
+    assert meant(open_dataset(str(tmp_path), "train", classes=["a", "b"])) == {(0, "a"), (10, "b")}
+    with pytest.raises(ValueError, match=r"a class name, got 1 in row 1"):
+        open_dataset(str(tmp_path), "train", classes=["cow", "cat"])
+
+
+def test_two_columns_that_may_hold_the_labels_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [0, 1] * 8, **{"labels": [1, 0] * 8})
+    with pytest.raises(ValueError, match="needs label_column, one of label, labels, got none"):
+        open_dataset(str(path))
+    assert meant(open_dataset(str(path), label_column="labels")) == {(0, "1"), (10, "0")}
+
+
+def test_a_column_that_says_the_part_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [0, 1] * 8, split=["train"] * 12 + ["test"] * 4)
+    with pytest.raises(
+        ValueError, match=r"parts must be files of their own.*the column split with test, train in"
+    ):
+        open_dataset(str(path))
+    path = write(tmp_path / "b.parquet", [0, 1] * 8, split=["fold1"] * 16)
+    assert len(open_dataset(str(path))) == 14
+
+
+def test_files_of_a_numbered_set_that_are_not_there_are_told(tmp_path: Path) -> None:
+    for number in (0, 3):
+        write(tmp_path / f"train-0000{number}-of-00004.parquet", [0, 1] * 8)
+    data = open_dataset(str(tmp_path))
+    assert list(data.left_out) == ["train-00001-of-00004.parquet", "train-00002-of-00004.parquet"]
+    assert data.notes[-1].startswith("2 files or folders are left out")
+
+
+def test_ids_are_no_classes(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [0, 2**40] * 8)
+    with pytest.raises(
+        ValueError, match="without names must count from 0 to below 100,000, got 1099511627776"
+    ):
+        open_dataset(str(path))

@@ -93,3 +93,12 @@ def test_one_box_an_image_and_images_without(tmp_path):
     assert data[0]["boxes_xyxy"].tolist() == [[1, 2, 5, 6]]
     assert data[0]["labels"].tolist() == [1]
     assert data[1]["boxes_xyxy"].shape == (0, 4)
+
+
+def test_numbers_mean_the_names_of_their_own_file(tmp_path):
+    written(tmp_path / "train.parquet", LISTS)
+    written(tmp_path / "val.parquet", LISTS, names=("dog", "cat"))
+    val = opened(tmp_path, "val")
+    assert (val.classes, val[0]["labels"].tolist()) == (["cat", "dog"], [0, 1])
+    train = opened(tmp_path, classes=["dog", "cat"])
+    assert (train.classes, train[0]["labels"].tolist()) == (["dog", "cat"], [0, 1])

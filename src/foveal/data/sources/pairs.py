@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,8 +105,8 @@ def pair(
             f"{len(image_of)} without, the first is {_join(images, missing[0])}"
             + (
                 _other_case(missing[0], image_suffix, mask_of)
-                or _longer_name(missing[0], image_suffix, mask_of)
                 or _other_masks(root, images, masks)
+                or _nearest_name(missing[0], image_suffix, mask_of)
                 or _unread(root / masks, mask_of)
             )
         )
@@ -162,13 +163,25 @@ def _other_case(name: str, suffix: str, mask_of: dict[str, str]) -> str:
     return f"; {near} differs by capital letters only" if near else ""
 
 
-def _longer_name(name: str, suffix: str, mask_of: dict[str, str]) -> str:
-    """A hint at a mask whose name goes on after the image's, as in x_mask.png and x.jpg.png."""
-    key = _stem(name).removesuffix(suffix)
-    rest, mask = next(((k[len(key) :], m) for k, m in mask_of.items() if k.startswith(key)), ("", ""))
-    if not rest or rest[0].isalnum():
+def _nearest_name(name: str, suffix: str, mask_of: dict[str, str]) -> str:
+    """A hint at the mask that shares most of an image's name: x_mask.png, x.jpg.png, or x_gt.png of x_camera.jpg."""
+    stem = _stem(name)
+    key = stem.removesuffix(suffix)
+    mask = max(mask_of, key=lambda one: _shared(key, one), default="")
+    count = _shared(key, mask)
+    if count < len(key):  # what tells the two apart begins with its separator
+        count = len(key[:count].rstrip("_-. "))
+    shared, own, rest = key[:count], key[count:], mask[count:]
+    if not shared or not rest or any(text[:1].isalnum() or "/" in text for text in (own, rest)):
         return ""
-    return f"; {mask} may be its mask: option mask_suffix (--data_options.mask_suffix={rest})"
+    options = {"image_suffix": own + stem[len(key) :], "mask_suffix": rest}
+    shown = " ".join(f"--data_options.{option}={text}" for option, text in options.items() if text)
+    return f"; {mask_of[mask]} may be its mask: {shown}"
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two names have in common before they differ."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _unread(folder: Path, mask_of: dict[str, str]) -> str:

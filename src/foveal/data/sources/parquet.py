@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +23,14 @@ from foveal.data.dataset import (
 )
 from foveal.data.decode import check_decoding, decode_image
 from foveal.data.opening import MAX_PIXELS, LabelError
-from foveal.data.split import choose_part, hold_out, splits_in
+from foveal.data.split import choose_part, hold_out, split_of, splits_in
 from foveal.errors import FovealError
 from foveal.files import utf8_path
 from foveal.image_files import fingerprint, survey_images, walk_files
 
 BOX_COLUMN = "box_xyxy"
+MOST_CLASSES = 100_000  # without names: ids in place of classes would be a list of millions
+MOST_FILES = 10_000  # of a numbered set that are looked for
 
 
 class ParquetImages:
@@ -163,16 +166,22 @@ def open_parquet(
     check_classes(classes)
     titles = file_titles(root, chosen)
     table = read_rows(chosen, titles, columns)
-    labels = label_numbers(table.column("label"), classes, root)
+    labels: list[int] = []
+    for file, column, rows in zip(chosen, columns, row_counts(chosen), strict=True):
+        stored = table.column("label").slice(len(labels), rows)
+        numbers = renumbered(own_names(file, column.label), classes)
+        labels += label_numbers(stored, classes, root, numbers, len(labels))
     source = ParquetImages(
         chosen, titles, columns, np.asarray(labels, dtype=np.int64), table.drop_columns(["label"]),
         max_pixels=max_pixels, channels=channels, grey_bits=grey_bits,
     )  # fmt: skip
     indices: Sequence[int] = range(len(labels))
     if divide:
+        refuse_parts_in_rows(chosen)
         names = [source.name(index) for index in indices]
         indices = hold_out(names, labels, split, val_share=val_share, split_seed=split_seed)
     left_out = dict.fromkeys(others, "a Parquet file that names no split, beside others that do")
+    left_out |= absent_files(titles)
     notes = list(empty_classes([labels[index] for index in indices], classes, split))
     return StoredDataset(
         source, indices, classes, max_unreadable=max_unreadable, left_out=left_out, notes=notes
@@ -210,6 +219,36 @@ def split_files(root: Path, files: Sequence[Path]) -> tuple[dict[str, list[Path]
         else:
             others.append(below.as_posix())
     return parts, others if parts else []
+
+
+def refuse_parts_in_rows(files: Sequence[Path]) -> None:
+    """Raise where a column says of each row which part it is of: rows of the test part would be trained on."""
+    for file in files:
+        if "split" not in read_schema(file).names:
+            continue
+        said = {str(value) for value in _table(file, ["split"]).column(0).unique().to_pylist()}
+        if any(split_of(value) for value in said):
+            raise FovealError(
+                f"parts must be files of their own, such as train.parquet and test.parquet, got the column split with "
+                f"{few(sorted(said))} in {file}"
+            )
+
+
+def absent_files(titles: Sequence[str]) -> dict[str, str]:
+    """name -> why, for files of a numbered set that are not there: the second of train-00000-of-00002.parquet.
+
+    Example:
+        >>> list(absent_files(["train-00000-of-00002.parquet", "val.parquet"]))
+        ['train-00001-of-00002.parquet']
+    """
+    absent = {}
+    for title in titles:
+        match = re.fullmatch(r"(.*-)(\d{5})(-of-(\d{5})\b.*)", title)
+        for number in range(min(int(match[4]), MOST_FILES) if match else 0):
+            name = f"{match[1]}{number:05}{match[3]}" if match else ""
+            if name not in titles:
+                absent[name] = "a file of a numbered set that is not there"
+    return absent
 
 
 def file_titles(root: Path, files: Sequence[Path]) -> list[str]:
@@ -305,10 +344,10 @@ def find_column(schema: Any, kind: str, asked: str | None, usual: Sequence[str],
     named = [name for name in usual if name in schema.names]
     if len(typed) == 1:
         return typed[0]
-    if named:
+    if len(named) == 1:
         return named[0]
     option = "image_column" if kind == "Image" else "label_column"
-    among = typed or schema.names
+    among = typed or named or schema.names
     raise FovealError(f"{file} needs {option}, one of {', '.join(among)}, got none")
 
 
@@ -317,29 +356,78 @@ def class_names(files: Sequence[Path], label_column: str | None) -> list[str]:
 
     schema = read_schema(files[0])
     column = find_column(schema, "ClassLabel", label_column, ("label", "labels"), files[0])
-    names = hf_features(schema).get(column, {}).get("names")
-    if names:
-        return [str(name) for name in names]
+    if names := own_names(files[0], column):
+        return names
     values = set().union(*(_table(file, [column]).column(0).unique().to_pylist() for file in files))
     values.discard(None)
     if values and all(isinstance(value, bool) for value in values):
         return ["False", "True"]
     if values and all(isinstance(value, int) and value >= 0 for value in values):
-        return [str(value) for value in range(max(values) + 1)]
+        return numbered_classes(max(values))
     return sorted(str(value) for value in values)
 
 
-def label_numbers(column: Any, classes: Sequence[str], root: Path) -> list[int]:
-    """Stored numbers, or stored names by their place in ``classes``."""
+def numbered_classes(largest: int) -> list[str]:
+    """Numbers in place of names.
+
+    Raises:
+        FovealError: there would be more of them than anyone has classes.
+    """
+    if largest >= MOST_CLASSES:
+        raise FovealError(f"labels without names must count from 0 to below {MOST_CLASSES:,}, got {largest}")
+    return [str(value) for value in range(largest + 1)]
+
+
+def own_names(file: Path, column: str | None) -> list[str]:
+    """The names that a file's metadata has for the numbers of a column; empty without them."""
+    described = hf_features(read_schema(file)).get(column or "", {})
+    names = described.get("names") if isinstance(described, Mapping) else None
+    return [str(name) for name in names or ()]
+
+
+def row_counts(files: Sequence[Path]) -> list[int]:
+    """How many rows each file has."""
+    import pyarrow.parquet as pq
+
+    counts = []
+    for file in files:
+        with utf8_path(file) as name:
+            counts.append(pq.read_metadata(name).num_rows)
+    return counts
+
+
+def renumbered(own: Sequence[str], classes: Sequence[str]) -> dict[int, int]:
+    """Stored number -> label, by the names that the file itself has for its numbers.
+
+    Where none of these names is a class, the classes are other names for the same numbers.
+
+    Example:
+        >>> renumbered(["cat", "dog"], ["dog", "cat"]), renumbered(["0", "1"], ["dog", "cat"])
+        ({0: 1, 1: 0}, {0: 0, 1: 1})
+    """
+    place = {name: label for label, name in enumerate(classes)}
+    if not place.keys() & set(own):
+        return {label: label for label in range(len(classes))}
+    return {number: place[name] for number, name in enumerate(own) if name in place}
+
+
+def label_numbers(
+    column: Any, classes: Sequence[str], root: Path, numbers: Mapping[int, int], first: int = 0
+) -> list[int]:
+    """Stored names by their place in ``classes``, stored numbers by ``numbers``, see `renumbered`.
+
+    Args:
+        first: which row of all files the column begins with.
+    """
     place = {name: label for label, name in enumerate(classes)}
     labels = []
-    for row, value in enumerate(column.to_pylist()):
-        label = place.get(value, -1) if isinstance(value, str) else value
-        if not isinstance(label, int) or not 0 <= label < len(classes):
+    for row, value in enumerate(column.to_pylist(), start=first):
+        label = place.get(value) if isinstance(value, str) else numbers.get(value)
+        if label is None or isinstance(value, float):
             hint = "; -1 usually marks images without a label, which must be taken out" if value == -1 else ""
             raise FovealError(
                 f"labels must be 0 to {len(classes) - 1} or a class name, got {value!r} "
                 f"in row {row} of {root}{hint}"
             )
-        labels.append(int(label))
+        labels.append(label)
     return labels

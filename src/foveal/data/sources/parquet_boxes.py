@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,14 +15,20 @@ from foveal.data.sources.parquet import (
     BOX_COLUMN,
     Columns,
     ParquetImages,
+    absent_files,
     class_names,
     file_titles,
     find_column,
     find_parquet,
     hf_features,
+    numbered_classes,
+    own_names,
     read_rows,
     read_schema,
     refuse_images_beside,
+    refuse_parts_in_rows,
+    renumbered,
+    row_counts,
     split_files,
 )
 from foveal.data.split import choose_part
@@ -59,6 +65,8 @@ def read_parquet_boxes(
     parts, others = split_files(root, files)
     part, divide = choose_part(f"Parquet {root}", parts, split)
     chosen = parts[part] if part else files
+    if divide:
+        refuse_parts_in_rows(chosen)
     schema = read_schema(chosen[0])
     objects = OBJECTS in schema.names
     if not objects and BOX_COLUMN not in schema.names:
@@ -77,7 +85,10 @@ def read_parquet_boxes(
     if classes is None:
         named = parts.get("train", chosen)
         classes = _object_classes(named[0], table) if objects else class_names(named, None)
-    place_of = {name: number for number, name in enumerate(classes)}
+    known_of: list[Known] = []
+    for file, rows in zip(chosen, row_counts(chosen), strict=True):
+        own = _object_names(file) if objects else own_names(file, label)
+        known_of += [Known(list(classes), renumbered(own, classes))] * rows
     findings: list[Finding] = []
     boxed, notes = [], []
     if objects and box_format is None:
@@ -87,9 +98,11 @@ def read_parquet_boxes(
     columns_of = {name: table.column(name).to_pylist() for name in (*kept, *(["label"] if label else []))}
     for row, name in enumerate(names):
         if objects:
-            found = _objects(columns_of[OBJECTS][row], name, box_format or "xywh", place_of, findings)
+            found = _objects(columns_of[OBJECTS][row], name, box_format or "xywh", known_of[row], findings)
         else:
-            found = _single(columns_of[BOX_COLUMN][row], columns_of["label"][row], name, place_of, findings)
+            found = _single(
+                columns_of[BOX_COLUMN][row], columns_of["label"][row], name, known_of[row], findings
+            )
         for number, one in enumerate(found):
             one["id"] = one["id"] if one.get("id") is not None else identity + number
         identity += len(found)
@@ -99,9 +112,17 @@ def read_parquet_boxes(
         boxed.append(boxed_image(name, row + 1 if image_id is None else image_id, found, size=size))
     source = ParquetImages(chosen, titles, columns, np.zeros(len(names)), table, max_pixels=0)
     left_out = dict.fromkeys(others, "a Parquet file that names no split, beside others that do")
+    left_out |= absent_files(titles)
     base = root if root.is_dir() else root.parent
     ids = list(range(len(classes)))
     return Annotations(base, boxed, list(classes), ids, findings, left_out, divide, notes, source)
+
+
+class Known(NamedTuple):
+    """The classes, and the label of every number that a file may hold."""
+
+    classes: list[str]
+    numbers: dict[int, int]
 
 
 def _names(table: Any) -> list[str]:
@@ -109,8 +130,8 @@ def _names(table: Any) -> list[str]:
     return [f"{row} {path}" if path else row for row, path in zip(rows, paths, strict=True)]
 
 
-def _object_classes(file: Path, table: Any) -> list[str]:
-    """The names that the metadata has for the objects' class, else the values found."""
+def _object_names(file: Path) -> list[str]:
+    """The names that the metadata has for the objects' class; empty without them."""
     described: Any = hf_features(read_schema(file)).get(OBJECTS, {})
     described = described.get("feature", described) if isinstance(described, dict) else described
     described = described[0] if isinstance(described, list) and described else described
@@ -120,9 +141,16 @@ def _object_classes(file: Path, table: Any) -> list[str]:
         one = one[0] if isinstance(one, list) and one else one
         if isinstance(one, Mapping) and one.get("names"):
             return [str(name) for name in one["names"]]
+    return []
+
+
+def _object_classes(file: Path, table: Any) -> list[str]:
+    """The names that the metadata has for the objects' class, else the values found."""
+    if names := _object_names(file):
+        return names
     found = {value for entry in table.column(OBJECTS).to_pylist() for value in _lists(entry)[1]}
     if found and all(isinstance(value, int) and value >= 0 for value in found):
-        return [str(value) for value in range(max(found) + 1)]
+        return numbered_classes(max(found))
     return sorted(str(value) for value in found)
 
 
@@ -141,7 +169,7 @@ def _lists(entry: Any) -> tuple[list[Any], list[Any], list[Any], list[Any], list
 
 
 def _objects(
-    entry: Any, name: str, box_format: str, place_of: Mapping[str, int], findings: list[Finding]
+    entry: Any, name: str, box_format: str, known: Known, findings: list[Finding]
 ) -> list[dict[str, Any]]:
     boxes, labels, ids, areas, crowds = _lists(entry)
     if len(boxes) != len(labels):
@@ -151,9 +179,11 @@ def _objects(
     rows = []
     for number, (box, value) in enumerate(zip(boxes, labels, strict=True)):
         where = f"{name}, object {number + 1}"
-        label = _label(value, place_of)
+        label = _label(value, known)
         if label is None:
-            text = f"a class must be 0 to {len(place_of) - 1} or one of {few(list(place_of))}, got {value!r}"
+            text = (
+                f"a class must be 0 to {len(known.classes) - 1} or one of {few(known.classes)}, got {value!r}"
+            )
             findings.append(Finding("boxes of unknown classes", "error", where, text, name))
             continue
         if box is None or len(box) != 4 or None in box:
@@ -170,21 +200,19 @@ def _objects(
     return rows
 
 
-def _single(
-    box: Any, value: Any, name: str, place_of: Mapping[str, int], findings: list[Finding]
-) -> list[dict[str, Any]]:
+def _single(box: Any, value: Any, name: str, known: Known, findings: list[Finding]) -> list[dict[str, Any]]:
     """One box an image, corners; null is an image without objects."""
     if box is None:
         return []
-    label = _label(value, place_of)
+    label = _label(value, known)
     if label is None:
-        text = f"a class must be 0 to {len(place_of) - 1} or one of {few(list(place_of))}, got {value!r}"
+        text = f"a class must be 0 to {len(known.classes) - 1} or one of {few(known.classes)}, got {value!r}"
         findings.append(Finding("boxes of unknown classes", "error", name, text, name))
         return []
     return [{"box": tuple(box), "label": label, "place": name}]
 
 
-def _label(value: Any, place_of: Mapping[str, int]) -> int | None:
+def _label(value: Any, known: Known) -> int | None:
     if isinstance(value, str):
-        return place_of.get(value)
-    return value if isinstance(value, int) and 0 <= value < len(place_of) else None
+        return known.classes.index(value) if value in known.classes else None
+    return known.numbers.get(value) if isinstance(value, int) else None
