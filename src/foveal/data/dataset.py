@@ -284,6 +284,21 @@ def empty_classes(labels: Sequence[int], classes: Sequence[str], split: str) -> 
         yield f"{len(empty)} of {len(classes)} classes {verb} no image for {split}: {few(empty)}"
 
 
+def renumbered(own: Sequence[str], classes: Sequence[str]) -> dict[int, int]:
+    """Stored number -> label, by the names that the file itself has for its numbers.
+
+    Where none of these names is a class, the classes are other names for the same numbers.
+
+    Example:
+        >>> renumbered(["cat", "dog"], ["dog", "cat"]), renumbered(["0", "1"], ["dog", "cat"])
+        ({0: 1, 1: 0}, {0: 0, 1: 1})
+    """
+    place = {name: label for label, name in enumerate(classes)}
+    if not place.keys() & set(own):
+        return {label: label for label in range(len(classes))}
+    return {number: place[name] for number, name in enumerate(own) if name in place}
+
+
 def few(names: Sequence[str]) -> str:
     """The first of some names and how many more there are.
 

@@ -188,6 +188,13 @@ def test_a_class_whose_name_says_that_it_is_none_is_told(
     assert note.endswith(f"is learned and scored as any other; if it means pixels without a class, {remedy}")
 
 
+def test_classes_in_another_order_than_that_of_the_list_are_told(folder: Path) -> None:
+    assert segment(folder, classes=["road", "sky", "car"]).notes == []
+    (note,) = segment(folder, classes=["sky", "road", "car"]).notes
+    assert note.startswith("option classes gives the order sky, road, car, a list in")
+    assert note.endswith("has road, sky, car: the option counts")
+
+
 def test_a_first_class_that_no_mask_shows_may_be_a_count_from_one(tmp_path: Path, draw: Draw) -> None:
     for i in range(4):
         pair(draw, tmp_path / "images" / f"{i}.png", tmp_path / "masks" / f"{i}.png", 1 + i % 2)

@@ -29,6 +29,19 @@ def test_shares_become_pixels_and_outlines_the_box_around_them(tmp_path):
     assert any("1 of 2 images without a label file" in note for note in data.notes)
 
 
+def test_classes_in_another_order_keep_their_names(tmp_path):
+    lines = "1 0.5 0.5 0.5 0.2\n0 0.1 0.2 0.2 0.2\n"
+    with_yaml = opened(written(tmp_path / "yaml", lines), classes=["dog", "cat"])
+    assert (with_yaml.classes, with_yaml[0]["labels"].tolist()) == (["dog", "cat"], [0, 1])
+    assert with_yaml.category_ids == [1, 0]
+    (written(tmp_path / "list", lines, yaml=None) / "classes.txt").write_text("cat\ndog\n")
+    assert opened(tmp_path / "list", classes=["dog", "cat"])[0]["labels"].tolist() == [0, 1]
+    (tmp_path / "list" / "classes.txt").unlink()
+    assert opened(tmp_path / "list", classes=["dog", "cat"])[0]["labels"].tolist() == [1, 0]
+    with pytest.raises(FovealError, match="a class must be 0 to 0, as names counts from 0, got 1"):
+        opened(tmp_path / "yaml", classes=["cat", "cow"])
+
+
 def test_keypoints_behind_a_box_are_no_outline(tmp_path):
     """Two points of two numbers each have as many numbers as an outline of four."""
     yaml = "names: [cat, dog]\ntrain: images/train\nkpt_shape: {}\n"

@@ -20,6 +20,7 @@ from foveal.data.dataset import (
     few,
     looks_whole,
     refuse_repeated,
+    renumbered,
 )
 from foveal.data.decode import check_decoding, decode_image
 from foveal.data.opening import MAX_PIXELS, LabelError
@@ -394,21 +395,6 @@ def row_counts(files: Sequence[Path]) -> list[int]:
         with utf8_path(file) as name:
             counts.append(pq.read_metadata(name).num_rows)
     return counts
-
-
-def renumbered(own: Sequence[str], classes: Sequence[str]) -> dict[int, int]:
-    """Stored number -> label, by the names that the file itself has for its numbers.
-
-    Where none of these names is a class, the classes are other names for the same numbers.
-
-    Example:
-        >>> renumbered(["cat", "dog"], ["dog", "cat"]), renumbered(["0", "1"], ["dog", "cat"])
-        ({0: 1, 1: 0}, {0: 0, 1: 1})
-    """
-    place = {name: label for label, name in enumerate(classes)}
-    if not place.keys() & set(own):
-        return {label: label for label in range(len(classes))}
-    return {number: place[name] for number, name in enumerate(own) if name in place}
 
 
 def label_numbers(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foveal.data.boxes import Annotations, boxed_image
-from foveal.data.dataset import few
+from foveal.data.dataset import few, renumbered
 from foveal.data.findings import Finding
 from foveal.data.sources.parquet import (
     BOX_COLUMN,
@@ -27,7 +27,6 @@ from foveal.data.sources.parquet import (
     read_schema,
     refuse_images_beside,
     refuse_parts_in_rows,
-    renumbered,
     row_counts,
     split_files,
 )

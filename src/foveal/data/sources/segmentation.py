@@ -106,6 +106,8 @@ def open_segmentation(
             f"{with_palette} masks have a palette and {without} have none; in both the stored numbers are the classes"
         )
     source.check_other_palettes(found.other_masks)
+    if classes is not None and folder:
+        dataset.notes += _another_order(found, spec)
     if found.divide:
         dataset.notes += unread_lists(found.root, [path for pair in pairs for path in pair])
     _look_at_masks(dataset, spec, doubt_255=folder and ignore_index is None and found.first_class == 0)
@@ -125,6 +127,7 @@ class Found(NamedTuple):
         divide: whether train and val are to be split off these pairs.
         first_class: the stored value of class 0.
         other_masks: some masks of the other parts, whose numbers must mean the same.
+        parts: part -> (images, masks).
     """
 
     root: Path
@@ -136,6 +139,7 @@ class Found(NamedTuple):
     divide: bool = False
     first_class: int = 0
     other_masks: Sequence[str] = ()
+    parts: Mapping[str, tuple[str, str]] = {}
 
 
 def _in_folder(
@@ -169,7 +173,9 @@ def _in_folder(
     class_of, rule = _value_table(len(listed.names), ignored, zero_ignored)
     elsewhere = [folders[1] for name, folders in parts.items() if name != (part or "")]
     other_masks = [mask for folder in elsewhere for mask in _spread(where, folder)]
-    return Found(where, pairs, listed, class_of, rule, left_out, divide, int(zero_ignored), other_masks)
+    return Found(
+        where, pairs, listed, class_of, rule, left_out, divide, int(zero_ignored), other_masks, parts
+    )
 
 
 def _spread(root: Path, folder: str) -> list[str]:
@@ -264,6 +270,17 @@ def _class_list(
         return ClassList(list(classes))
     inner = [root / images for images, _ in parts.values()]
     return find_class_list(list(dict.fromkeys([root, *(path.parent for path in inner), *inner])))
+
+
+def _another_order(found: Found, spec: str) -> Iterator[str]:
+    """A note where a list in the folder has the given names in another order."""
+    try:
+        listed = _class_list(Path(spec).expanduser(), None, found.parts).names
+    except FovealError:
+        return
+    given = found.listed.names
+    if listed != given and sorted(listed) == sorted(given):
+        yield f"option classes gives the order {few(given)}, a list in {spec} has {few(listed)}: the option counts"
 
 
 def _refuse_shared_parts(root: Path, parts: Mapping[str, tuple[str, str]], part: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 
 from foveal.data.boxes import Annotations, boxed_image
-from foveal.data.dataset import few
+from foveal.data.dataset import few, renumbered
 from foveal.data.findings import Finding
 from foveal.data.sources.class_names import find_class_list
 from foveal.data.sources.lines import read_text, with_slashes
@@ -79,7 +78,7 @@ def read_yolo(root: Path, split: str, *, classes: Sequence[str] | None = None) -
 
     Args:
         root: the YAML file, or the folder it lies in, or a folder with ``images``, ``labels`` and a class list.
-        classes: names in the order of the numbers, where no file has them.
+        classes: names in the order of the labels; where no file has names, that of the numbers.
 
     Raises:
         FovealError: no such part, or names that do not fit.
@@ -96,25 +95,36 @@ def read_yolo(root: Path, split: str, *, classes: Sequence[str] | None = None) -
         base, parts, keypoints = root, _label_folders(root), 0
         part, divide = choose_part(f"YOLO data {root}", [name for name in parts if name], split)
         folder, labels = parts[part or ""]
-        names = (
-            list(classes) if classes else find_class_list([root, folder.parent, labels, labels.parent]).names
-        )
+        names = _listed_names([root, folder.parent, labels, labels.parent], classes)
         pairs = {image: _mirrored(image, folder, labels) for image in _images_in(folder)}
-    names = list(classes) if classes else names
+    classes = list(classes or names)
+    numbers = renumbered(names, classes)
     findings: list[Finding] = []
     images, without = [], 0
     identity = 1
     for number, (image, label) in enumerate(sorted(pairs.items()), start=1):
         rows: list[dict[str, Any]] = []
         if label.is_file():
-            rows = _rows(label, base, len(names), identity, findings, keypoints)
+            rows = _rows(label, base, numbers, identity, findings, keypoints)
             identity += len(rows)
         else:
             without += 1
         images.append(boxed_image(_below(base, image), number, rows, relative=True))
     left_out = _orphans(base, pairs)
     notes = [f"{without} of {len(pairs)} {NO_FILE}"] if without else []
-    return Annotations(base, images, names, list(range(len(names))), findings, left_out, divide, notes)
+    stored = {label: number for number, label in numbers.items()}
+    ids = [stored.get(label, label) for label in range(len(classes))]
+    return Annotations(base, images, classes, ids, findings, left_out, divide, notes)
+
+
+def _listed_names(folders: Sequence[Path], classes: Sequence[str] | None) -> list[str]:
+    """The names in the order of the numbers: those of a list, or where there is none those given."""
+    try:
+        return find_class_list(folders).names
+    except FovealError:
+        if not classes:
+            raise
+        return list(classes)
 
 
 def _from_yaml(file: Path, split: str) -> tuple[Path, list[str], dict[Path, Path], bool]:
@@ -211,7 +221,7 @@ def _below(root: Path, path: Path) -> str:
 
 
 def _rows(
-    file: Path, base: Path, classes: int, first_id: int, findings: list[Finding], keypoints: int
+    file: Path, base: Path, numbers: Mapping[int, int], first_id: int, findings: list[Finding], keypoints: int
 ) -> list[dict[str, Any]]:
     """The boxes of one label file; outlines count by the box around them, ``keypoints`` values behind a box do not."""
     rows: list[dict[str, Any]] = []
@@ -236,8 +246,8 @@ def _rows(
             text = f"a line must be class x y width height, or class and an outline, got {len(words)} values"
             findings.append(Finding("lines of a wrong length", "error", where, text))
             continue
-        if label != int(label if math.isfinite(label) else -1) or not 0 <= label < classes:
-            text = f"a class must be 0 to {classes - 1}, as names counts from 0, got {label:g}"
+        if label not in numbers:
+            text = f"a class must be 0 to {max(numbers)}, as names counts from 0, got {label:g}"
             findings.append(Finding("boxes of unknown classes", "error", where, text))
             continue
         if max(values) > LARGEST_SHARE:
@@ -245,7 +255,7 @@ def _rows(
             findings.append(Finding("values that are no shares", "error", where, text))
             continue
         box = _corners(values)
-        rows.append({"box": box, "label": int(label), "id": first_id + len(rows), "place": where})
+        rows.append({"box": box, "label": numbers[int(label)], "id": first_id + len(rows), "place": where})
     return rows
 
 
