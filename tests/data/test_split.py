@@ -92,3 +92,17 @@ def test_a_new_file_moves_at_most_one_old_file_across_the_border() -> None:
 def test_val_share_must_leave_both_parts_something(share: float) -> None:
     with pytest.raises(ValueError, match="val_share must be above 0 and below 1"):
         hold_out(["a", "b"], None, "val", val_share=share, split_seed=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_that_roboflow_made_of_one_image_stay_together(seed: int) -> None:
+    names = [f"cats/{i}_jpg.rf.{i:031x}{copy}.jpg" for i in range(20) for copy in range(3)]
+    parts = {
+        part: {names[i] for i in hold_out(names, None, part, val_share=0.2, split_seed=seed)}
+        for part in ("train", "val")
+    }
+    sources = {part: {name.split(".rf.")[0] for name in found} for part, found in parts.items()}
+    assert not sources["train"] & sources["val"]
+    assert len(sources["val"]) == 4
+    one = names[:3]
+    assert len(hold_out(one, None, "train", val_share=0.4, split_seed=seed)) == 2

@@ -25,6 +25,7 @@ SPLIT_NAMES = {
     "val": "val", "valid": "val", "validation": "val", "valset": "val", "vallist": "val",
     "test": "test", "testing": "test", "testset": "test", "testlist": "test",
 }  # fmt: skip
+COPY = re.compile(r"\.rf\.[0-9A-Za-z]{16,}(?=\.\w+$)")
 LIST_SUFFIXES = frozenset((".txt", ".csv", ".lst", ".json"))
 
 
@@ -74,7 +75,7 @@ def hold_out(
     In each class, the items are ranked by a hash of the seed and their name, and the first ``val_share`` of them
     (rounded; at least one, and never all) are val. New files therefore hardly move old ones across the border. Names
     have ``/`` between their parts, and letters with accents count the same in both of Unicode's spellings, so every
-    system holds out the same items.
+    system holds out the same items. Copies that Roboflow made of one image, ``x_jpg.rf.HASH.jpg``, stay together.
 
     Example:
         >>> names = [f"{i}.png" for i in range(10)]
@@ -90,13 +91,17 @@ def hold_out(
         by_class[labels[place] if labels is not None else 0].append(place)
 
     def rank(place: int) -> bytes:
-        name = unicodedata.normalize("NFC", names[place])
+        name = COPY.sub("", unicodedata.normalize("NFC", names[place]))
         return hashlib.blake2b(f"{split_seed}/{name}".encode(errors="surrogateescape")).digest()
 
     val: set[int] = set()
     for places in by_class.values():
         count = min(max(round(val_share * len(places)), 1), len(places) - 1)
-        val.update(sorted(places, key=rank)[:count])
+        ranked = sorted((rank(place), place) for place in places)
+        # the copies of the last image come along, unless they are all there is
+        last = ranked[count - 1][0] if count else b""
+        together = [place for found, place in ranked if found <= last]
+        val.update(together if len(together) < len(places) else [place for _, place in ranked[:count]])
     return [place for place in range(len(names)) if (place in val) == (split == "val")]
 
 
