@@ -168,3 +168,24 @@ def test_a_palette_must_have_the_colours_of_the_label_map(tmp_path: Path, draw: 
     assert "got (255, 0, 0) at 1" in refused(tmp_path)
     (tmp_path / "labelmap.txt").write_text("\n".join([lines[0], lines[1], lines[3], lines[2]]))
     assert segment(tmp_path).classes == ["none", "stem", "leaf"]
+
+
+def test_masks_stored_in_the_colours_of_the_label_map(tmp_path: Path, draw: Draw) -> None:
+    """As CVAT exports them."""
+    colours = np.array([[[0, 0, 0], [0, 255, 0], [255, 0, 0]]], dtype=np.uint8)
+    draw(tmp_path / "images/1.png", size=(3, 1))
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(colours).save(tmp_path / "masks/1.png")
+    assert "got mode RGB" in refused(tmp_path, classes=["none", "stem", "leaf"])
+    lines = ["none:0,0,0::", "stem:255,0,0::", "leaf:0,255,0::"]
+    (tmp_path / "labelmap.txt").write_text("\n".join(lines))
+    assert segment(tmp_path)[0]["mask"].tolist() == [[0, 2, 1]]
+    Image.fromarray(colours[:, ::-1] // 2).save(tmp_path / "masks/1.png")
+    assert "must be those of the class list, got (127, 0, 0) in" in refused(tmp_path)
+    Image.fromarray(colours).save(tmp_path / "masks/1.png")
+    (tmp_path / "labelmap.txt").write_text("\n".join([*lines, "bud:0,255,0::"]))
+    assert "classes must differ in colour where masks are stored in colours" in refused(tmp_path)
+    (tmp_path / "labelmap.txt").write_text("\n".join(lines))
+    (tmp_path / "masks/1.png").unlink()
+    Image.fromarray(colours).save(tmp_path / "masks/1.jpg")
+    assert "without loss" in refused(tmp_path)

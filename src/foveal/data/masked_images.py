@@ -12,7 +12,7 @@ import torch
 
 from foveal.data.dataset import file_looks_whole
 from foveal.data.decode import decode_image, stored_size
-from foveal.data.masks import Palette, PaletteUse, StoredMask, grey_levels, mask_header, read_mask
+from foveal.data.masks import MaskHeader, Palette, PaletteUse, StoredMask, grey_levels, mask_header, read_mask
 from foveal.data.opening import LabelError
 from foveal.image_files import fingerprint
 
@@ -128,11 +128,11 @@ class MaskedImages:
         for mask in masks:
             path = self.root / mask
             try:
-                palette = mask_header(path).palette
+                palette = self._header(path).palette
                 stored = (
                     None
                     if palette in (None, self.only_palette)
-                    else read_mask(path, max_pixels=self.max_pixels)
+                    else read_mask(path, max_pixels=self.max_pixels, colours=self.colours)
                 )
             except (ValueError, OSError):
                 continue  # told where that part is opened
@@ -144,7 +144,12 @@ class MaskedImages:
 
     def _read_mask(self, index: int) -> StoredMask:
         path = self.root / self.pairs[index][1]
-        return read_mask(path, max_pixels=self.max_pixels, orientation=self.orientations.get(index))
+        return read_mask(
+            path, max_pixels=self.max_pixels, orientation=self.orientations.get(index), colours=self.colours
+        )
+
+    def _header(self, path: Path) -> MaskHeader:
+        return mask_header(path, coloured=self.colours is not None)
 
     def _refuse_two_readings(self, stored: StoredMask, path: Path) -> None:
         """A palette of grey may hold levels, and one palette must serve all masks."""
@@ -184,7 +189,7 @@ class MaskedImages:
         with_palette = without = 0
         for index in indices:
             try:
-                header = mask_header(self.root / self.pairs[index][1])
+                header = self._header(self.root / self.pairs[index][1])
                 image = stored_size(self.root / self.pairs[index][0])
             except LabelError:
                 raise

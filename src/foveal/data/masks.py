@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -28,7 +29,8 @@ LOSSY_FORMATS = {
 LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "lerc"}
 ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 INVERSE = {6: 8, 8: 6}  # of EXIF orientations; the others undo themselves
-Palette = tuple[tuple[int, int, int], ...]
+Colour = tuple[int, int, int]
+Palette = tuple[Colour, ...]
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,26 @@ def read_mask(
     name: str | None = None,
     max_pixels: int = MAX_PIXELS,
     orientation: int | None = None,
+    colours: Sequence[Colour] | None = None,
 ) -> StoredMask:
     """`decode_mask` with the palette.
 
     Args:
         source, name, max_pixels: as there.
         orientation: how to turn the stored pixels, 1 to 8 as in EXIF; default as the file itself says.
+        colours: of the numbers 0, 1, ...: a mask that is stored in colours gives the number of each pixel's.
     """
     with opened(source, name, max_pixels) as (image, name, file):
-        refuse_unfit(image, name)
+        refuse_unfit(image, name, coloured=colours is not None)
         most, scaled = guarded(lambda: _scale(image, file), name)
         signed = guarded(lambda: _signed(image), name)
         own = read_orientation(image, file)
         palette = guarded(lambda: palette_of(image), name)
         values = guarded(lambda: np.asarray(image), name)
+        if image.mode == "RGB" and colours is not None:
+            if image.format == "PNG" and png_depth(file) != 8:
+                raise LabelError(f"colours of a mask must have 8 bits, got {png_depth(file)} in {name}")
+            values = numbers_of(values, colours, name)
         if image.format == "TIFF":  # Pillow has turned it as it says
             values = turned(values, INVERSE.get(own, own))
     if signed and values.max(initial=0) > 127:
@@ -110,21 +118,50 @@ class MaskHeader(NamedTuple):
     palette: Palette | None
 
 
-def mask_header(path: str | PathLike[str]) -> MaskHeader:
+def mask_header(path: str | PathLike[str], *, coloured: bool = False) -> MaskHeader:
     """The header of a mask file.
+
+    Args:
+        coloured: whether it may be stored in colours.
 
     Raises:
         LabelError: as `decode_mask`, as far as the header tells.
         FovealError: the header cannot be read.
     """
     with opened(path, None, 2**62) as (image, name, file):
-        refuse_unfit(image, name)
+        refuse_unfit(image, name, coloured=coloured)
         size, orientation = guarded(lambda: size_and_orientation(image, file), name)
         return MaskHeader(size, orientation, guarded(lambda: palette_of(image), name))
 
 
-def refuse_unfit(image: Image, name: str) -> None:
+def numbers_of(pixels: np.ndarray, colours: Sequence[Colour], name: str) -> np.ndarray:
+    """(h, w) uint8: the place of the colour of each pixel (h, w, 3) in a list.
+
+    Raises:
+        LabelError: a colour is not in the list, or stands there twice.
+
+    Example:
+        >>> numbers_of(np.array([[[255, 0, 0], [0, 0, 0]]]), [(0, 0, 0), (255, 0, 0)], "a.png").tolist()
+        [[1, 0]]
+    """
+    weights = np.array([1 << 16, 1 << 8, 1])
+    codes, listed = pixels.astype(np.int64) @ weights, np.array(colours) @ weights
+    if len(set(listed.tolist())) < len(listed):
+        raise LabelError(f"classes must differ in colour where masks are stored in colours, as {name} is")
+    order = np.argsort(listed)
+    places = order[np.searchsorted(listed[order], codes).clip(max=len(listed) - 1)]
+    unknown = codes[listed[places] != codes]
+    if unknown.size:
+        colour = tuple(int(unknown[0]).to_bytes(3, "big"))
+        raise LabelError(f"colours of a mask must be those of the class list, got {colour} in {name}")
+    return places.astype(np.uint8)
+
+
+def refuse_unfit(image: Image, name: str, *, coloured: bool = False) -> None:
     """Refuse files whose numbers are not what was stored, or may not be.
+
+    Args:
+        coloured: whether red, green and blue may stand for a number.
 
     Raises:
         LabelError: loss, several channels or pages, or white for 0.
@@ -140,7 +177,7 @@ def refuse_unfit(image: Image, name: str) -> None:
         raise LabelError(
             f"mask values must be whole numbers, 0 to 255, got floating-point ones in {name}; store them as such first"
         )
-    if image.mode not in ONE_CHANNEL:
+    if image.mode not in ONE_CHANNEL and not (coloured and image.mode == "RGB"):
         raise LabelError(
             f"a mask must have one channel of class indices, got mode {image.mode} in {name}; "
             "colours must be turned into indices first"
