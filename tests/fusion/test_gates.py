@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import foveal
+from foveal.errors import FovealError
 from foveal.fusion import GatedResidual
 from foveal.ops import gated_residual, whole_gate
 
@@ -113,3 +114,10 @@ def test_timms_se_with_another_activation_is_joined_step_by_step(monkeypatch):
     joined = GatedResidual(block, convolution, relu=True).requires_grad_(False)
     u, shortcut = torch.randn(2, 4, 7, 9), torch.randn(2, 16, 7, 9)
     torch.testing.assert_close(joined(u, shortcut), torch.relu(block(convolution(u)) + shortcut))
+
+
+@pytest.mark.parametrize("act", [foveal.inserted, foveal.remove, lambda net: foveal.watch(net).__enter__()])
+def test_blocks_of_a_fused_network_are_looked_for_in_the_one_it_was_made_from(act):
+    net = foveal.insert(foveal.create_model("cifar_resnet8"), "cbam", reduction=4)
+    with pytest.raises(FovealError, match="rewritten since the insertion"):
+        act(foveal.fuse(net.eval()))

@@ -53,7 +53,8 @@ def inserted(net: nn.Module, *, check: bool = True) -> list[Insertion]:
 
     Raises:
         FovealError: a block is no longer applied, because its site was replaced by another module after the
-            insertion (``convert_sync_batchnorm`` and batch-norm folding do that). ``check=False`` lists all.
+            insertion (``convert_sync_batchnorm`` and batch-norm folding do that), or is gone, as in a network that
+            `foveal.fuse` made. ``check=False`` lists all.
     """
     require_module(net)
     listed = []
@@ -62,13 +63,23 @@ def inserted(net: nn.Module, *, check: bool = True) -> list[Insertion]:
         if record is None:
             continue
         site = path[: -len(record["suffix"])].rstrip(".")
-        if check and record["hooked"] and hook_key(net.get_submodule(site), record) is None:
+        if check and record["hooked"] and hook_key(_site_of(net, site, path), record) is None:
             raise FovealError(
                 f"the block {path} must be applied by its site, got {site} replaced by another module "
                 "since the insertion; replace modules (such as by convert_sync_batchnorm) before inserting"
             )
         listed.append(_insertion(site, path, record, module))
     return listed
+
+
+def _site_of(net: nn.Module, site: str, path: str) -> nn.Module:
+    try:
+        return net.get_submodule(site)
+    except AttributeError:
+        raise FovealError(
+            f"the block {path} must lie below its site, got a network that was rewritten since the insertion, as "
+            "foveal.fuse does; take the network it was made from"
+        ) from None
 
 
 def attach(
@@ -127,7 +138,7 @@ def rename(one: Insertion, block: str, options: dict[str, Any]) -> None:
 
 def detach(net: nn.Module, one: Insertion) -> None:
     """Take one block and its hook off the network."""
-    site = net.get_submodule(one.site)
+    site = _site_of(net, one.site, one.path)
     record = getattr(one.module, RECORD)
     key = hook_key(site, record) if record["hooked"] else None
     if key is not None:
