@@ -48,7 +48,7 @@ def test_a_run_goes_to_the_hub_and_comes_back(coloured_run, coloured_folder, pho
     def foveal_command(*words):
         command = [sys.executable, "-m", "foveal.cli", *map(str, words)]
         done = subprocess.run(
-            command, env={**os.environ, **settings}, capture_output=True, text=True, cwd=tmp_path, timeout=300
+            command, env={**os.environ, **settings}, capture_output=True, text=True, cwd=tmp_path, timeout=900
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 WORDS = ["--accelerator", "cpu", "--nodes", "2", "--strategy", "ddp", "--batch_size", "16", "--epochs", "3"]
 WORDS += ["--data_options.length", "193", "--data_options.size", "24", "--checkpoint_steps", "2"]
-WAIT = 200
+WAIT = 900
 COMMAND = "import sys; from foveal.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
 # the same, but for how long a process waits for the others
 HASTY = f"import foveal.train.processes as p; p.WAIT_SECONDS = 8.0; {COMMAND}"

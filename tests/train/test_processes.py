@@ -42,7 +42,7 @@ def start(*words):
 
 def finish(process):
     try:
-        return process.communicate(timeout=240)
+        return process.communicate(timeout=900)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

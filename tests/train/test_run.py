@@ -188,7 +188,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, uninterrupted, epoch,
     }
     code = KILLED.format(epoch=epoch, batch=batch)
     child = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **threads}, check=False, timeout=300
+        [sys.executable, "-c", code], env={**os.environ, **threads}, check=False, timeout=900
     )
     assert child.returncode == -signal.SIGKILL
     done = torch.load(folder / "checkpoint.ckpt", weights_only=True)

@@ -38,7 +38,7 @@ def start(out, *words):
 
 def finish(process, status=0):
     try:
-        _, said = process.communicate(timeout=240)
+        _, said = process.communicate(timeout=900)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

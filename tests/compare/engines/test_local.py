@@ -118,7 +118,7 @@ def test_workers_end_with_the_process_that_asked(tmp_path):
         [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parent)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -30,7 +30,7 @@ TRAINING = {
     "accelerator": "cpu",
 }
 STORE = 80_000_000
-WAIT = 240
+WAIT = 1200
 # what differs between two machines, or two moments
 OF_THE_MOMENT = ("seconds", "clock", "host")
 

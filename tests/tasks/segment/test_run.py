@@ -100,7 +100,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, masks_folder):
         "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
     }
     child = subprocess.run(
-        [sys.executable, "-c", KILLED], env={**os.environ, **environment}, check=False, timeout=300
+        [sys.executable, "-c", KILLED], env={**os.environ, **environment}, check=False, timeout=900
     )
     assert child.returncode == -signal.SIGKILL
     resumed = fit(resume=tmp_path / "killed", quiet=True)
