@@ -6,6 +6,7 @@ from foveal.check import check
 from foveal.cli import main
 from foveal.errors import FovealError
 from tests.data.boxes_by_hand import box, coco, image, voc
+from tests.data.videos import flat_frames, write_animation
 
 
 def kinds(found):
@@ -114,6 +115,20 @@ def test_a_folder_of_classes_is_read_whole(tmp_path):
     image(tmp_path / "data" / "stray.png")
     found = check(str(tmp_path / "data"), data_options={"val_share": 0.4}, out=tmp_path / "out")
     assert {"images that cannot be read", "files that are not used"} <= {kind for _, _, kind in kinds(found)}
+
+
+@pytest.mark.parametrize("task", ["classify", "clips"])
+def test_what_the_data_set_says_of_itself_is_among_the_findings(task, tmp_path):
+    for kind in ("a", "b"):
+        for number in range(3):
+            file = tmp_path / "data" / kind / f"{number}.gif"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_animation(file, flat_frames(4, 8, 8))
+    (tmp_path / "data" / "train.txt").write_text("a/0.gif")
+    found = check(str(tmp_path / "data"), task=task, splits=["train"], out=tmp_path / "out")
+    told = [f.text for _, f in found.findings if f.kind == "what to know of these data"]
+    assert told[0].startswith("train.txt is not read")
+    assert found.sound
 
 
 def test_data_that_are_not_there_are_refused(tmp_path):

@@ -53,6 +53,12 @@ def test_videos_in_a_folder_are_answered_for_and_what_is_left_out_is_named(colou
     rows = [line.split(",")[:2] for line in done.text.splitlines()[1:]]
     assert [label for _, label in rows] == ["red", "blue", "red"]
     assert done.left_out == {str(film.parent / "IMG_1"): "a PNG by its content, not by its suffix"}
+    (film.parent / "in").mkdir()
+    (film.parent / "in" / "x.psd").write_bytes(b"8BPS")
+    with pytest.raises(
+        FileNotFoundError, match=r"got none in .*in; x\.psd: images of this kind are not read"
+    ):
+        predict(coloured_run.weights, [film.parent / "in"], device="cpu")
 
 
 def test_a_file_counts_once_it_no_longer_grows_and_once_only(tmp_path):

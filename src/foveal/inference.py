@@ -340,6 +340,7 @@ def image_files(
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
+            others: dict[str, str] = {}
             if of_task is None:
                 inside, others = survey_images(path, also)
                 inside = [path.joinpath(*name.split("/")) for name in inside]
@@ -348,7 +349,8 @@ def image_files(
             else:
                 inside = of_task(path)
             if not inside:
-                raise FileNotFoundError(f"a folder must hold images, got none in {path}")
+                reason = next((f"; {name}: {why}" for name, why in others.items()), "")
+                raise FileNotFoundError(f"a folder must hold images, got none in {path}{reason}")
             found += map(Path, inside)
         elif path.exists():
             found.append(path)

@@ -86,7 +86,7 @@ class StoredDataset(Dataset):
         self.left_out, self.notes = dict(left_out or {}), list(notes)
         self.notes += _near_names(self.classes)
         if self.left_out:
-            self.notes.append(_told(self.left_out))
+            self.notes.append(left_out_note(self.left_out))
         self._asked = len(indices)
         doubtful = [index for index in indices if not source.looks_whole(index)]
         reasons = {index: why for index in doubtful if (why := self._reason(index)) is not None}
@@ -309,7 +309,10 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _told(left_out: Mapping[str, str]) -> str:
+def left_out_note(left_out: Mapping[str, str]) -> str:
+    """A note on files that are left out, the first of them with its reason; "" where there are none."""
+    if not left_out:
+        return ""
     name, reason = next(iter(left_out.items()))
     if len(left_out) == 1:
         return f"1 file or folder is left out, {name}: {reason}"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from foveal.data.dataset import left_out_note
 from foveal.data.findings import Finding
 from foveal.errors import FovealError
 from foveal.tasks import Checked, Task, items_of
@@ -33,9 +34,7 @@ def check_stored(
     if stored and not data.startswith("scenes"):
         given.setdefault("max_unreadable", ANY_SHARE)
     opened = task.open(data, split, given)
-    findings = [
-        Finding("files that are not used", "warning", name, why) for name, why in opened.left_out.items()
-    ]
+    findings = of_the_whole(opened, data)
     counts: Counter[int] = Counter()
     names = list(getattr(opened, "names", range(len(opened))))
     for index, name in enumerate(names):
@@ -50,6 +49,14 @@ def check_stored(
     classes = {name: counts[number] for number, name in enumerate(opened.classes)}
     findings += few_of(classes, split, items_of(task))
     return Checked(len(opened), classes, findings, {}, f"{len(classes)} classes")
+
+
+def of_the_whole(opened: Any, data: str) -> list[Finding]:
+    """What an opened data set says of itself: the files that it leaves out, and its notes."""
+    left_out = opened.left_out
+    findings = [Finding("files that are not used", "warning", name, why) for name, why in left_out.items()]
+    notes = [note for note in getattr(opened, "notes", ()) if note != left_out_note(left_out)]
+    return findings + [Finding("what to know of these data", "note", data, note) for note in notes]
 
 
 def few_of(classes: dict[str, int], split: str, what: str) -> list[Finding]:

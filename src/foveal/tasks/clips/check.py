@@ -7,7 +7,7 @@ from typing import Any
 
 from foveal.data.findings import Finding
 from foveal.tasks import Checked, Task
-from foveal.tasks.check import ANY_SHARE, check_stored, few_of
+from foveal.tasks.check import ANY_SHARE, check_stored, few_of, of_the_whole
 from foveal.tasks.clips.prediction import film_strip
 
 FEW_FRAMES = 16
@@ -24,9 +24,7 @@ def check_clips(task: Task, data: str, split: str, options: dict[str, Any]) -> C
     opened = task.open(data, split, {"max_unreadable": ANY_SHARE, **options} if stored else options)
     if not hasattr(opened, "examined"):
         return check_stored(task, data, split, options, lambda sample: [int(sample["label"])])
-    findings = [
-        Finding("files that are not used", "warning", name, why) for name, why in opened.left_out.items()
-    ]
+    findings = of_the_whole(opened, data)
     counts: Counter[int] = Counter()
     pictures: dict[str, Any] = {}
     frames = 0
