@@ -97,6 +97,12 @@ def test_any_block_or_none_goes_to_the_published_places(attention):
     assert all(p.grad is not None for name, p in net.named_parameters() if "gamma" not in name)
 
 
+@pytest.mark.parametrize("attention", BLOCKS)
+def test_any_width_has_room_for_any_block(attention):
+    net = SAGAN("dcgan", 32, width=1, attention=attention)
+    assert net(net.generate(torch.zeros(2, 128))).shape == (2,)
+
+
 def test_classes_reach_both_networks_and_only_where_they_are_known():
     torch.manual_seed(0)
     noise = torch.randn(1, 128)

@@ -57,7 +57,7 @@ def evaluate(
         device: cpu, cuda or auto.
         blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
         out: Also write the figures to this JSON file, which must not exist.
-        html: Also write one page with figures by class and the worst images to this file, which must not exist.
+        html: Also write one page of figures and images to this file, which must not exist.
         results: To detect: also write every detection to this JSON file, as COCO results with the annotations' own ids.
     """
     from foveal.evaluate import evaluate
@@ -92,7 +92,7 @@ def evaluate(
         write_json(Path(results), ready.task.results(result.gathered, ready.info))  # pyright: ignore[reportAttributeAccessIssue]
     if html is not None:
         write_page(Path(html), result, ready)
-        write_out(f"open {html} for figures by class and the worst images\n")
+        write_out(f"open {html} for figures and images\n")
     return 0
 
 

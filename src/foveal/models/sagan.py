@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -141,9 +141,12 @@ def attention_block(name: str, channels: int, form: str) -> nn.Module:
     """The block at a published place, or none."""
     if name == "none":
         return nn.Identity()
-    # narrow networks have fewer channels than the usual reduction
-    options = {"selfattention": {"form": form}, "se": {"reduction": min(16, channels)}}
-    options["cbam"] = options["se"]
+    # narrow networks have fewer channels than the usual reductions
+    squeezed, keys = {"reduction": min(16, channels)}, {"key_width": max(1, channels // 8)}
+    options: dict[str, dict[str, Any]] = {
+        "se": squeezed, "cbam": squeezed, "selfattention": {**keys, "form": form}, "dual": keys, "position": keys,
+        "nonlocal": {"inner": max(1, channels // 2)},
+    }  # fmt: skip
     return BLOCKS[name](channels, **options.get(name, {}))
 
 

@@ -131,6 +131,7 @@ class Task(Protocol):
     - ``preprocessing``: ``mean`` and ``std`` of a network that is trained from nothing, where they are not ImageNet's;
     - ``sample(net, info, inference) -> Iterator[(prediction, image)]``, where predictions come without images;
     - ``sample_picture(net, info) -> np.ndarray``: what a run draws after each epoch, uint8 (h, w, 3);
+    - ``curves_beside``: figures of validation that a run draws beside the metric, such as ``("spread", "gamma")``;
     - ``report_pass(net, images)``: a pass that runs every block, where that of a batch of images does not;
     - ``object_mask(batch) -> Tensor | None``, (b, h, w) bool: where the object of each image is known to be, so that
       attention can be scored against it;

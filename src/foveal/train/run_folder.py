@@ -167,20 +167,26 @@ def write_end(
     images = (batch.to(device) for batch in report_batches(task, val, task.eval_transform(info)))
     blocks = block_report(net, images, getattr(task, "report_pass", None))
     write_json(folder / "blocks.json", blocks)
-    write_curves(folder / "curves.png", rows, task.metric)
+    write_curves(folder / "curves.png", rows, task.metric, getattr(task, "curves_beside", ()))
     if not hasattr(task, "sample_picture"):
         write_examples(folder / "examples.png", net.eval(), task, info, val)
     return blocks
 
 
-def write_curves(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> None:
-    """Draw the losses, each part of the training loss by itself, and the metric, against epochs."""
+def write_curves(path: Path, rows: Sequence[dict[str, Any]], metric: str, beside: Sequence[str] = ()) -> None:
+    """Draw the losses, each part of the training loss by itself, and the metric, against epochs.
+
+    Args:
+        beside: further figures of validation, in one field of their own; those that were not measured are left out.
+    """
     from matplotlib.figure import Figure
 
     from foveal.train.progress import metric_name
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    loss_axes, metric_axes = figure.subplots(1, 2)
+    beside = [name for name in beside if f"val_{name}" in rows[0]]
+    fields = 3 if beside else 2
+    figure = Figure(figsize=(4 * fields, 3.2), layout="constrained")
+    loss_axes, metric_axes, *more_axes = figure.subplots(1, fields)
     epochs = [row["epoch"] for row in rows]
     losses = {"train_loss": "training", "val_loss": "validation"}
     parts = [name for name in rows[0] if name.startswith("train_") and name != "train_loss"]
@@ -194,7 +200,11 @@ def write_curves(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> Non
     loss_axes.legend(fontsize="small")
     metric_axes.plot(epochs, [row[f"val_{metric}"] for row in rows], marker=".", color="C2")
     metric_axes.set(xlabel="epoch", ylabel=f"validation {metric_name(metric)}")
-    for axes in (loss_axes, metric_axes):
+    for name in beside:
+        more_axes[0].plot(epochs, [row[f"val_{name}"] for row in rows], marker=".", label=name)
+        more_axes[0].set(xlabel="epoch")
+        more_axes[0].legend(fontsize="small")
+    for axes in (loss_axes, metric_axes, *more_axes):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))

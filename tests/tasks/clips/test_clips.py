@@ -265,6 +265,17 @@ def test_the_question_and_the_control_are_compared(tmp_path):
         assert found.report.stat().st_size > 10_000
 
 
+@pytest.mark.slow
+def test_a_convolution_over_time_learns_the_side_and_attention_stays_at_chance(tmp_path):
+    found = compare(
+        seeds=1, engine="local", jobs=1, out=str(tmp_path / "out"), self_check=False, quiet=True,
+        task="clips", data="scenes:direction", data_options={"length": 1000},
+    )  # fmt: skip
+    accuracy = {row.name: row.metric.mean for row in found.rows}
+    assert accuracy["control"] > 0.95
+    assert max(accuracy["none"], accuracy["nonlocal"]) < 0.6
+
+
 def test_blocks_are_compared_in_a_network_without_its_own(tmp_path):
     """On any data and in any network: what is called "none" has no block."""
     for label in ("run", "walk"):

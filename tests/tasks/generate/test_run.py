@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -27,6 +28,7 @@ from foveal.tasks.generate.metric import VALIDATION_SEED, GenerationQuality
 from foveal.tasks.generate.prediction import noise_of
 from foveal.train import TrainConfig, fit
 from foveal.train import run as run_module
+from foveal.train.run_folder import write_curves
 
 SMALL = {
     "task": "generate", "data": "digits", "data_options": {"length": 192}, "batch_size": 32, "epochs": 2, "workers": 0,
@@ -59,6 +61,18 @@ def test_a_run_keeps_its_losses_its_figures_and_a_grid_of_samples(run):
         with Image.open(run.folder / "samples" / f"epoch-{epoch:03}.png") as picture:
             assert picture.size == (10 * 34 + 2, 7 * 34 + 2)
     assert run.best == min(run.rows, key=lambda row: row["val_frechet"])
+
+
+def test_the_curves_show_spread_gamma_and_confirmed_labels_beside_the_distance(run, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    monkeypatch.setattr("foveal.train.run_folder.atomic_write", lambda path, write: write(path))
+    write_curves(tmp_path / "c.png", run.rows, "frechet", Generate.curves_beside)
+    losses, distance, beside = drawn[0].axes
+    assert {line.get_label() for line in losses.lines} >= {"discriminator", "generator"}
+    assert len(distance.lines) == 1
+    assert [line.get_label() for line in beside.lines] == ["spread", "gamma", "confirmed"]
+    assert list(beside.lines[1].get_ydata()) == [row["val_gamma"] for row in run.rows]
 
 
 def test_a_run_that_is_stopped_continues_to_the_same_bits(run, tmp_path, monkeypatch):

@@ -92,6 +92,7 @@ class Generate:
     default_batch_size: ClassVar[int] = 64
     metric: ClassVar[str] = "frechet"
     higher_is_better: ClassVar[bool] = False
+    curves_beside: ClassVar[tuple[str, ...]] = ("spread", "gamma", "confirmed")
     pipeline_tag: ClassVar[str] = "unconditional-image-generation"
     is_share: ClassVar[bool] = False
     writes_folder: ClassVar[bool] = True
