@@ -130,8 +130,8 @@ def evaluate(
     floor_data: Any = getattr(task, "floor_data", None)
     other = floor_data(spec, split, options_of_data) if floor_data else None
     if other is not None:
-        # about as many, evenly spread
-        every = max(1, len(other) // metric.images)
+        # about twice as many, evenly spread, for the metric may want as many of each class
+        every = max(1, len(other) // (2 * metric.images))
         for batch in _batches(ready, other, options, size, workers, every):
             metric.update_floor(batch)  # pyright: ignore[reportAttributeAccessIssue]
     report = metric.report()

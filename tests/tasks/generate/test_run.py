@@ -149,7 +149,8 @@ def test_eval_names_the_features_and_gives_floor_and_ceiling(run, tmp_path, caps
     details = found["details"]
     assert details["features"].startswith("digits.safetensors")
     assert 0 < details["floor"]["frechet"] < details["ceiling"]["frechet"]
-    assert details["images"] == details["floor"]["images"] == details["ceiling"]["images"] == 192
+    assert details["images"] == details["ceiling"]["images"] == 192
+    assert 120 < details["floor"]["images"] < 192, "as many of each class as both parts have"
     assert 0 <= details["precision"] <= 1
     told = " ".join(capsys.readouterr().out.split())
     assert "features: digits.safetensors (bundled, trained on digits)" in told
@@ -162,11 +163,16 @@ def test_the_floor_is_between_images_of_two_parts(run):
     """Of one part alone it would be the distance of halves, of half as many images."""
     found = evaluate(run.weights, data_options={"length": 64}).details["floor"]
     network = feature_network(None, Digits("val"))
-    val, train = (
-        network(Digits(part, length=64).as_tensors()["image"].float() / 255)[0] for part in ("val", "train")
-    )
-    assert found["frechet"] == pytest.approx(frechet_distance(val, train), rel=1e-4)
-    assert found["between"] == "real images and real images of another part"
+    val, train = (Digits(part, length=64).as_tensors() for part in ("val", "train"))
+    counts = [min(int((part["label"] == label).sum()) for part in (val, train)) for label in range(10)]
+    assert found["images"] == sum(counts) < 64
+    chosen = []
+    for part in (val, train):
+        of_class = [(part["label"] == label).nonzero()[:, 0] for label in range(10)]
+        which = [o[i * len(o) // n] for o, n in zip(of_class, counts, strict=True) for i in range(n)]
+        chosen.append(network(part["image"][which].float() / 255)[0])
+    assert found["frechet"] == pytest.approx(frechet_distance(*chosen), rel=1e-4)
+    assert found["between"] == "real images and real images of another part, of the same classes"
 
 
 def test_the_ceiling_is_of_a_generator_as_it_was_before_training(run):
@@ -190,7 +196,13 @@ def test_without_another_part_the_floor_is_between_halves():
     metric.made = metric.untrained = metric.real
     floor = metric.report()["details"]["floor"]
     assert (floor["images"], floor["between"]) == (20, "one half of the real images and the other")
-    metric.others = [torch.zeros(30, 5, dtype=torch.float64)]
+    ordered = torch.arange(40, dtype=torch.float64)[:, None]
+    metric.real = [ordered]
+    here, there, _ = metric._floor(ordered)
+    assert here[:, 0].tolist() == list(range(0, 40, 2)), "each half of all classes"
+    assert there[:, 0].tolist() == list(range(1, 40, 2))
+    metric.real = [torch.randn(41, 5, generator=generator, dtype=torch.float64)]
+    metric.others, metric.conditional = [torch.zeros(30, 5, dtype=torch.float64)], False
     assert metric.report()["details"]["floor"]["images"] == 30, "as many of each"
 
 
@@ -240,8 +252,20 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, options, words):
 def test_the_bundled_data_have_their_recipe_by_either_name():
     for data in ("scenes", "digits"):
         config = TrainConfig(task="generate", data=data)
-        assert (config.lr, config.epochs, config.ema, config.model_options["width"]) == (1e-3, 12, 0.99, 16)
+        assert (config.lr, config.epochs, config.ema, config.model_options["width"]) == (4e-3, 8, 0.99, 16)
     assert "width" not in TrainConfig(task="generate", data="photos").model_options
+
+
+def test_the_discriminator_has_twice_the_rate_and_on_the_digits_the_same():
+    net = create_model("sagan_dcgan_32", width=8)
+    for data, told, rates in (
+        ("photos", {}, [1e-4, 2e-4]),
+        ("digits", {}, [4e-3, 4e-3]),
+        ("digits", {"discriminator_lr": 1e-3}, [4e-3, 1e-3]),
+        ("digits", {"model": "sagan_32"}, [1e-3, 2e-3]),
+    ):
+        config = TrainConfig.from_dict({"task": "generate", "data": data, **told})
+        assert [one.param_groups[0]["lr"] for one in Generate().make_optimizers(net, config)] == rates
 
 
 def test_own_data_are_compared_without_naming_the_networks(run, tmp_path):

@@ -18,7 +18,7 @@ class OneDevice:
 
 def training(net, **options):
     chosen = GenerateOptions(**options)
-    config = types.SimpleNamespace(options=chosen, lr=1e-3)
+    config = types.SimpleNamespace(options=chosen, lr=1e-3, data="photos")
     made = Generate().make_optimizers(net, config)
     return types.SimpleNamespace(net=net, options=chosen, optimizers=made, ema=None, fabric=OneDevice())
 

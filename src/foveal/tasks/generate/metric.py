@@ -49,8 +49,10 @@ class GenerationQuality:
         self.made: list[Tensor] = []
         self.untrained: list[Tensor] = []
         self.others: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.other_labels: list[Tensor] = []
         self.confirmed = 0
-        self.knows_classes, self.gammas = True, 0.0
+        self.conditional, self.knows_classes, self.gammas = True, True, 0.0
         self.start: Any = None
 
     @property
@@ -64,8 +66,10 @@ class GenerationQuality:
         noise = torch.stack([noise_of(VALIDATION_SEED, number, net.latent) for number in numbers]).to(device)
         self.gammas = mean_gamma(net.generator)
         self.real.append(self.features(self._unit(images))[0])
+        self.labels.append(labels.cpu())
         found, answers = self.features(self._unit(net.generate(noise, labels)))
         self.made.append(found)
+        self.conditional = net.conditional
         self.knows_classes = net.conditional and answers is not None
         wanted = [self.info.classes[i] for i in labels.tolist()]
         self.confirmed += sum(a == w for a, w in zip(answers or [], wanted, strict=False))
@@ -77,6 +81,7 @@ class GenerationQuality:
     def update_floor(self, batch: dict[str, Any]) -> None:
         """Add real images of another part: how near real images are to real ones is the floor."""
         self.others.append(self.features(self._unit(batch["image"]))[0])
+        self.other_labels.append(self.index_of[batch["label"].cpu()])
 
     def _unit(self, images: Tensor) -> Tensor:
         """From what the networks take and make to 0..1, with three channels."""
@@ -90,6 +95,8 @@ class GenerationQuality:
         self.made += other.made
         self.untrained += other.untrained
         self.others += other.others
+        self.labels += other.labels
+        self.other_labels += other.other_labels
         self.confirmed += other.confirmed
 
     def compute(self) -> dict[str, float]:
@@ -111,7 +118,8 @@ class GenerationQuality:
         """The features' name, floor and ceiling, each with its number of images; precision and recall.
 
         Floor: as many real images of another part as there are, or, without another part, one half of the images from
-        the other. Ceiling: images of an untrained generator.
+        the other; of the same classes, where the generator is told those of the real images. Ceiling: images of an
+        untrained generator.
         """
         if not self.full:
             return {}
@@ -142,11 +150,36 @@ class GenerationQuality:
     def _floor(self, real: Tensor) -> tuple[Tensor, Tensor, str]:
         """Two sets of real images of one number, and what they are."""
         if not self.others:
+            # data lie class by class: each half takes every second image
             half = len(real) // 2
-            return real[:half], real[half : 2 * half], "one half of the real images and the other"
+            return real[::2][:half], real[1::2], "one half of the real images and the other"
         others = torch.cat(self.others)
+        if self.conditional:
+            here, there = same_classes(torch.cat(self.labels), torch.cat(self.other_labels))
+            return (
+                real[here],
+                others[there],
+                "real images and real images of another part, of the same classes",
+            )
         count = min(len(real), len(others))
         return evenly(real, count), evenly(others, count), "real images and real images of another part"
+
+
+def same_classes(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Places in two lists of labels that hold as many of each class, as many as both have, evenly spread.
+
+    Example:
+        >>> here, there = same_classes(torch.tensor([0, 0, 1, 1, 1]), torch.tensor([1, 0, 2, 1]))
+        >>> here.tolist(), there.tolist()
+        ([0, 2, 3], [1, 0, 3])
+    """
+    places = [[(labels == label).nonzero()[:, 0] for labels in (one, other)] for label in one.unique()]
+    counts = [min(len(mine), len(theirs)) for mine, theirs in places]
+    here, there = (
+        torch.cat([evenly(of_class[side], count) for of_class, count in zip(places, counts, strict=True)])
+        for side in (0, 1)
+    )
+    return here, there
 
 
 def evenly(features: Tensor, count: int) -> Tensor:
