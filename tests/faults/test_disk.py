@@ -1,21 +1,25 @@
 """A disk that is full, may not be written or vanishes: one line, nothing half-written, and the run goes on later."""
 
+import csv
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from safetensors import safe_open
 
 from .conftest import trials
-from .test_kills import CLASSIFY, left_over, result
+from .test_kills import CLASSIFY, COMPARE, left_over, result
 
 WORDS = [*CLASSIFY, "--workers", "0", "--ema", "0.9", "--insert", "cbam(reduction=4)@residual:3"]
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Makes and resizes a small file system in memory, where this process may."""
+    """Empties, enlarges and locks a small file system in memory, where this process may make one."""
     mounted = tmp_path / "disk"
     mounted.mkdir()
     if os.getuid() != 0 or shutil.which("mount") is None:
@@ -33,7 +37,10 @@ def small_disk(tmp_path):
     def grow(size: int) -> None:
         subprocess.run(["mount", "-o", f"remount,size={size}k", mounted], check=True)
 
-    yield resize, grow
+    def lock() -> None:
+        subprocess.run(["mount", "-o", "remount,ro", mounted], check=True)
+
+    yield resize, grow, lock
     subprocess.run(["umount", mounted], check=True)
 
 
@@ -41,7 +48,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_said_in_one_line_and_the_run_goes_on_when_there_is_room(
     zygote, small_disk, tmp_path, trials
 ):
-    resize, grow = small_disk
+    resize, grow, _ = small_disk
     whole = tmp_path / "whole"
     whole.mkdir()
     assert zygote.run(whole, *WORDS, "--out", "run").status == 0
@@ -62,6 +69,84 @@ def test_a_full_disk_is_said_in_one_line_and_the_run_goes_on_when_there_is_room(
         again = zygote.run(disk, *WORDS, "--out", "run", "--resume", "auto")
         if again.status != 0 or result(disk / "run") != expected:
             failures.append(f"{size} KB: does not go on, status {again.status}, {again.err[-300:]!r}")
+    assert not failures
+
+
+WRITERS = {
+    "compare": [*COMPARE[:-4], "--accelerator", "cpu", "--out", "out"],
+    "predict": ["predict", "READY/photos", "--weights", "READY/weights.safetensors", "--out", "out.csv"],
+    "eval": [
+        "eval", "--weights", "READY/weights.safetensors", "--workers", "0", "--html", "page.html", "--out", "out.json",
+    ],
+    "look": ["look", "READY/photos/a/0.png", "--weights", "READY/weights.safetensors", "--out", "out"],
+    "check": ["check", "READY/photos", "--data_options.val_share", "0.5", "--out", "out"],
+    "pack": ["pack", "READY/photos", "out", "--data_options.val_share", "0.5"],
+    "export": ["export", "READY/weights.safetensors", "--to", "pt2", "--out", "out"],
+}  # fmt: skip
+"""Commands that write below the present folder, by their names."""
+SIZES = 9
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file can be read to its end."""
+    text = {".json": json.loads, ".csv": lambda text: list(csv.reader(text.splitlines(), strict=True))}
+    if path.suffix in text:
+        return bool(text[path.suffix](path.read_text()))
+    if path.suffix == ".html":
+        return path.read_text().rstrip().endswith("</html>")
+    if path.suffix in (".png", ".webp"):
+        Image.open(path).load()
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            list(map(file.get_tensor, file.keys()))
+    return path.stat().st_size > 0
+
+
+@pytest.fixture(scope="module")
+def ready(zygote, tmp_path_factory):
+    """A folder with weights and a few photographs."""
+    folder = tmp_path_factory.mktemp("ready")
+    assert zygote.run(folder, *WORDS, "--out", "run").status == 0
+    shutil.copy(folder / "run" / "weights" / "best.safetensors", folder / "weights.safetensors")
+    for number in range(8):
+        place = folder / "photos" / "ab"[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((48, 48), 30 + number).convert("RGB").save(place)
+    return folder
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", WRITERS)
+def test_whatever_is_written_to_a_full_or_unwritable_disk_is_whole_or_not_there(
+    zygote, ready, small_disk, name
+):
+    resize, grow, lock = small_disk
+    words = [word.replace("READY", str(ready)) for word in WRITERS[name]]
+    disk = resize(100_000)
+    whole = zygote.run(disk, *words)
+    assert whole.status == 0, whole.err
+    needed = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) // 1024 + 1
+    failures = []
+    for number in range(SIZES + 1):
+        size = 4 + number * needed // SIZES
+        resize(size)
+        if number == SIZES:
+            lock()
+        trial = zygote.run(disk, *words)
+        lines = [line for line in trial.err.splitlines() if line.startswith(f"{name}: ")]
+        told = (
+            trial.status == 2 and len(lines) == 1 and ("o space left" in lines[0] or "ead-only" in lines[0])
+        )
+        if "Traceback" in trial.err or not (trial.status == 0 or told):
+            failures.append(f"{size} KB: status {trial.status}, {trial.err[-300:]!r}")
+        halves = [path.name for path in disk.rglob("*") if path.is_file() and not is_whole(path)]
+        if halves or left_over(disk):
+            failures.append(f"{size} KB: {halves or left_over(disk)} stay")
+        if name == "compare" and number < SIZES:
+            grow(100_000)
+            again = zygote.run(disk, *words)
+            if again.status != 0:
+                failures.append(f"{size} KB: does not go on, {again.err[-300:]!r}")
     assert not failures
 
 
