@@ -42,7 +42,7 @@ def compare(
 ) -> ComparisonResult:
     """Train a network without attention, with a control of equal cost, and with each block, over several seeds.
 
-    Without arguments this runs on bundled scenes in six to eight minutes on two cores. Every finished run is one
+    Without arguments this runs on bundled scenes in four to eight minutes on two cores. Every finished run is one
     file in the output folder: a comparison that was stopped continues when it is started again in the same way, and
     trains anew what the data or an option changed. At the end the folder holds ``report.html``, ``results.json`` and
     ``results.csv``.
