@@ -122,22 +122,9 @@ def plan_comparison(
     Raises:
         FovealError: an option is wrong, the data cannot be opened, or a block cannot go where it was asked for.
     """
-    if seeds == "auto" and detect is None:
-        raise FovealError("seeds auto needs detect, the difference that matters, in points, got none")
-    if isinstance(seeds, str) and seeds != "auto":
-        raise FovealError(f"seeds must be a number or auto, got {seeds!r}")
-    if isinstance(seeds, int) and seeds < 1:
-        raise FovealError(f"seeds must be at least 1, got {seeds}")
-    if detect is not None and not detect > 0:
-        raise FovealError(f"detect must be above 0, got {detect}")
     if trials is None:
         trials = default_trials(seeds, training)
-    if not 0 <= trials <= len(BLOCK_FACTORS) or trials == 1:
-        raise FovealError(
-            f"tune must be 0, or 2 to {len(BLOCK_FACTORS)} rates for each variant, got {trials}"
-        )
-    if control not in (True, False, "time"):
-        raise FovealError(f"control must be true, false or time, got {control!r}")
+    _refuse_what_decides_nothing(seeds, control, trials, detect)
     if insertions is None:
         models = models or recipe_of(training).get("models", ())
     blocks: Sequence[str] = recipe_of(training).get("insert", BLOCKS) if insertions is None else insertions
@@ -190,6 +177,26 @@ def plan_comparison(
     if detect is not None and config.the_task.is_share:
         detect /= 100
     return Plan(variants, most, data, job, trials, detect=detect, looks=looks)
+
+
+def _refuse_what_decides_nothing(
+    seeds: int | str, control: bool | str, trials: int, detect: float | None
+) -> None:
+    """Raise where an option of the comparison is outside what `plan_comparison` says."""
+    if seeds == "auto" and detect is None:
+        raise FovealError("seeds auto needs detect, the difference that matters, in points, got none")
+    if isinstance(seeds, str) and seeds != "auto":
+        raise FovealError(f"seeds must be a number or auto, got {seeds!r}")
+    if isinstance(seeds, int) and seeds < 1:
+        raise FovealError(f"seeds must be at least 1, got {seeds}")
+    if detect is not None and not detect > 0:
+        raise FovealError(f"detect must be above 0, got {detect}")
+    if not 0 <= trials <= len(BLOCK_FACTORS) or trials == 1:
+        raise FovealError(
+            f"tune must be 0, or 2 to {len(BLOCK_FACTORS)} rates for each variant, got {trials}"
+        )
+    if control not in (True, False, "time"):
+        raise FovealError(f"control must be true, false or time, got {control!r}")
 
 
 def default_trials(seeds: int | str, training: Mapping[str, Any]) -> int:
