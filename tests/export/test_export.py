@@ -16,7 +16,7 @@ from PIL import Image
 
 import foveal
 from foveal.errors import FovealError
-from foveal.export import export, format_named
+from foveal.export import export, format_named, openvino, pt2
 from foveal.export.onnx import to_model
 from foveal.export.program import record
 from foveal.export.proof import make_batches, real_images
@@ -153,6 +153,19 @@ def test_a_segmentation_network_is_exported_with_its_preprocessing_and_masks(seg
     wanted = predictor(segmenter, "cpu")(photo)
     assert np.array_equal(np.asarray(Image.open(tmp_path / answer["classes_png"])), wanted.class_map.numpy())
     assert [tuple(pair) for pair in answer["labels"]] == wanted.labels
+
+
+def test_a_disk_that_is_full_is_said_by_its_own_error(program, tmp_path, monkeypatch):
+    """PyTorch's writer ends the process there, and OpenVINO's says nothing of a disk."""
+    if Path("/dev/full").exists():
+        with pytest.raises(OSError, match="No space left on device"):
+            pt2.write(program, Path("/dev/full"), "{}")
+    full = MagicMock(save_model=MagicMock(side_effect=RuntimeError("basic_ios::clear: iostream error")))
+    monkeypatch.setitem(sys.modules, "openvino", full)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: MagicMock(free=0))
+    monkeypatch.setattr(openvino, "_serialized", lambda _: None)
+    with pytest.raises(OSError, match="No space left on device"):
+        openvino.write(program, tmp_path / "model.xml", "{}")
 
 
 @pytest.mark.slow

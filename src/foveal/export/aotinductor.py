@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
@@ -24,8 +25,11 @@ def write(program: Program, path: Path, about: str) -> None:
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
         raise FovealError("aotinductor needs a C++ compiler, got none; install g++ or clang++")
     options = {"freezing": True, "aot_inductor.metadata": {"foveal": about}}
+    # not to the disk: where that is full, PyTorch's writer ends the process
+    file = io.BytesIO()
     with torch.no_grad(), quiet("torch.utils.cpp_extension"):
-        aoti_compile_and_package(program.exported, package_path=str(path), inductor_configs=options)
+        aoti_compile_and_package(program.exported, package_path=file, inductor_configs=options)
+    path.write_bytes(file.getbuffer())
 
 
 def load(path):

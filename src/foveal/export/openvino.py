@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from foveal.export.program import INPUT, Program
 
 FILE = "model.xml"
 NEEDS = ("openvino", "onnx", "onnxscript")
+BLOCK = 65536
+"""A disk with fewer bytes than this is full."""
 
 
 def write(program: Program, path: Path, about: str) -> None:
@@ -19,7 +24,24 @@ def write(program: Program, path: Path, about: str) -> None:
 
     model = openvino.convert_model(_serialized(program))
     model.set_rt_info(about, ["foveal"])
-    openvino.save_model(model, path, compress_to_fp16=False)
+    _save(model, path)
+
+
+def _save(model: Any, path: Path) -> None:
+    """`openvino.save_model`, whose own error on a full disk says nothing of the disk.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
+    """
+    import openvino
+
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        if "iostream" not in str(error):
+            raise
+        code = errno.EIO if shutil.disk_usage(path.parent).free > BLOCK else errno.ENOSPC
+        raise OSError(code, os.strerror(code)) from error
 
 
 def _serialized(program: Program) -> Any:
@@ -59,7 +81,7 @@ def quantize(path: Path, target: Path, inputs: Sequence[Any], left: Sequence[str
     model = openvino.Core().read_model(path)
     ignored = nncf.IgnoredScope(names=list(left), validate=False) if left else None
     made = nncf.quantize(model, nncf.Dataset(list(inputs)), subset_size=len(inputs), ignored_scope=ignored)
-    openvino.save_model(made, target, compress_to_fp16=False)
+    _save(made, target)
 
 
 def values(path: Path, names: Sequence[str]) -> tuple[list[tuple[str, str]], Callable[..., list[Any]]]:

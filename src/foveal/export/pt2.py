@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ def write(program: Program, path: Path, about: str) -> None:
     """Write the graph and its weights, with ``about`` as an extra file in it."""
     import torch
 
+    # not to the disk: where that is full, PyTorch's writer ends the process
+    file = io.BytesIO()
     # weights in another memory format are complete all the same
     with quiet():
-        torch.export.save(program.exported, path, extra_files={"foveal.json": about})
+        torch.export.save(program.exported, file, extra_files={"foveal.json": about})
+    path.write_bytes(file.getbuffer())
 
 
 def load(path):
