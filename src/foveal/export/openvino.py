@@ -14,8 +14,8 @@ from foveal.export.program import INPUT, Program
 
 FILE = "model.xml"
 NEEDS = ("openvino", "onnx", "onnxscript")
-BLOCK = 65536
-"""A disk with fewer bytes than this is full."""
+GRAPH_BYTES = 2**20
+"""Room that ``model.xml`` takes at most, about."""
 
 
 def write(program: Program, path: Path, about: str) -> None:
@@ -40,7 +40,9 @@ def _save(model: Any, path: Path) -> None:
     except RuntimeError as error:
         if "iostream" not in str(error):
             raise
-        code = errno.EIO if shutil.disk_usage(path.parent).free > BLOCK else errno.ENOSPC
+        weights = sum(node.data.nbytes for node in model.get_ops() if node.get_type_name() == "Constant")
+        fits = shutil.disk_usage(path.parent).free > weights + GRAPH_BYTES
+        code = errno.EIO if fits else errno.ENOSPC
         raise OSError(code, os.strerror(code)) from error
 
 
