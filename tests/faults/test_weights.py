@@ -39,7 +39,7 @@ for name in open("files.txt").read().splitlines():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(json.dumps(["end", name, use.__name__, said, time.process_time() - start, peak]), flush=True)
 """
-SECONDS, KILOBYTES = 5.0, 500_000
+SECONDS, KILOBYTES = 2.0, 500_000
 
 
 class Runs:
