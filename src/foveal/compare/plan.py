@@ -124,7 +124,7 @@ def plan_comparison(
     """
     if trials is None:
         trials = default_trials(seeds, training)
-    _refuse_what_decides_nothing(seeds, control, trials, detect)
+    _check_options(seeds, control, trials, detect)
     if insertions is None:
         models = models or recipe_of(training).get("models", ())
     blocks: Sequence[str] = recipe_of(training).get("insert", BLOCKS) if insertions is None else insertions
@@ -179,9 +179,7 @@ def plan_comparison(
     return Plan(variants, most, data, job, trials, detect=detect, looks=looks)
 
 
-def _refuse_what_decides_nothing(
-    seeds: int | str, control: bool | str, trials: int, detect: float | None
-) -> None:
+def _check_options(seeds: int | str, control: bool | str, trials: int, detect: float | None) -> None:
     """Raise where an option of the comparison is outside what `plan_comparison` says."""
     if seeds == "auto" and detect is None:
         raise FovealError("seeds auto needs detect, the difference that matters, in points, got none")

@@ -24,7 +24,7 @@ from foveal.errors import FovealError
 from foveal.export import onnx
 from foveal.export.onnx import load, values
 from foveal.files import write_text
-from foveal.palette import palette
+from foveal.palette import OVERLAY_OPACITY, palette
 from foveal.tasks.shipping import Shipment
 from foveal.terminal import escape
 
@@ -138,7 +138,8 @@ def write_page(folder: Path, about: Mapping[str, Any], shipment: Shipment, title
     parts["model"] = base64.b64encode((folder / FILE).read_bytes()).decode()
     parts["example"] = base64.b64encode(example_png(example)).decode()
     # nothing in it may end the element it stands in
-    told = {**about, "colours": palette(about["classes"]).tolist()}
+    colours = palette(about["classes"]).tolist()
+    told = {**about, "colours": colours, "overlay_opacity": OVERLAY_OPACITY}
     parts["about"] = json.dumps(told).replace("<", "\\u003c")
     page = Template(template).substitute(parts, title=escape(title), script=page_script(shipment))
     write_text(folder / PAGE, page)

@@ -35,7 +35,6 @@ class Prepared:
         batches: which images are in each batch of an epoch, of this process.
         train_loader: the batches in the order of ``batches``, which can begin anywhere in an epoch.
         val_loader: the validation images of this process, once each.
-        eval_transform: what the validation images go through.
     """
 
     data: dict[str, Any]
@@ -44,7 +43,6 @@ class Prepared:
     batches: EpochBatchSampler
     train_loader: DataLoader[Any]
     val_loader: DataLoader[Any]
-    eval_transform: Any
 
 
 def prepare(config: TrainConfig, fabric: Fabric) -> Prepared:
@@ -66,7 +64,6 @@ def prepare(config: TrainConfig, fabric: Fabric) -> Prepared:
     )
     val_batches = SequentialBatchSampler(len(val), 2 * config.batch_size, **share)
     train_transform = task.train_transform(train, info, config.options, config.augment)
-    eval_transform = task.eval_transform(info)
     how = {
         "workers": worker_count(config.workers, info.image_size),
         "pin_memory": fabric.device.type == "cuda",
@@ -74,5 +71,5 @@ def prepare(config: TrainConfig, fabric: Fabric) -> Prepared:
     train_loader = make_loader(
         train, train_transform, batches, collate_training(task), seed=config.seed, **how
     )
-    val_loader = make_loader(val, eval_transform, val_batches, task.collate, **how)
-    return Prepared(data, net, info, batches, train_loader, val_loader, eval_transform)
+    val_loader = make_loader(val, task.eval_transform(info), val_batches, task.collate, **how)
+    return Prepared(data, net, info, batches, train_loader, val_loader)

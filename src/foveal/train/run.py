@@ -154,8 +154,9 @@ class Run:
     def _begin(self, folder: Path | None, quiet: bool) -> None:
         """Everything before the first step; what is refused in one process is refused in all."""
         config = self.config
-        prepared = self.prepared = in_every_process(self.fabric, partial(prepare, config, self.fabric))
+        prepared = in_every_process(self.fabric, partial(prepare, config, self.fabric))
         self.data, self.info, self.batches = prepared.data, prepared.info, prepared.batches
+        self.train_loader, self.val_loader = prepared.train_loader, prepared.val_loader
         images = {f"images for {part}": len(data) for part, data in self.data.items()}
         require_same(self.fabric, {**images, "classes": self.info.classes})
         self.training = loop.Training(prepared.net, self.task, config, self.info, self.batches, self.fabric)
@@ -167,7 +168,7 @@ class Run:
             config,
             len(self.batches),
             self.task,
-            val_batches=len(prepared.val_loader),
+            val_batches=len(self.val_loader),
             quiet=quiet or not self.fabric.is_global_zero,
         )
         own_lines = getattr(self.task, "opening_lines", None)
@@ -312,10 +313,8 @@ class Run:
         self.progress.start(t.epoch, t.batch)
         while t.epoch < self.config.epochs:
             self.batches.start_at(t.epoch, t.batch)
-            loop.train_epoch(t, self.prepared.train_loader, self._after_step)
-            row = loop.validate(
-                t, self.prepared.val_loader, list(self.data["val"].classes), self._after_val_batch
-            )
+            loop.train_epoch(t, self.train_loader, self._after_step)
+            row = loop.validate(t, self.val_loader, list(self.data["val"].classes), self._after_val_batch)
             self._finish_epoch(row)
 
     def _after_step(self, t: loop.Training) -> None:

@@ -84,10 +84,11 @@ def read_parquet_boxes(
     if classes is None:
         named = parts.get("train", chosen)
         classes = _object_classes(named[0], table) if objects else class_names(named, None)
+    place_of = {name: label for label, name in enumerate(classes)}
     known_of: list[Known] = []
     for file, rows in zip(chosen, row_counts(chosen), strict=True):
         own = _object_names(file) if objects else own_names(file, label)
-        known_of += [Known(list(classes), renumbered(own, classes))] * rows
+        known_of += [Known(place_of, renumbered(own, classes))] * rows
     findings: list[Finding] = []
     boxed, notes = [], []
     if objects and box_format is None:
@@ -118,10 +119,14 @@ def read_parquet_boxes(
 
 
 class Known(NamedTuple):
-    """The classes, and the label of every number that a file may hold."""
+    """The label of every class name, and of every number that a file may hold."""
 
-    classes: list[str]
+    place_of: dict[str, int]
     numbers: dict[int, int]
+
+    def refusal(self, value: Any) -> str:
+        """What to say of a value that is neither."""
+        return f"a class must be 0 to {len(self.place_of) - 1} or one of {few(list(self.place_of))}, got {value!r}"
 
 
 def _names(table: Any) -> list[str]:
@@ -180,9 +185,7 @@ def _objects(
         where = f"{name}, object {number + 1}"
         label = _label(value, known)
         if label is None:
-            text = (
-                f"a class must be 0 to {len(known.classes) - 1} or one of {few(known.classes)}, got {value!r}"
-            )
+            text = known.refusal(value)
             findings.append(Finding("boxes of unknown classes", "error", where, text, name))
             continue
         if box is None or len(box) != 4 or None in box:
@@ -205,7 +208,7 @@ def _single(box: Any, value: Any, name: str, known: Known, findings: list[Findin
         return []
     label = _label(value, known)
     if label is None:
-        text = f"a class must be 0 to {len(known.classes) - 1} or one of {few(known.classes)}, got {value!r}"
+        text = known.refusal(value)
         findings.append(Finding("boxes of unknown classes", "error", name, text, name))
         return []
     return [{"box": tuple(box), "label": label, "place": name}]
@@ -213,5 +216,5 @@ def _single(box: Any, value: Any, name: str, known: Known, findings: list[Findin
 
 def _label(value: Any, known: Known) -> int | None:
     if isinstance(value, str):
-        return known.classes.index(value) if value in known.classes else None
+        return known.place_of.get(value)
     return known.numbers.get(value) if isinstance(value, int) else None

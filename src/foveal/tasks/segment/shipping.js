@@ -40,7 +40,7 @@ function answer(outputs, about, width, height) {
 
 /** Each pixel in the colour of its class, the image shining through. */
 function draw(context, found, about) {
-  const opacity = 0.55, { width, height } = context.canvas, picture = context.getImageData(0, 0, width, height);
+  const opacity = about.overlay_opacity, { width, height } = context.canvas, picture = context.getImageData(0, 0, width, height);
   found.chosen.forEach((k, i) => about.colours[k].forEach((value, c) => {
     picture.data[4 * i + c] = opacity * value + (1 - opacity) * picture.data[4 * i + c];
   }));
