@@ -15,6 +15,8 @@ from pathlib import Path
 from foveal.compare import compare
 
 HEADS = ("fcn", "fcn_nonlocal", "danet_position", "danet_channel", "danet")
+APART = ("attention=False,branch_classifiers=False", "attention=False", "branch_classifiers=False")
+"""Options of ``danet`` that leave out its attention, the losses of its two branches, or both."""
 IGNORED = 11
 
 
@@ -34,10 +36,16 @@ def main() -> None:
     parser.add_argument("--crop-size", type=int, default=96)
     parser.add_argument("--scale-range", type=float, nargs=2, default=[0.75, 1.5], metavar="FACTOR")
     parser.add_argument("--jobs", type=int, help="runs at a time")
+    parser.add_argument(
+        "--apart", action="store_true", help="tell DANet's attention and its two more losses apart instead"
+    )
     options = parser.parse_args()
-    names = [f"{head}_{options.backbone}" for head in HEADS]
+    danet = f"danet_{options.backbone}"
+    models = [f"{head}_{options.backbone}" for head in HEADS] + [f"{danet}(channel_form=paper)"]
+    if options.apart:
+        models = [f"{danet}({left_out})" for left_out in APART] + [danet]
     result = compare(
-        models=[*names, f"danet_{options.backbone}(channel_form=paper)"],
+        models=models,
         task="segment",
         data=str(options.data),
         data_options={"ignore_index": IGNORED},

@@ -27,7 +27,7 @@ from foveal.train import TrainConfig, fit
 FOLDER = Path("runs/evidence")
 RESULTS = Path("benchmarks/results")
 EVERYWHERE = "@residual:1,2,3"
-ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel")
+ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
 PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 SIMILARITIES = ("dot", "scaled_dot", "cosine", "concatenation", "perceptron")
 SMALL_IMAGES = {
@@ -87,7 +87,7 @@ STUDIES = {
     "arrangements": Study(
         {**SCRATCH, "insert": [SE, *map(cbam, ARRANGEMENTS)]},
         images=(4000, 2000),
-        pairs={cbam("channel-spatial"): [SE, cbam("spatial-channel"), cbam("parallel")]},
+        pairs={cbam("channel-spatial"): [SE, *map(cbam, ARRANGEMENTS[1:])]},
     ),
     "tuned": Study(
         {**SCRATCH, "insert": [SE, cbam("channel-spatial")], "epochs": 3, "tune": 3},

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveal
 from foveal.models.segmentation import HEADS, SegmentationNet
+from foveal.nn import ChannelAttention, PositionAttention
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -29,6 +30,25 @@ def test_every_parameter_gets_a_gradient(head):
     assert set(out) == {"fused", "auxiliary"} | ({"position", "channel"} if head == "danet" else set())
     torch.stack([v.square().mean() for v in out.values()]).sum().backward()
     assert [n for n, p in net.named_parameters() if p.grad is None] == []
+
+
+def test_danets_attention_and_its_two_more_losses_can_be_left_out_one_by_one():
+    x = torch.randn(2, 3, 64, 64)
+    names = {
+        (attention, branches): set(
+            SegmentationNet("danet", num_classes=4, attention=attention, branch_classifiers=branches)(x)
+        )
+        for attention in (True, False)
+        for branches in (True, False)
+    }
+    assert {key for key, found in names.items() if found == {"fused"}} == {(True, False), (False, False)}
+    assert names[True, True] == names[False, True] == {"fused", "position", "channel"}
+    net, plain = SegmentationNet("danet"), SegmentationNet("danet", attention=False)
+    left = set(net.state_dict()) - set(plain.state_dict())
+    # the two branches stay, and in each the attention's module of three is gone
+    assert len(plain.position) == len(plain.channel) == 2  # pyright: ignore[reportArgumentType]
+    assert {name.partition(".")[0] for name in left} == {"position", "channel"}
+    assert not any(isinstance(m, (PositionAttention, ChannelAttention)) for m in plain.modules())
 
 
 def test_the_last_stage_keeps_stride_8_and_takes_a_multi_grid():
@@ -54,6 +74,11 @@ def test_the_last_stage_keeps_stride_8_and_takes_a_multi_grid():
         (
             {"head": "fcn", "channel_form": "paper"},
             "channel_form must be left out of head 'fcn', got 'paper'",
+        ),
+        ({"head": "fcn", "attention": False}, "attention must be True in head 'fcn', got False"),
+        (
+            {"head": "danet_channel", "branch_classifiers": False},
+            "branch_classifiers must be True in head 'danet_channel', got False",
         ),
         ({"head": "danet_channel", "channel_form": "nonsense"}, "form must be one of .* got 'nonsense'"),
     ],

@@ -55,6 +55,9 @@ class SegmentationNet(nn.Module):
         width: channels of the head; a quarter of the backbone's, at least 64, as in the published code.
         channel_form: softmax of the channel attention, ``"code"`` (the default) or ``"paper"``, see
             `ChannelAttention`; for heads that have it.
+        attention: False leaves the attention out of head ``"danet"``, whose two branches and three classifiers stay.
+        branch_classifiers: False leaves out the classifiers of the two branches of head ``"danet"``, and with them
+            their losses. Both are for telling apart what attention does and what the two more losses do.
         auxiliary: a plain classifier on the stage before the last (mmsegmentation gives its loss weight 0.4).
         dropout: before each classifier, from 0 to below 1.
         align_corners: of the bilinear enlargement of the logits; True in DANet's code, False in mmsegmentation.
@@ -90,6 +93,8 @@ class SegmentationNet(nn.Module):
         multi_grid: tuple[int, ...] | None = None,
         width: int | None = None,
         channel_form: str | None = None,
+        attention: bool = True,
+        branch_classifiers: bool = True,
         auxiliary: bool = False,
         dropout: float = 0.1,
         align_corners: bool = False,
@@ -97,13 +102,16 @@ class SegmentationNet(nn.Module):
         super().__init__()
         if head not in HEADS:
             raise FovealError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
-        channel = head in ("danet", "danet_channel")
+        both = head == "danet"
+        channel = both or head == "danet_channel"
         check.rules(
             ("num_classes", num_classes, "at least 1", num_classes >= 1),
             ("output_stride", output_stride, "8, 16 or 32", output_stride in (8, 16, 32)),
             ("width", width, "at least 1 or None", width is None or width >= 1),
             ("dropout", dropout, "from 0 to below 1", 0 <= dropout < 1),
             ("channel_form", channel_form, f"left out of head {head!r}", channel or channel_form is None),
+            ("attention", attention, f"True in head {head!r}", both or attention),
+            ("branch_classifiers", branch_classifiers, f"True in head {head!r}", both or branch_classifiers),
         )
         backbone_net: Any = features_backbone(
             backbone,
@@ -120,16 +128,17 @@ class SegmentationNet(nn.Module):
         width = max(64, last // 4) if width is None else width
         self.default_cfg = {"input_size": (in_chans, 224, 224)}
         self.position = self.channel = None
-        if head in ("danet", "danet_position"):
-            self.position = AttentionBranch(last, width, PositionAttention(width))
+        if both or head == "danet_position":
+            self.position = AttentionBranch(last, width, PositionAttention(width) if attention else None)
         if channel:
-            self.channel = AttentionBranch(last, width, ChannelAttention(width, form=channel_form or "code"))
+            module = ChannelAttention(width, form=channel_form or "code") if attention else None
+            self.channel = AttentionBranch(last, width, module)
         if head in ("fcn_nonlocal", "fcn"):
             self.plain = AttentionBranch(last, width, NonLocal(width) if head == "fcn_nonlocal" else None)
         self.classify = classifier(width, num_classes, dropout)
-        both = head == "danet"
-        self.classify_position = classifier(width, num_classes, dropout) if both else None
-        self.classify_channel = classifier(width, num_classes, dropout) if both else None
+        branches = both and branch_classifiers
+        self.classify_position = classifier(width, num_classes, dropout) if branches else None
+        self.classify_channel = classifier(width, num_classes, dropout) if branches else None
         self.classify_auxiliary = (
             nn.Sequential(
                 conv_bn_relu(before, max(64, before // 4)),
