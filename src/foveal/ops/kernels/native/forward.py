@@ -54,8 +54,8 @@ def multiply(args, image, part, parts):
     one, floor = like(x, 1.0), like(x, 0.0 if relu else -math.inf)
     has_row, has_column = both or by_row == GATE, both or by_column == GATE
     lo, hi = share(rows, part, parts)
-    for back in range(hi - lo):
-        r = lo + back if both else hi - 1 - back  # in the other direction than the pass before
+    # never backwards, though what was read last is still in cache: prefetching is worth more
+    for r in range(lo, hi):
         at = (image * rows + r) * columns
         factor = read(row_factor, image * rows + r) if has_row else one
         if adds and has_column:  # in place: through one pointer, or the loop would not be vectorised

@@ -117,13 +117,13 @@ def shifted(typingctx, pointer, offset):
 
 @intrinsic
 def maximum(typingctx, one, other):
-    """The larger of two numbers, NaN if either is."""
+    """The larger of two numbers, NaN if either is; of two zeros any, which spares two instructions of five."""
 
     def codegen(context, builder, signature, values):
         kind = context.get_value_type(one)
         function = ir.FunctionType(kind, [kind, kind])
         function = builder.module.declare_intrinsic("llvm.maximum", [kind], function)
-        return builder.call(function, values)
+        return builder.call(function, values, fastmath=("nsz",))
 
     return one(one, one), codegen
 

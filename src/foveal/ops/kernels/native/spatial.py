@@ -69,8 +69,7 @@ def describe(args, image, part, parts):
     start, size = image * c * n, like(x, c)
     if slot(args, CHANNELS_LAST) != 0:
         lo, hi = share(n, part, parts)
-        for back in range(hi - lo):  # backwards: what the squeeze read last is still in cache
-            r = hi - 1 - back
+        for r in range(lo, hi):
             total, top, first = along_row(x, start + r * c, c, gate, image * c, True, want_index)
             write(mean, r, total / size)
             write(largest, r, top)
