@@ -12,6 +12,7 @@ from foveal.fusion.fold import CONVOLUTIONS, is_timm_se, only_input
 from foveal.insertion.hooks import RECORD
 from foveal.nn import CBAM, SqueezeExcite
 from foveal.ops import gate, gated_residual, whole_gate
+from foveal.ops.prepared_calls import PreparedCalls
 
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 IN_PLACE = {operator.iadd, "add_"}
@@ -45,7 +46,7 @@ class GatedResidual(nn.Module):
             and c.in_channels < c.out_channels
         )
         """Whether SE's mean is taken before the convolution, where there are fewer values."""
-        self.calls = gated_residual.ResidualCalls()
+        self.calls = PreparedCalls()
         self.fc1 = self.fc2 = None
         if not isinstance(block, CBAM):
             self.fc1 = _linear(block.fc1, c if self.squeezes_early else None)
@@ -88,7 +89,8 @@ class GatedResidual(nn.Module):
             for name, weight in place.items()
             if weight is not None and name != "num_batches_tracked"
         ]
-        if self.calls.run(x, shortcut, seen, weights):
+        maps = {"x": x, "shortcut": shortcut, "seen": seen}
+        if gated_residual.nobody_watches(x, shortcut) and self.calls.run(maps, {"y": x}, weights):
             return True
         channel, spatial = self._halves()
         # the map alone is asked about: with the addition and the ReLU, SE's product is worth a call
@@ -102,7 +104,7 @@ class GatedResidual(nn.Module):
         if shortcut.shape != x.shape or not (alike(shortcut, x) and alike(seen, x)):
             return False
         call = gated_residual.add_residual_(x, shortcut, channel, spatial, self.relu, seen)
-        self.calls.keep(call, x, shortcut, seen, weights)
+        self.calls.keep(call, maps, weights)
         return True
 
     def _halves(self) -> tuple[whole_gate.ChannelHalf | None, whole_gate.SpatialHalf | None]:

@@ -15,6 +15,7 @@ from foveal.nn.squeeze_excite import SqueezeExcite
 from foveal.ops import gate, whole_gate
 from foveal.ops.convolution import narrow_convolution
 from foveal.ops.gate_ops import StatisticsSource
+from foveal.ops.prepared_calls import PreparedCalls
 
 
 class _Variant(NamedTuple):
@@ -124,6 +125,7 @@ class SpatialGate(nn.Module):
         self.gate_gain = 2.0 if start == "identity" else 1.0
         self.conv = GATE_CONVOLUTIONS[dims](2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = None if VARIANTS[variant].norm == "none" else BatchNorm(1)
+        self.calls = PreparedCalls()
         # one layer at zero, never two in a row: convolution and scale would starve each other of gradients
         if self.norm is not None and (start == "identity" or VARIANTS[variant].norm == "zero"):
             zero_init(self.norm)
@@ -182,7 +184,7 @@ class SpatialGate(nn.Module):
         half = self.spatial_half(values)
         if half is None or whole_gate.why_not_native(x, channel, half) is not None:
             return None
-        y, moments = whole_gate.apply(x, channel, half)
+        y, moments = whole_gate.apply(x, channel, half, self.calls)
         if self.norm is not None and self.norm.normalises_batch(values):
             self.norm.track(moments[:1], moments[1:], values)
         return y

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from foveal.nn import check
 from foveal.nn.positions import Positions
 from foveal.ops import gate, whole_gate
+from foveal.ops.prepared_calls import PreparedCalls
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
 STATISTICS = {"mean": ["mean"], "max": ["max"], "both": ["mean", "max"]}
@@ -65,6 +66,7 @@ class SqueezeExcite(nn.Module):
         self.gate_gain = 2.0 if start == "identity" else 1.0
         self.fc1 = nn.Linear(channels, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, channels, bias=bias)
+        self.calls = PreparedCalls()
         if start == "identity":
             # only the last layer: with both at zero neither would ever receive a gradient
             nn.init.zeros_(self.fc2.weight)
@@ -101,7 +103,7 @@ class SqueezeExcite(nn.Module):
         if self.squeeze != "mean" or torch.is_grad_enabled():
             half = self.channel_half()
             if half is not None and whole_gate.why_not_native(x, half, None) is None:
-                return whole_gate.apply(x, half, None)[0]
+                return whole_gate.apply(x, half, None, self.calls)[0]
         shared = gate.GateInput(x)
         return shared.scale(self.excite(shared.squeeze(STATISTICS[self.squeeze])))
 

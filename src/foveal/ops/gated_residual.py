@@ -1,10 +1,8 @@
 """``relu(gate(x) + shortcut)`` in one native call, into the memory of ``x``: what ends a residual branch at inference.
 
-A gate takes microseconds, and so does Python when it collects what a kernel needs. What does not change from call to
-call is therefore collected once, in `ResidualCalls`.
+What does not change from call to call is collected once, see `foveal.ops.prepared_calls`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,57 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveal.errors import FovealError
-from foveal.ops.kernels.native import openmp
-from foveal.ops.kernels.native.call import SUMS, Call
+from foveal.ops.kernels.native.call import Call
 from foveal.ops.numerics import exporting, is_channels_last
 from foveal.ops.whole_gate import ChannelHalf, SpatialHalf, arguments_of
 from foveal.ops.whole_gate_ops import KEPT, OPTIONS, WEIGHTS, checked, outputs_of
 
-KEPT_BYTES = 2**22
-"""Of memory that a call needs between its steps, so much is kept for the next one."""
 
-
-class ResidualCalls:
-    """Calls that were prepared for maps of one size and the weights of one gate; a copy begins without any."""
-
-    def __init__(self) -> None:
-        self._kept: tuple[list[Any], list[Call]] = ([], [])
-        """What the calls are for, and those that nobody uses at this moment: one value, as threads replace it."""
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return type(self), ()
-
-    def run(self, x: Tensor, shortcut: Tensor, seen: Tensor, weights: Sequence[Tensor]) -> bool:
-        """Run a call that is there for such maps and weights, with as little Python as there can be; else say no."""
-        key, free = self._kept
-        if not _nobody_watches(x, shortcut) or key != _key(x, shortcut, seen, weights):
-            return False
-        try:
-            call = free.pop()
-        except IndexError:  # another thread has it
-            return False
-        call.run(x=x, y=x, shortcut=shortcut, seen=seen)
-        free.append(call)
-        return True
-
-    def keep(self, call: Call, x: Tensor, shortcut: Tensor, seen: Tensor, weights: Sequence[Tensor]) -> None:
-        """Keep a call for the next such maps, unless it needs much memory, or copies of weights."""
-        # what was converted or copied would not follow its origin
-        follows = all(weight.dtype == SUMS[x.dtype] and weight.is_contiguous() for weight in weights)
-        if follows and call.bytes_between <= KEPT_BYTES:
-            key = _key(x, shortcut, seen, weights)
-            kept = self._kept
-            if key != kept[0]:
-                kept = self._kept = (key, [])
-            kept[1].append(call)
-
-
-def _key(x: Tensor, shortcut: Tensor, seen: Tensor, weights: Sequence[Tensor]) -> list[Any]:
-    maps = [fact for one in (x, shortcut, seen) for fact in (one.shape, one.stride(), one.dtype)]
-    return [openmp.threads_for(x.numel()), *maps, *[weight.data_ptr() for weight in weights]]
-
-
-def _nobody_watches(*maps: Tensor) -> bool:
+def nobody_watches(*maps: Tensor) -> bool:
     """Whether no graph is recorded and no operator is replaced, as ``whole_gate.why_not_native`` asks at length."""
     return (
         all(type(one) is Tensor for one in maps)
@@ -91,7 +45,7 @@ def add_residual_(
             channels.
 
     Returns:
-        What was prepared, for `ResidualCalls.keep`.
+        What was prepared, for `PreparedCalls.keep`.
 
     Raises:
         FovealError: maps that are not laid out alike, or weights of other shapes.

@@ -7,7 +7,7 @@ there is none.
 """
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,14 @@ from torch import Tensor
 from foveal.ops.choice import Choice
 from foveal.ops.kernels.native.call import compiled
 from foveal.ops.numerics import exporting, is_channels_last
-from foveal.ops.whole_gate_ops import SUMS  # registers the operators
+from foveal.ops.prepared_calls import PreparedCalls
+from foveal.ops.whole_gate_ops import (  # registers the operators
+    SUMS,
+    WEIGHTS,
+    outputs_of,
+    prepared,
+    with_gradients,
+)
 
 NATIVE_FROM = 2**15
 """Values of a map from which the kernel is taken: smaller maps are not worth loading a compiler for."""
@@ -111,13 +118,18 @@ def _needs_grad(x: Tensor, weights: Iterable[Any]) -> bool:
 
 
 def apply(
-    x: Float[Tensor, "b c *spatial"], channel: ChannelHalf | None, spatial: SpatialHalf | None
+    x: Float[Tensor, "b c *spatial"],
+    channel: ChannelHalf | None,
+    spatial: SpatialHalf | None,
+    calls: PreparedCalls | None = None,
 ) -> tuple[Float[Tensor, "b c *spatial"], Float[Tensor, "2"]]:
     """Compute ``y = g_c s_p x`` by the operator ``foveal::gate``.
 
     Args:
         x: feature map, for which `why_not_native` is None.
         channel, spatial: the halves of the gate; None for one that it lacks.
+        calls: where what was prepared is kept for the next map of this size; used without gradients, when the kernel
+            is called past the operator.
 
     Returns:
         The gated map, and mean and variance of the logits over the batch where the norm takes those.
@@ -130,12 +142,32 @@ def apply(
     """
     given = arguments_of(x, channel, spatial)
     keeps = _needs_grad(x, given)
-    if keeps or torch.compiler.is_compiling():
+    norm = None if spatial is None else spatial.norm
+    if torch.compiler.is_compiling():
         outputs = torch.ops.foveal.gate.default(x, *given, keeps)
-    else:
+    elif keeps:
+        outputs = with_gradients(x, *given, keeps)
+    elif calls is None or (norm is not None and norm[2] is None):  # the batch's statistics are wanted
         with torch._C._AutoDispatchBelowAutograd():  # half the time of a call
             outputs = torch.ops.foveal.gate.default(x, *given, keeps)
+    else:
+        weights = [*(channel or [])[:4], *([] if spatial is None else [spatial.kernel, *(norm or [])])]
+        outputs = _by_prepared_call(x, [*given, keeps], calls, [one for one in weights if one is not None])
     return outputs[0], outputs[-1]
+
+
+def _by_prepared_call(
+    x: Tensor, given: list[Any], calls: PreparedCalls, weights: Sequence[Any]
+) -> Sequence[Tensor]:
+    """The gated map without the operator, whose own work takes as long as the kernel at one image."""
+    options, y = given[len(WEIGHTS) :], torch.empty_like(x)
+    if calls.run({"x": x}, {"y": y, "seen": x}, weights, *options):
+        return (y,)
+    outputs = outputs_of(x, *given)
+    call = prepared(x, given, outputs)
+    call.run()
+    calls.keep(call, {"x": x}, weights, *options)
+    return outputs
 
 
 def arguments_of(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf | None) -> list[Any]:

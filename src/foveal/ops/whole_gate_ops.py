@@ -49,19 +49,23 @@ def outputs_of(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
     )
 
 
-@torch.library.impl("foveal::gate", "CPU")
 def _forward(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
-    named = dict(zip((*WEIGHTS, *OPTIONS), given, strict=True))
     outputs = outputs_of(x, *given)
     if x.numel() > 0:
-        named |= checked(x, named)
-        named |= dict(zip(("y", *KEPT), outputs, strict=True))
-        if named["w1"] is None:
-            named["gate"].fill_(1)
-        if named["norm_mean"] is not None:
-            torch.cat([named["norm_mean"], named["norm_var"]], out=named["moments"])
-        Call("forward", x, **named).run()
+        prepared(x, given, outputs).run()
     return outputs
+
+
+def prepared(x: Tensor, given: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
+    """The call of the kernel that computes the outputs of `foveal::gate`."""
+    named = dict(zip((*WEIGHTS, *OPTIONS), given, strict=True))
+    named |= checked(x, named)
+    named |= dict(zip(("y", *KEPT), outputs, strict=True))
+    if named["w1"] is None:
+        named["gate"].fill_(1)
+    if named["norm_mean"] is not None:
+        torch.cat([named["norm_mean"], named["norm_var"]], out=named["moments"])
+    return Call("forward", x, **named)
 
 
 @torch.library.register_fake("foveal::gate_backward")
@@ -75,7 +79,6 @@ def _gradients(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
     )
 
 
-@torch.library.impl("foveal::gate_backward", "CPU")
 def _backward(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
     named = dict(zip((*KEPT, *WEIGHTS, *OPTIONS, "map_gradient"), given, strict=True))
     dx, *dweights = _gradients(dy, x, *given)
@@ -127,12 +130,6 @@ def checked(x: Tensor, named: dict[str, Any], seen: int | None = None) -> dict[s
     return weights
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    weights, ctx.options = inputs[1 : 1 + len(WEIGHTS)], inputs[1 + len(WEIGHTS) :]
-    ctx.save_for_backward(inputs[0], *output[1:], *weights)
-
-
 def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     dy, (x, *saved) = gradients[0], ctx.saved_tensors
     nothing = [None] * len(OPTIONS)
@@ -144,12 +141,43 @@ def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, 
         wanted = [t for t, need in zip((x, *weights), needs, strict=False) if need]
         found = iter(torch.autograd.grad(_plain(x, weights, ctx.options), wanted, dy, create_graph=True))
         return *(next(found) if need else None for need in needs[: 1 + len(WEIGHTS)]), *nothing
-    dx, *dweights = torch.ops.foveal.gate_backward(dy, x, *saved, *ctx.options, needs[0])
+    backward = _backward if _is_plain(dy) and _is_plain(x) else torch.ops.foveal.gate_backward.default
+    dx, *dweights = backward(dy, x, *saved, *ctx.options, needs[0])
     dweights = [d if need else None for d, need in zip(dweights, needs[1:], strict=False)]
     return dx if needs[0] else None, *dweights, None, None, *nothing
 
 
-torch.library.register_autograd("foveal::gate", _differentiate, setup_context=_keep)
+def _is_plain(x: Tensor) -> bool:
+    """Whether the kernel can be called past the dispatcher, which takes 10 us to hand over so many arguments."""
+    return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class _WholeGate(torch.autograd.Function):
+    """The gradients of ``foveal::gate``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = _forward(x, *given) if _is_plain(x) else torch.ops.foveal.gate.default(x, *given)
+        ctx.set_materialize_grads(False)
+        weights, ctx.options = given[: len(WEIGHTS)], given[len(WEIGHTS) :]
+        ctx.save_for_backward(x, *outputs[1:], *weights)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _differentiate(ctx, *gradients)
+
+
+def with_gradients(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    return _WholeGate.apply(x, *given)
+
+
+torch.library.impl("foveal::gate", "CPU", _forward)
+torch.library.impl("foveal::gate_backward", "CPU", _backward)
+# torch.library.register_autograd would do the same, but takes 60 us a call to look for defaults
+_AUTOGRAD = torch.library.Library("foveal", "FRAGMENT")
+_AUTOGRAD.impl("gate", with_gradients, "Autograd")
 
 
 def _plain(x: Tensor, weights: Sequence[Tensor | None], options: Sequence[Any]) -> Tensor:

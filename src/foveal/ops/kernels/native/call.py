@@ -93,24 +93,28 @@ class Call:
             values["barrier"], values["threads"], values["thread"] = openmp.addresses()
         sizes = _sizes(direction, x, values)
         values |= sizes
-        between = [value for name, value in sizes.items() if isinstance(value, Tensor) and name not in MAPS]
-        self.bytes_between = sum(tensor.nbytes for tensor in between)
-        """Of memory for what lies between the steps."""
-        self.kept = [
-            value for name, value in values.items() if isinstance(value, Tensor) and name not in MAPS
-        ]
+        self.kept = []
         """What must live as long as the argument holds its address; the maps are the caller's."""
         self.argument = _Argument()
         for name, value in values.items():
             if value is None:
                 continue
             if isinstance(value, Tensor):
+                if name not in MAPS:
+                    self.kept.append(value)
                 value = value.data_ptr()
             elif isinstance(value, float):
                 (value,) = _AS_BITS.unpack(_AS_DOUBLE.pack(value))
-            if name in SLOTS:
-                self.argument[SLOTS[name]] = value
+            slot = SLOTS.get(name)
+            if slot is not None:
+                self.argument[slot] = value
+        self._between = [value for name, value in sizes.items() if name not in MAPS]
         self.kernel, self.address = compiled(direction, x.dtype).address, ctypes.addressof(self.argument)
+
+    @property
+    def bytes_between(self) -> int:
+        """Of memory for what lies between the steps."""
+        return sum(one.nbytes for one in self._between if isinstance(one, Tensor))
 
     def run(self, **maps: Tensor) -> None:
         """Run the kernel; on other maps of the same sizes and layout where ``maps`` names them."""
