@@ -56,6 +56,15 @@ def test_reading_processes_change_nothing():
     assert all(torch.equal(a, b) for a, b in zip(read(0), read(2), strict=True))
 
 
+def test_a_reading_process_stacks_where_the_training_process_reads():
+    def whether_shared(samples):
+        return [batch["image"].is_shared() for batch in collate_by_size(samples)]
+
+    batches = EpochBatchSampler(16, 4, seed=0)
+    assert list(make_loader(scenes(), TRANSFORM, batches, whether_shared, workers=1)) == [[True]] * 4
+    assert list(make_loader(scenes(), TRANSFORM, batches, whether_shared)) == [[False]] * 4
+
+
 def test_evaluation_takes_each_image_once_whatever_the_number_of_processes():
     parts = [SequentialBatchSampler(11, 4, rank=rank, world=3) for rank in range(3)]
     seen = [index for part in parts for batch in part for _, index in batch]

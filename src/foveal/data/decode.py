@@ -131,7 +131,8 @@ def _stored_bits(image: Image, file: BinaryIO) -> int:
     """Bits a sample of a PNG or TIFF, of which Pillow gives 8 where there are several channels."""
     if image.format == "PNG":
         return png_depth(file)
-    return int(np.max(getattr(image, "tag_v2", {}).get(258, 8)))
+    tags = getattr(image, "tag_v2", None)
+    return 8 if tags is None else int(np.max(tags.get(258, 8)))
 
 
 def _eight_of(bits: int) -> str:
@@ -183,8 +184,6 @@ def to_tensor(image: Image, *, channels: int = 3, grey_bits: int = 16) -> UInt8[
         ImageKindError: values have no place in 0..255.
         ValueError: the mode is not supported.
     """
-    from PIL import Image as pillow
-
     image.load()
     image = upright(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -192,6 +191,8 @@ def to_tensor(image: Image, *, channels: int = 3, grey_bits: int = 16) -> UInt8[
         return grey.expand(channels, *grey.shape).contiguous()
     image = _without_unknown_band(image)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        from PIL import Image as pillow
+
         image = image.convert("RGBA")
         image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image)
     if channels == 1 and image.mode in ("1", "L"):
@@ -206,10 +207,12 @@ def to_tensor(image: Image, *, channels: int = 3, grey_bits: int = 16) -> UInt8[
 
 def upright(image: Image) -> Image:
     """The image turned as its EXIF says, as stored where that is damaged."""
-    from PIL import ImageOps
-
     try:
-        return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+        if image.getexif().get(ORIENTATION, 1) == 1:
+            return image
+        from PIL import ImageOps
+
+        return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF of an intact image: show it as stored
         return image
 

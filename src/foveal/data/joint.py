@@ -31,6 +31,8 @@ WITHOUT_CHANCE = frozenset(
         "ToPureTensor",
     )
 )
+# torchvision's steps that do with a plain tensor as with an image; see `_plain_step`
+PLAIN = frozenset(("RandomResizedCrop", "RandomHorizontalFlip", "Resize", "CenterCrop"))
 # torchvision's "nearest" takes the pixel above and left of the middle; Pillow and timm the one in the middle
 VISIBLE = "visible"
 """In a joint sample, between steps: the share of each box's area that crops have left."""
@@ -104,7 +106,7 @@ class JointTransform:
                 "; mean and std of 1 value are for grey images" if image.ndim == 3 and channels == 3 else ""
             )
             raise FovealError(f"image must be ({channels}, h, w), got {tuple(image.shape)}{hint}")
-        joint: Sample = {"image": tv_tensors.Image(image)}
+        joint: Sample = {"image": image}
         for name, value in sample.items():
             if "mask" in name:
                 joint[name] = tv_tensors.Mask(value)
@@ -113,11 +115,13 @@ class JointTransform:
                 canvas = (image.shape[-2], image.shape[-1])
                 joint[name] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=canvas)  # pyright: ignore[reportCallIssue]
         for step in self.steps:
-            if len(joint) == 1 and isinstance(step, v2.Transform):
-                # an image alone: the walk through a dictionary would take a fifth of the time
-                joint = {"image": step(joint["image"])}
-            else:
-                joint = step(joint)
+            # an image alone is given as such: the walk through a dictionary would take a fifth of the time
+            alone = len(joint) == 1 and isinstance(step, v2.Transform)
+            if alone and type(step).__name__ in PLAIN:
+                joint = {"image": _plain_step(step, joint["image"])}
+                continue
+            joint["image"] = tv_tensors.Image(joint["image"])
+            joint = {"image": step(joint["image"])} if alone else step(joint)
         out = dict(sample)
         visible = joint.pop(VISIBLE, None)
         for name, value in joint.items():
@@ -131,7 +135,15 @@ class JointTransform:
 
     def normalize(self, image: torch.Tensor) -> torch.Tensor:
         """Images (..., channels, h, w) of the bytes 0..255 as float32, normalised."""
-        return torch.addcmul(self._shift, image.float(), self._gain)
+        values = image.to(torch.float32, copy=True)
+        return torch.addcmul(self._shift, values, self._gain, out=values)
+
+
+def _plain_step(step: Any, image: torch.Tensor) -> torch.Tensor:
+    """What a step of `PLAIN` makes of an image, without its search for images among any inputs, which takes longer."""
+    if type(step).__name__ == "RandomHorizontalFlip" and torch.rand(1) >= step.p:
+        return image
+    return step.transform(image, step.make_params([image]))
 
 
 def without_slivers(sample: Sample, visible: torch.Tensor) -> Sample:

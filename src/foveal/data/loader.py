@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from foveal.errors import FovealError
 from foveal.machine import usable_cores
@@ -268,7 +268,9 @@ def collate_by_size(samples: Sequence[Sample]) -> list[Batch]:
 
 def _stacked(values: list[Any]) -> Any:
     if isinstance(values[0], Tensor):
-        return torch.stack(values)
+        # in a reading process this writes into the memory that the training process reads, where `torch.stack` would
+        # have all pixels copied there once more
+        return default_collate(values)
     return torch.tensor(values) if isinstance(values[0], int | float) else values
 
 

@@ -77,7 +77,7 @@ class LocalStore:
         """
         path = os.path.join(self.root, chunk.name)
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", buffering=0) as file:  # read once: a buffer is one more copy
                 content = _read_at(file, start, length)
         except OSError as error:
             raise ChunkError(f"a chunk must be readable, got {error.strerror} of {path}") from None
@@ -271,7 +271,12 @@ def _try_to_fetch(store: RemoteStore | None, chunk: Chunk) -> None:
 
 def _read_at(file: BinaryIO, start: int, length: int) -> bytes:
     file.seek(start)
-    return file.read(length)
+    content = file.read(length)
+    while len(content) < length and (
+        more := file.read(length - len(content))
+    ):  # the system gives 2 GiB at most
+        content += more
+    return content
 
 
 def _check_size(path: str, chunk: Chunk) -> None:
