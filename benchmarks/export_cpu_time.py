@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from foveal.bench import describe_machine
+from foveal.export.bench import NETWORKS as KNOWN
 from foveal.export.bench import live_predictor, runner, write_files
 from foveal.files import write_json
 
@@ -32,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         calls = {}
         for name in NETWORKS:
-            predictor = live_predictor(name)
+            predictor = live_predictor(name, KNOWN[name])
             write_files(predictor, RUNTIMES, Path(folder), (224, 224))
             for runtime in RUNTIMES:
                 calls[runtime, name] = runner(predictor, runtime, Path(folder), (224, 224))

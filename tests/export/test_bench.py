@@ -15,11 +15,10 @@ def test_a_name_that_no_network_has_is_refused():
 
 @pytest.mark.slow
 def test_networks_are_timed_beside_the_one_without_attention(tmp_path, monkeypatch, capsys):
-    networks = {"cifar_resnet8": ("cifar_resnet8", "", None)}
-    networks["with"] = ("cifar_resnet8", "se(reduction=4)@residual", "cifar_resnet8")
+    networks = {"cifar_resnet8": bench.Network("cifar_resnet8", size=(32, 32))}
+    networks["with"] = bench.Network("cifar_resnet8", "se(reduction=4)@residual", "cifar_resnet8", (32, 32))
     monkeypatch.setattr(bench, "NETWORKS", networks)
     monkeypatch.setattr(bench, "BARS", {("onnx", "with"): 1e9})
-    monkeypatch.setattr(bench, "image_size", lambda name: (32, 32))
     out, runtimes = tmp_path / "a" / "b.json", ["eager", "fuse", "onnx", "openvino default"]
     assert bench.bench_export("with", str(out), repeats=2, batches=[1, 2], runtimes=runtimes)
     rows = json.loads(out.read_text())["rows"]

@@ -2,43 +2,178 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 POOLS = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
+GROUPS = 8
+"""Parts of the channels that are reduced one by one: their number is above what ONNX Runtime takes for too few."""
 
 
-def rewrite(model: Any) -> None:
+def pool_globally(model: Any) -> None:
     """Change an ``onnx.ModelProto`` in place: reductions over both spatial sizes become global pooling.
 
     ONNX Runtime keeps feature maps in blocks of channels, in which it can pool but not reduce: every reduction would
     bring the whole map into the usual order first.
     """
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
-    constants: dict[str, Any] = {one.name: one for one in model.graph.initializer}
-    known = [*model.graph.value_info, *model.graph.input]
-    ranks = {one.name: len(one.type.tensor_type.shape.dim) for one in known}
+    ranks = {name: len(shape) for name, shape in _shapes(model).items()}
     nodes = []
     for node in model.graph.node:
-        axes = constants.get(node.input[1]) if node.op_type in POOLS and len(node.input) == 2 else None
         # global pooling is over everything behind the channels, so the map must have these two sizes and no other
-        if (
-            axes is None
-            or ranks.get(node.input[0]) != 4
-            or sorted(numpy_helper.to_array(axes).ravel() % 4) != [2, 3]
-        ):
+        if node.op_type not in POOLS or ranks.get(node.input[0]) != 4 or _axes(model, node) != [2, 3]:
             nodes.append(node)
             continue
-        keep = next((one.i for one in node.attribute if one.name == "keepdims"), 1)
-        pooled = node.output[0] if keep else f"{node.output[0]}_pooled"
-        nodes.append(helper.make_node(POOLS[node.op_type], [node.input[0]], [pooled]))
-        if not keep:
-            nodes.append(helper.make_node("Flatten", [pooled], [node.output[0]], axis=1))
-        for new in nodes[-1 if keep else -2 :]:
-            new.metadata_props.extend(node.metadata_props)
+        pooled = node.output[0] if _keeps(node) else f"{node.output[0]}_pooled"
+        made = [helper.make_node(POOLS[node.op_type], [node.input[0]], [pooled])]
+        if not _keeps(node):
+            made.append(helper.make_node("Flatten", [pooled], [node.output[0]], axis=1))
+        nodes += _of_module(node, made)
+    _replace_nodes(model, nodes)
+
+
+def reduce_in_groups(model: Any) -> None:
+    """Change an ``onnx.ModelProto`` in place: mean and maximum over channels that are joined are taken in two steps.
+
+    Over the channels of one image ONNX Runtime reduces value by value, and over the channels of several maps in one
+    pass with vectors, six times as fast. So a map is seen as GROUPS maps with as many fewer channels.
+    """
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    shapes, sizes = _shapes(model), _Sizes(model)
+    nodes: list[Any] = []
+    replaced: set[str] = set()
+    for node in model.graph.node:
+        parts = [made_by[name] for name in node.input if name in made_by]
+        if not _joins_statistics(model, node, parts, shapes, readers):
+            nodes.append(node)
+            continue
+        x, name = parts[0].input[0], node.output[0]
+        replaced.update(node.input)
+        nodes += _of_module(node, _in_groups(x, shapes[x], [part.op_type for part in parts], name, sizes))
+    _replace_nodes(model, [node for node in nodes if not replaced.intersection(node.output)])
+
+
+def _joins_statistics(
+    model: Any, node: Any, parts: Sequence[Any], shapes: dict[str, tuple[Any, ...]], readers: Counter[str]
+) -> bool:
+    """Whether a node joins reductions over the channels of one map, which nothing else reads."""
+    if node.op_type != "Concat" or _attribute(node, "axis") != 1 or len(parts) != len(node.input):
+        return False
+    shape = shapes.get(parts[0].input[0], ()) if parts[0].input else ()
+    return (
+        len(shape) == 4
+        and isinstance(shape[1], int)
+        and shape[1] % GROUPS == 0
+        and all(
+            part.op_type in POOLS
+            and part.input[0] == parts[0].input[0]
+            and _axes(model, part) == [1]
+            and _keeps(part)
+            and readers[part.output[0]] == 1
+            for part in parts
+        )
+    )
+
+
+def _in_groups(
+    x: str, shape: tuple[Any, ...], operators: Sequence[str], name: str, sizes: _Sizes
+) -> list[Any]:
+    """Nodes that make ``name``, the reductions of ``x`` over its channels, one beside the other."""
+    from onnx import helper
+
+    groups, rows = f"{name}_groups", [f"{name}_row_{i}" for i in range(len(operators))]
+    size = sizes.constant(0, GROUPS, shape[1] // GROUPS, -1)
+    made = [helper.make_node("Reshape", [x, size], [groups])]
+    for operator, row in zip(operators, rows, strict=True):
+        made += [
+            helper.make_node(operator, [groups, sizes.constant(2)], [f"{row}_groups"], keepdims=0),
+            helper.make_node(operator, [f"{row}_groups", sizes.constant(1)], [row], keepdims=1),
+        ]
+    made.append(helper.make_node("Concat", rows, [f"{name}_rows"], axis=1))
+    size, before = sizes.of(x, shape, len(operators))
+    return [*made, *before, helper.make_node("Reshape", [f"{name}_rows", size], [name])]
+
+
+class _Sizes:
+    """Names of tensors with sizes, each made once."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.known: dict[tuple[Any, ...], str] = {}
+
+    def constant(self, *values: int) -> str:
+        """The name of these numbers."""
+        import numpy as np
+        from onnx import numpy_helper
+
+        if values not in self.known:
+            self.known[values] = "sizes_" + "_".join(map(str, values))
+            array = np.array(values, dtype=np.int64)
+            self.model.graph.initializer.append(numpy_helper.from_array(array, self.known[values]))
+        return self.known[values]
+
+    def of(self, x: str, shape: tuple[Any, ...], channels: int) -> tuple[str, list[Any]]:
+        """The name of the sizes of ``x`` but for its channels, and nodes that make it.
+
+        Free sizes with one name are the same, and so maps that have them share what is made for the first.
+        """
+        from onnx import helper
+
+        height, width = shape[2:]
+        if isinstance(height, int) and isinstance(width, int):
+            return self.constant(0, channels, height, width), []
+        key = (channels, height, width) if height and width else (channels, x)
+        if key in self.known:
+            return self.known[key], []
+        name = self.known[key] = f"{x}_sizes_{channels}"
+        return name, [
+            helper.make_node("Shape", [x], [f"{name}_end"], start=2, end=4),
+            helper.make_node("Concat", [self.constant(0, channels), f"{name}_end"], [name], axis=0),
+        ]
+
+
+def _shapes(model: Any) -> dict[str, tuple[Any, ...]]:
+    """Tensor -> its sizes: a number, a name, or None."""
+    return {
+        one.name: tuple(
+            size.dim_value if size.HasField("dim_value") else size.dim_param or None
+            for size in one.type.tensor_type.shape.dim
+        )
+        for one in [*model.graph.value_info, *model.graph.input]
+    }
+
+
+def _attribute(node: Any, name: str, default: int = 0) -> int:
+    return next((one.i for one in node.attribute if one.name == name), default)
+
+
+def _keeps(node: Any) -> bool:
+    return _attribute(node, "keepdims", 1) == 1
+
+
+def _axes(model: Any, node: Any) -> list[int]:
+    """The axes of a reduction of a map with four sizes, where they are constant; else none."""
+    from onnx import numpy_helper
+
+    if len(node.input) != 2:
+        return []
+    found = next((one for one in model.graph.initializer if one.name == node.input[1]), None)
+    return [] if found is None else sorted(int(axis) % 4 for axis in numpy_helper.to_array(found).ravel())
+
+
+def _of_module(origin: Any, made: list[Any]) -> list[Any]:
+    """Nodes that stand for another keep what is known of it."""
+    for node in made:
+        node.metadata_props.extend(origin.metadata_props)
+    return made
+
+
+def _replace_nodes(model: Any, nodes: list[Any]) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
-    unused = [one for one in model.graph.initializer if one.name not in used]
-    for one in unused:
+    for one in [one for one in model.graph.initializer if one.name not in used]:
         model.graph.initializer.remove(one)

@@ -151,7 +151,7 @@ def spatial_statistics(x: Float[Tensor, "b c *spatial"], gate: Float[Tensor, "b 
     """Mean and max over channels of (gated) ``x``: (b, 2, *spatial), mean first (CBAM section 3.2)."""
     if gate is not None:
         x = channel_scale(x, gate)
-    return torch.stack([x.mean(1), x.amax(1)], dim=1)
+    return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
 
 
 def dual_scale(
