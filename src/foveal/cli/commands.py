@@ -5,6 +5,9 @@ Importing this file imports no torch, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,23 +222,35 @@ def export(
         out: Folder to write, which must not exist. Default: the first free runs/export/MODEL-FORMAT.
         blocks: Python files with blocks of your own that the weights hold; they are run. Repeatable.
     """
-    from foveal.export import export
-    from foveal.inference import predictor
+    with _rarely_collected():
+        from foveal.export import export
+        from foveal.inference import predictor
 
-    export(
-        predictor(weights, "cpu", blocks),
-        to,
-        static=static,
-        with_preprocessing=with_preprocessing,
-        half=half,
-        int8=int8,
-        calibrate=calibrate,
-        images=images,
-        image_size=image_size,
-        out=out,
-        say=lambda line: print(line, flush=True),
-    )
+        export(
+            predictor(weights, "cpu", blocks),
+            to,
+            static=static,
+            with_preprocessing=with_preprocessing,
+            half=half,
+            int8=int8,
+            calibrate=calibrate,
+            images=images,
+            image_size=image_size,
+            out=out,
+            say=lambda line: print(line, flush=True),
+        )
     return 0
+
+
+@contextmanager
+def _rarely_collected() -> Iterator[None]:
+    """With Python's garbage collector at work less often: a graph is made of very many objects that all stay."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 # ------------------------------------------------------------------------------------------------------------- output

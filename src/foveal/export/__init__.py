@@ -125,7 +125,7 @@ def export(
     shipment, precision = shipment_of(ready), "int8" if int8 else "float16" if half else "float32"
     with whole_folder(out, "runs/export", f"{ready.info.model or 'network'}-{to}") as (folder, place):
         batches = make_batches(ready, real_images(ready, images), static=static, normalise=with_preprocessing)
-        require_sizes(ready, shipment, batches)
+        batches = run_network(ready, shipment, batches)
         example = torch.from_numpy(batches[0].input)
         program = record(ready, example, static=static, half=half, normalise=with_preprocessing)
         say(f"recorded at {shape_text(example.shape)}: {time.monotonic() - began:.1f} s")
@@ -188,16 +188,18 @@ def check_int8(kind: Any, to: str, *, int8: bool, half: bool, normalise: bool, c
         raise FovealError("int8 must be given without half and with_preprocessing")
 
 
-def require_sizes(ready: Predictor, shipment: Shipment, batches: Sequence[Batch]) -> None:
-    """Run the network itself once at each size.
+def run_network(ready: Predictor, shipment: Shipment, batches: Sequence[Batch]) -> list[Batch]:
+    """The batches with what the network itself gives for them.
 
     Raises:
         FovealError: it does not take images of that size.
     """
+    done = []
     for number, batch in enumerate(batches):
         try:
             with torch.no_grad():
-                shipment.call(ready.net, batch.prepared)
+                outputs = shipment.call(ready.net, batch.prepared)
+            done.append(replace(batch, wanted=tuple(output.float() for output in outputs)))
         except Exception as error:  # of the network's own code, whatever it is
             reason = " ".join(str(error).split())[:200]
             size = shape_text(batch.prepared.shape[2:])
@@ -206,6 +208,7 @@ def require_sizes(ready: Predictor, shipment: Shipment, batches: Sequence[Batch]
             else:
                 what = f"the network must take any size, but not {size}; --static exports one size"
             raise FovealError(f"{what}: {reason}") from error
+    return done
 
 
 def description(
@@ -261,7 +264,7 @@ def prove(
     shipment, checks = shipment_of(ready), []
     items = items_of(ready.task)
     for batch in batches:
-        done = check(ready.net, shipment, run, batch)
+        done = check(shipment, run, batch)
         say(
             f"{items} {shape_text(done.shape)}: largest difference {done.difference:.1e} of the largest output, "
             f"{shipment.agreement_of} agreement {done.agreement:.2%}"
@@ -301,7 +304,7 @@ def rounding(ready: Predictor, program: Program, batch: Batch) -> float:
         with torch.no_grad():
             return [output.numpy() for output in program.net(torch.from_numpy(images))]
 
-    return check(ready.net, shipment_of(ready), in_pytorch, batch).difference
+    return check(shipment_of(ready), in_pytorch, batch).difference
 
 
 def shape_text(shape: Sequence[int]) -> str:

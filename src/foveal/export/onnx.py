@@ -57,10 +57,12 @@ def _translated(program: Program) -> Any:
     """The model as PyTorch writes it, with global pooling; the last one is kept, not to be changed."""
     import torch
 
+    from foveal.export.functional import FunctionalProgram
+
     try:
         with quiet("torch.onnx", "onnxscript", "onnx_ir"):
             made: Any = torch.onnx.export(
-                program.exported,
+                FunctionalProgram(program.exported),
                 dynamo=True,
                 verbose=False,
                 input_names=[INPUT],
