@@ -1,11 +1,11 @@
-"""Which learning rate inserted blocks want, as a factor of the network's: by optimiser and data, for every block.
+"""What inserted blocks do at their default learning rate and at others, given as factors of the network's.
 
-    python benchmarks/block_rates.py --data path/to/cifar10-jpeg --optimizer adamw --out benchmarks/results/rates.json
+    python benchmarks/block_rates.py --data path/to/data --out benchmarks/results/block_rates.json
 
-``foveal compare --tune 4`` on a small part of the data with the rate of the blocks at three tenths of the network's: it
-tries that rate, and 0.3, 3 and 0.1 times it, each once and the better half three times, on a quarter of the training
-images that the trials do not see. Runs are short, so the table says what a rate does in the first
-hundreds of steps, where scales that start at zero are driven too far, and no more.
+``path/to/data`` holds ``cifar10-jpeg`` and ``tiny-imagenet-50``; the bundled scenes are the third data set. On a small
+part of each, under AdamW and under SGD, every block of the default comparison is put into one network and compared with
+none over the same seeds, at each factor. Runs are short, so the table says what a rate does in the first hundreds of
+steps, where scales that start at zero are driven too far, and no more. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -22,7 +23,8 @@ from foveal.data import open_dataset
 from foveal.files import write_json
 from foveal.machine import environment
 
-COUNTS = {"train": 6400, "val": 1000}
+COUNTS = {"train": 4000, "val": 2000}
+DATA = ("scenes", "cifar10-jpeg", "tiny-imagenet-50")
 RATES = {"adamw": 0.01, "sgd": 0.1}
 SIZE = 32
 
@@ -44,58 +46,78 @@ def write_part(data: str, folder: Path, counts: Mapping[str, int]) -> None:
             picture.save(place / f"{i:05}.png")
 
 
-def main() -> None:
-    """Write the part if it is not there, tune, print a row a block."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--optimizer", choices=list(RATES), default="adamw")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--jobs", type=int, default=None)
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/rates"), help="where images and runs are kept"
-    )
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
-    given = parser.parse_args()
-    name = Path(given.data).name
-    data = given.data
-    if given.data != "scenes":
+def compared(data: str, optimizer: str, factor: float, given: argparse.Namespace) -> dict[str, Any]:
+    """What `foveal.compare` finds of every block at one rate."""
+    name, lr = Path(data).name, RATES[optimizer]
+    place = data
+    if data != "scenes":
         part = given.folder / f"{name}-part"
         if not (part / "val").exists():
-            write_part(given.data, part, COUNTS)
-        data = str(part)
-    lr = RATES[given.optimizer]
+            write_part(data, part, COUNTS)
+        place = str(part)
     result = compare(
         list(BLOCKS),
-        seeds=1,
+        seeds=given.seeds,
         control=False,
         self_check=False,
-        tune=4,
-        data=data,
+        tune=0,
+        data=place,
+        data_options={"length": COUNTS["train"]} if data == "scenes" else {},
         model="cifar_resnet8",
         image_size=24,
         epochs=given.epochs,
         batch_size=32,
-        optimizer=given.optimizer,
+        optimizer=optimizer,
         lr=lr,
-        inserted_lr=0.3 * lr,
-        weight_decay=0.01 if given.optimizer == "adamw" else 5e-4,
+        inserted_lr=factor * lr,
+        weight_decay=0.01 if optimizer == "adamw" else 5e-4,
         augment=False,
         jobs=given.jobs,
-        out=str(given.folder / f"{name}-{given.optimizer}"),
+        out=str(given.folder / f"{name}-{optimizer}-{factor:g}"),
     )
-    tuning = json.loads((result.folder / "results.json").read_text(encoding="utf-8"))["tuning"]
-    values = tuning["values"]
-    for variant, found in values.items():
-        rates = sorted(found, key=float, reverse=True)
-        shown = "  ".join(
-            f"x {f}: {100 * sum(found[f]) / len(found[f]):.1f} ({len(found[f])})" for f in rates if found[f]
-        )
-        print(f"{variant:14} {shown}")
+    return json.loads((result.folder / "results.json").read_text(encoding="utf-8"))
+
+
+def shown(variant: dict[str, Any]) -> str:
+    """A variant's difference to none in points, with its interval."""
+    found = variant["to_none"]
+    words = f"{variant['name']:14} {100 * found['mean']:+.1f}"
+    if found["low"] is None:  # too few seeds
+        return words
+    low, high = (f"{100 * found[end]:+.1f}" for end in ("low", "high"))
+    return f"{words} ({low} to {high}), p {found['p_corrected']:.3f}"
+
+
+def main() -> None:
+    """Compare what is missing, print a line a block, write all of it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, help="folder with the data sets")
+    parser.add_argument("--only", nargs="+", choices=DATA, default=DATA, help="these data sets")
+    parser.add_argument("--optimizers", nargs="+", choices=list(RATES), default=list(RATES))
+    parser.add_argument("--factors", nargs="+", type=float, default=[0.1, 1.0])
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=None)
+    parser.add_argument("--folder", type=Path, default=Path("runs/rates"), help="for images and runs")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+    given = parser.parse_args()
+    rows = []
+    for data in given.only:
+        for optimizer in given.optimizers:
+            for factor in given.factors:
+                place = data if data == "scenes" else str(Path(given.data) / data)
+                found = compared(place, optimizer, factor, given)
+                print(f"\n{data}, {optimizer}, blocks at {factor:g} times {RATES[optimizer]:g}:")
+                for variant in found["variants"]:
+                    if variant["to_none"] is not None:
+                        print("  " + shown(variant))
+                setting = {"data": data, "optimizer": optimizer, "lr": RATES[optimizer], "factor": factor}
+                rows.append({**setting, **{key: found[key] for key in ("variants", "runs")}})
     if given.out is not None:
-        document = {"data": name, "optimizer": given.optimizer, "lr": lr, "epochs": given.epochs}
-        write_json(given.out, {**document, "tuning": tuning, "environment": environment()})
+        setting = {"seeds": given.seeds, "epochs": given.epochs, "images": COUNTS}
+        write_json(given.out, {**setting, "rows": rows, "environment": environment()})
 
 
 if __name__ == "__main__":
