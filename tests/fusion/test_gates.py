@@ -107,6 +107,18 @@ def test_what_is_prepared_once_follows_maps_weights_and_copies(make, monkeypatch
     check(5, pickle.loads(pickle.dumps(joined)), height=8)
 
 
+@pytest.mark.parametrize("make", [foveal.nn.SqueezeExcite, foveal.nn.CBAM])
+def test_without_a_convolution_the_map_stays_as_it_is(make, monkeypatch):
+    monkeypatch.setattr(whole_gate, "NATIVE_FROM", 0)
+    torch.manual_seed(0)
+    joined = GatedResidual(make(19, reduction=4).eval(), None, relu=True).requires_grad_(False)
+    u, shortcut = torch.randn(1, 19, 9, 11), torch.randn(1, 19, 9, 11)
+    kept = u.clone()
+    found = joined(u, shortcut)
+    assert torch.equal(u, kept)
+    torch.testing.assert_close(found, torch.relu(joined.block(u) + shortcut))
+
+
 def test_timms_se_with_another_activation_is_joined_step_by_step(monkeypatch):
     monkeypatch.setattr(whole_gate, "NATIVE_FROM", 0)
     torch.manual_seed(0)

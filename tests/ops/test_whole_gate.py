@@ -177,6 +177,59 @@ def test_negative_zero_and_the_bits_of_an_identity_stay():
                 assert torch.equal(y.view(torch.int32), x.view(torch.int32))
 
 
+def test_there_is_room_for_the_tiles_of_a_map_of_any_size():
+    from foveal.ops.kernels.native.axes import tile_rows
+    from foveal.ops.kernels.native.slots import TILES
+
+    for rows in (1, 64, 4096, 4097, 5000, 10**6 + 1):
+        assert 1 <= -(-rows // tile_rows(rows)) <= TILES
+    shape = (2, 3, 65, 67)
+    block, x = build("cbam paper", shape), feature_map(shape, True)
+    close(step(block, x, native=True), step(block, x, native=False), TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+def test_map_gradient_and_weights_stay_as_they_are(last):
+    shape = (2, 19, 9, 11)
+    block, x = build("cbam timm", shape), feature_map(shape, last)
+    dy = feature_map(shape, last).cos()
+    kept = [one.clone() for one in (x, dy, *block.parameters())]
+    step(block, x, native=True, dy=dy)
+    for one, before in zip((x, dy, *block.parameters()), kept, strict=True):
+        assert torch.equal(one, before)
+
+
+@pytest.mark.parametrize("name", ["se", "cbam paper"])
+def test_weights_that_are_not_contiguous_are_read_as_their_values(name):
+    block, x = build(name, (2, 19, 9, 11)), feature_map((2, 19, 9, 11), False)
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(module.weight.detach().T.contiguous().T)
+            assert not module.weight.is_contiguous()
+    close(step(block, x, native=True), step(block, x, native=False), TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("name", ["se", "cbam paper", "cbam official, running"])
+def test_the_gradients_of_an_empty_batch_are_zero(name):
+    block, x = build(name, (2, 19, 9, 11)), feature_map((2, 19, 9, 11), False)[:0].requires_grad_()
+    y = block(x)
+    assert "_WholeGateBackward" in str(y.grad_fn)
+    # memory as it is left by others holds anything
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty_like", torch.ones_like)
+        dx, *dweights = torch.autograd.grad(y.sum(), [x, *block.parameters()])
+    assert dx.shape == x.shape
+    assert all(dweight.count_nonzero() == 0 for dweight in dweights)
+
+
+def test_weights_of_a_bfloat16_map_keep_their_digits():
+    block = build("cbam timm", (2, 19, 9, 11)).eval()
+    x = feature_map((2, 19, 9, 11), False, torch.bfloat16)
+    given = whole_gate.arguments_of(x, block.channel.channel_half(), block.spatial.spatial_half(1))
+    assert torch.equal(given[0], block.channel.fc1.weight.flatten(1))
+    assert torch.equal(given[4], block.spatial.conv.weight)
+
+
 @pytest.mark.slow  # another dtype to compile for
 def test_first_and_second_derivatives_are_right(monkeypatch):
     monkeypatch.setattr(whole_gate, "NATIVE_DTYPES", {torch.float64})
