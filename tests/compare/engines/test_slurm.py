@@ -14,7 +14,7 @@ from tests.engine import killing_block
 from foveal.compare.arrays import store_images
 from foveal.compare.engines import RunDied, make_engine
 from foveal.compare.engines import slurm as module
-from foveal.compare.engines.slurm import SlurmEngine
+from foveal.compare.engines.slurm import SlurmEngine, do_element
 from foveal.compare.plan import plan_comparison
 from foveal.compare.worker import run_job
 from foveal.errors import FovealError
@@ -77,6 +77,19 @@ def test_what_cannot_be_is_refused_in_one_line(images, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda _: None)
     with pytest.raises(FovealError, match=r'pip install "foveal\[slurm\]"'):
         engine(images)
+
+
+def test_a_run_that_cannot_be_is_told_to_its_own_driver_alone(plan, images, tmp_path):
+    answers = tmp_path / "slurm"
+    answers.mkdir()
+    job = plan.jobs[0]
+    # one of a driver that is gone, whose images the next one has cleared away
+    with pytest.raises(FileNotFoundError):
+        do_element(job.to_dict(), str(tmp_path / ".images-gone/0"), str(answers / f"{job.key}.json"), 1)
+    assert list(answers.iterdir()) == []
+    (images / "train.json").unlink()
+    with pytest.raises(OSError, match=f"{job.name}: .*train.json"), engine(images) as workers:
+        list(workers.run([job], images))
 
 
 @pytest.mark.slow

@@ -119,13 +119,13 @@ class SlurmEngine:
                 job, answer = waiting.pop(path), json.loads(path.read_text(encoding="utf-8"))
                 weights = path.with_suffix(".safetensors")
                 kept = weights.read_bytes() if weights.exists() else None
-                if "error" in answer:
-                    path.unlink()
-                    raise refusal(job, answer)
                 yield Event(job, result={**answer["result"], "host": answer["host"]}, weights=kept)
                 # the driver has written the result now
                 path.unlink()
                 weights.unlink(missing_ok=True)
+            for path, job in waiting.items():
+                if (refused := _refusal_path(images, path)).exists():
+                    raise refusal(job, json.loads(refused.read_text(encoding="utf-8")))
             alive = {id(one) for one in self._alive([elements[path] for path in waiting])}
             for path in [path for path in waiting if id(elements[path]) not in alive]:
                 since = gone_since.setdefault(path, time.monotonic())
@@ -164,6 +164,15 @@ class SlurmEngine:
         return [element for element in elements if element.job_id in queued]
 
 
+def _refusal_path(images: Path, answer: Path) -> Path:
+    """Where an element says why it has no answer: in the driver's own folder, which goes with the driver.
+
+    An element that SLURM has not ended yet when the next driver clears its images away would else fail in that driver's
+    name.
+    """
+    return images / f"{answer.stem}.refused.json"
+
+
 def do_element(job: Mapping[str, Any], images: str, answer: str, threads: int) -> None:
     """What an element does: one run, whose answer it leaves in a file; nothing where that is there already."""
     import platform
@@ -173,19 +182,19 @@ def do_element(job: Mapping[str, Any], images: str, answer: str, threads: int) -
     from foveal.compare.job import Job
     from foveal.compare.worker import run_job
 
-    path = Path(answer)
+    path, refused = Path(answer), _refusal_path(Path(images), Path(answer))
     if path.exists():
         return
     torch.set_num_threads(threads)
     try:
         result, weights = run_job(Job.from_dict(dict(job)), Path(images))
     except FovealError as error:
-        write_json(path, {"error": str(error), "kind": "mistake"})
+        write_json(refused, {"error": str(error), "kind": "mistake"})
     except OSError as error:
-        write_json(path, {"error": str(error), "kind": "system"})
+        write_json(refused, {"error": str(error), "kind": "system"})
     except Exception as error:
         traceback.print_exc()
-        write_json(path, {"error": f"{type(error).__name__}: {error}", "kind": "crash"})
+        write_json(refused, {"error": f"{type(error).__name__}: {error}", "kind": "crash"})
     else:
         if weights is not None:
             write_bytes(path.with_suffix(".safetensors"), weights)
