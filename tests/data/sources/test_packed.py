@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,17 +51,19 @@ def test_a_set_on_the_network_is_that_of_the_folder(packed, tmp_path):
             open_dataset(f"{site.url}/nothing", "train", classes=["a", "b"], cache=str(tmp_path))
 
 
-def test_a_continued_epoch_gives_the_same_batches_with_any_number_of_reading_processes(packed, tmp_path):
-    def read(spec, workers, start, **options):
-        data = open_dataset(str(spec), "train", **options)
-        batches = EpochBatchSampler(len(data), 2, seed=0, chunks=data.chunks)
-        batches.start_at(1, start)
-        loader = make_loader(data, train_transform(24), batches, collate_by_size, seed=3, workers=workers)
-        return [batch["image"] for parts in loader for batch in parts]
+def read_epoch(spec, workers, start, **options):
+    """The images of an epoch from its batch ``start`` on."""
+    data = open_dataset(str(spec), "train", **options)
+    batches = EpochBatchSampler(len(data), 2, seed=0, chunks=data.chunks)
+    batches.start_at(1, start)
+    loader = make_loader(data, train_transform(24), batches, collate_by_size, seed=3, workers=workers)
+    return [batch["image"] for parts in loader for batch in parts]
 
-    whole = read(packed, 0, 0)
+
+def test_a_continued_epoch_gives_the_same_batches_with_any_number_of_reading_processes(packed, tmp_path):
+    whole = read_epoch(packed, 0, 0)
     with served(packed) as site:
-        left = read(site.url, 2, 2, cache=str(tmp_path / "cache"))
+        left = read_epoch(site.url, 2, 2, cache=str(tmp_path / "cache"))
         asked = [name for name in site.asked if name.endswith(".bin")]
     assert len(whole) == 6
     assert len(left) == 4
@@ -68,6 +71,39 @@ def test_a_continued_epoch_gives_the_same_batches_with_any_number_of_reading_pro
     assert len(asked) == len(set(asked)), (
         "two reading processes and the one that reads ahead fetch a chunk once"
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_bucket_of_s3_gives_the_same_epoch_and_the_same_rest_of_it(packed, tmp_path, monkeypatch):
+    """Where ``pip install s3fs "moto[server]"`` has been said: its packages are large, and none of foveal's."""
+    s3fs, server = pytest.importorskip("s3fs"), pytest.importorskip("moto.server")
+    site = server.ThreadedMotoServer("127.0.0.1", port=0)
+    site.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*site.get_host_and_port()))
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+            monkeypatch.setenv(name, "us-east-1")
+        bucket = s3fs.S3FileSystem()
+        bucket.mkdir("data")
+        bucket.put(f"{packed}/", "data/sets/packed", recursive=True)
+        far = {"cache": str(tmp_path / "cache")}
+        whole = read_epoch(packed, 0, 0)
+        assert all(map(torch.equal, whole, read_epoch("s3://data/sets/packed", 0, 0, **far)))
+        shutil.rmtree(tmp_path / "cache")
+        left = read_epoch("s3://data/sets/packed", 2, 2, **far)
+        assert len(left) == len(whole) - 2
+        assert all(map(torch.equal, whole[2:], left))
+        with pytest.raises(FovealError, match=r"must have index\.json, got none at s3://data/sets/none/"):
+            open_dataset("s3://data/sets/none", "train", classes=["a", "b"], **far)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        site.stop()
+
+
+def test_a_file_system_whose_package_is_missing_is_told_of_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(FovealError, match=r"gs://data/packed needs a package that is missing: .*gcsfs.*"):
+        open_dataset("gs://data/packed", "train", cache=str(tmp_path))
 
 
 def test_the_fingerprint_changes_with_items_and_classes(packed, tmp_path):
