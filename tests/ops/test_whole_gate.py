@@ -159,6 +159,21 @@ def test_nan_goes_where_the_equations_send_it(name, last):
     assert not y[0].isnan().any()
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+def test_the_place_of_a_maximum_is_that_of_the_first_nan(last):
+    x, block = feature_map((2, 19, 17, 60), last), build("cbam paper", (2, 19, 17, 60))
+    for channel, row, column in ((3, 12, 5), (3, 14, 7), (8, 12, 5)):
+        x[1, channel, row, column] = float("nan")
+    for halves, output, dim in (
+        ((block.channel.channel_half(), None), 4, 2),
+        ((None, block.spatial.spatial_half(1)), 6, 1),
+    ):
+        found = torch.ops.foveal.gate(x, *whole_gate.arguments_of(x, *halves), True)[output]
+        flat = x.flatten(2)
+        assert torch.equal(found.long(), flat.nan_to_num(torch.inf).max(dim).indices)
+        assert (found[1, 3] if dim == 2 else found[1, 12 * 60 + 5]) == (12 * 60 + 5 if dim == 2 else 3)
+
+
 def test_negative_zero_and_the_bits_of_an_identity_stay():
     for shape in ((2, 19, 9, 11), (2, 6, 100), (1, 5, 3, 4, 6)):
         dims = len(shape) - 2
