@@ -61,6 +61,23 @@ def test_short_calls_are_repeated_until_a_sample_is_long_enough(monkeypatch):
     assert times["f"].time_ms == pytest.approx(0.01)
 
 
+def test_a_rest_comes_before_each_sample_and_is_not_timed(monkeypatch):
+    clock = Clock(monkeypatch)
+    rests: list[tuple[float, int]] = []
+
+    def sleep(seconds: float) -> None:
+        rests.append((seconds, len(clock.calls)))
+        clock.seconds += seconds
+
+    monkeypatch.setattr("foveal.measure.timing.sleep", sleep)
+    times = measure_time({name: clock.lasting(name, 3) for name in "ab"}, repeats=2, warmup=1, rest_s=0.2)
+    assert [times[name].time_ms for name in "ab"] == pytest.approx([3, 3])
+    # two calls each before the first round
+    assert rests == [(0.2, calls) for calls in (4, 5, 6, 7)]
+    with pytest.raises(ValueError, match="rest_s must be at least 0, got -1"):
+        measure_time({"f": lambda: None}, rest_s=-1)
+
+
 @pytest.mark.parametrize("options", [{"repeats": 0}, {"warmup": 0}])
 def test_refuses_no_rounds(options):
     with pytest.raises(ValueError, match="repeats and warmup must be at least 1"):

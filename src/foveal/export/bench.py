@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,8 +54,8 @@ NETWORKS = {
     "fcn_resnet18": Network("fcn_resnet18", **STREET),
     "danet_resnet18": Network("danet_resnet18", over="fcn_resnet18", **STREET),
 }
-CALLS = 5
-"""Of a network in a row, so that what the others left in the caches counts little."""
+SAMPLE_MS, REST_S = 100.0, 0.2
+"""Calls in a row, so that what the others left in the caches counts little; and a rest before, for their threads."""
 BARS = {("onnx", "seresnet50"): 1.08, ("onnx", "cbam_resnet50"): 1.08}
 BARS |= {("openvino", "seresnet50"): 1.05, ("openvino", "cbam_resnet50"): 1.05}
 SAME, SAME_AS_SET = 1e-3, 0.1
@@ -75,10 +72,10 @@ def bench_export(
 ) -> bool:
     """Time networks in every runtime and print the cost of attention in each.
 
-    Networks of one runtime and batch are timed in turn, so that a busy machine slows all alike, and each in a process
-    of its own, as in a product: threads that a runtime leaves waiting in a loop would take the cores of the next.
-    Classifiers see 224 x 224 pixels, segmentation networks 512 x 1024. Weights are random, with gates and scales that
-    are not the identity's; nothing is timed whose outputs differ from the network's.
+    Networks of one runtime and batch are timed in turn, so that a busy machine slows all alike, with a rest between:
+    threads that a runtime leaves waiting in a loop would take the cores of the next network, as they do in a product
+    that runs several. Classifiers see 224 x 224 pixels, segmentation networks 512 x 1024. Weights are random, with
+    gates and scales that are not the identity's; nothing is timed whose outputs differ from the network's.
 
     Args:
         only: networks whose name contains this, and those they are compared with.
@@ -106,14 +103,14 @@ def bench_export(
     with tempfile.TemporaryDirectory() as folder:
         for size in sorted({NETWORKS[name].size for name in wanted}):
             names = [name for name in wanted if NETWORKS[name].size == size]
+            predictors = {name: live_predictor(name, NETWORKS[name]) for name in names}
             for name in names:
-                write_files(live_predictor(name, NETWORKS[name]), runtimes, Path(folder), size)
+                write_files(predictors[name], runtimes, Path(folder), size)
                 print(f"{name}: written", flush=True)
             for runtime in runtimes:
-                with ExitStack() as stack:
-                    runs = {name: stack.enter_context(apart(name, runtime, Path(folder))) for name in names}
-                    for batch in batches:
-                        rows += timed(runs, runtime, batch, repeats)
+                calls = {name: runner(predictors[name], runtime, Path(folder), size) for name in names}
+                for batch in batches:
+                    rows += timed(calls, runtime, batch, size, repeats)
     if out:
         path = Path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,73 +186,28 @@ def runner(predictor: Predictor, runtime: str, folder: Path, size: tuple[int, in
     return run
 
 
-@contextmanager
-def apart(name: str, runtime: str, folder: Path) -> Iterator[Connection]:
-    """A process that holds a network in a runtime: sent a number of images, it runs CALLS times and answers None.
-
-    Raises:
-        Exception: what failed there.
-    """
-    context = multiprocessing.get_context("spawn")
-    connection, theirs = context.Pipe()
-    given = theirs, name, NETWORKS[name], runtime, folder, torch.get_num_threads()
-    process = context.Process(target=_serve, args=given)
-    process.start()
-    theirs.close()
-    try:
-        _answered(connection)
-        yield connection
-    finally:
-        connection.close()
-        process.join()
-
-
-def _serve(
-    connection: Connection, name: str, network: Network, runtime: str, folder: Path, threads: int
-) -> None:
-    torch.set_num_threads(threads)
-    try:
-        run = runner(live_predictor(name, network), runtime, folder, network.size)
-        connection.send(None)
-        images: dict[int, np.ndarray] = {}
-        while True:
-            batch = connection.recv()
-            if batch not in images:
-                images[batch] = torch.randn(batch, 3, *network.size).numpy()
-            for _ in range(CALLS):
-                run(images[batch])
-            connection.send(None)
-    except EOFError:  # nobody asks any more
-        return
-    except Exception as error:
-        connection.send(error)
-
-
-def _answered(connection: Connection) -> None:
-    error = connection.recv()
-    if error is not None:
-        raise error
-
-
-def _run(connection: Connection, batch: int) -> None:
-    connection.send(batch)
-    _answered(connection)
-
-
-def timed(connections: dict[str, Connection], runtime: str, batch: int, repeats: int) -> list[dict[str, Any]]:
+def timed(
+    calls: dict[str, Run], runtime: str, batch: int, size: tuple[int, int], repeats: int
+) -> list[dict[str, Any]]:
     """Time the networks of one runtime in turn, print a line for each and return them as rows."""
-    calls = {name: partial(_run, one, batch) for name, one in connections.items()}
-    times = measure_time(calls, repeats=repeats, warmup=1)
+    images = torch.randn(batch, 3, *size).numpy()
+    times = measure_time(
+        {name: partial(run, images) for name, run in calls.items()},
+        repeats=repeats,
+        warmup=1,
+        minimum_ms=SAMPLE_MS,
+        rest_s=REST_S,
+    )
     rows = []
     for name, time in times.items():
         row: dict[str, Any] = {
             "network": name,
             "runtime": runtime,
             "batch": batch,
-            "time_ms": round(time.time_ms / CALLS, 2),
+            "time_ms": round(time.time_ms, 2),
         }
         plain, bar = NETWORKS[name].over, BARS.get((runtime, name)) if batch == 1 else None
-        line = f"{runtime:17} batch {batch}  {name:21} {time.time_ms / CALLS:9.1f} ms"
+        line = f"{runtime:17} batch {batch}  {name:21} {time.time_ms:9.1f} ms"
         if plain in times:
             row["over"] = plain
             row["ratio"] = round(time.over(times[plain]), 3)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from foveal.export.proof import Run, RuntimeNet
 from foveal.image_files import find_images
 from foveal.inference import Predictor
 from foveal.look.images import spread_indices
+from foveal.measure import measure_time
 from foveal.tasks import items_of
 from foveal.tasks.shipping import Shipment
 
@@ -28,7 +28,8 @@ IMAGES = 128
 VALIDATION = 512
 """So many validation images are looked at, spread over all."""
 BATCH = 32
-ROUNDS = 15
+ROUNDS, SAMPLE_MS, REST_S = 7, 20.0, 0.2
+"""Of timing the files in turn: the rest is for the threads of the one before."""
 
 
 def calibration_inputs(predictor: Predictor, folder: str) -> tuple[list[np.ndarray], dict[str, str]]:
@@ -93,7 +94,13 @@ def to_int8(
                 kind.quantize(path, files[name], inputs, left)
     runs = {name: kind.load(str(file)) for name, file in files.items()}
     what, figures = figures_of(predictor, shipment, runs, inputs)
-    times = interleaved_ms(runs, inputs[0])
+    timings = measure_time(
+        {name: partial(run, inputs[0]) for name, run in runs.items()},
+        repeats=ROUNDS,
+        minimum_ms=SAMPLE_MS,
+        rest_s=REST_S,
+    )
+    times = {name: timing.time_ms for name, timing in timings.items()}
     sign = 1 if predictor.task.higher_is_better else -1
     kept = max((name for name in runs if name != "float"), key=lambda name: sign * figures[name])
     for part in parts(files[kept]):
@@ -169,14 +176,3 @@ def validation_data(predictor: Predictor) -> Any:
         return predictor.task.open(info.data, "val", data_options_for(info, None, {}, predictor.task))
     except (FovealError, OSError):
         return None
-
-
-def interleaved_ms(runs: dict[str, Run], images: np.ndarray, rounds: int = ROUNDS) -> dict[str, float]:
-    """Median time of each, one after the other in every round, so that a busy machine slows all alike."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number, (name, run) in itertools.product(range(rounds + 2), runs.items()):
-        began = time.perf_counter()
-        run(images)
-        if number >= 2:
-            times[name].append(1e3 * (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in times.items()}

@@ -4,7 +4,7 @@ import random
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ def measure_time(
     repeats: int = 30,
     minimum_ms: float = 2.0,
     warmup: int = 3,
+    rest_s: float = 0.0,
 ) -> dict[str, Timing]:
     """Time several calls fairly: one sample of each in every round, in an order drawn anew each round.
 
@@ -55,12 +56,14 @@ def measure_time(
         repeats: rounds, at least 1.
         minimum_ms: shortest sample, in milliseconds.
         warmup: calls of each function before the first round, at least 1.
+        rest_s: seconds of rest before each sample, 0 or more. Threads of some runtimes go on waiting in a loop after a
+            call (ONNX Runtime's for 60 ms), and take the cores of whatever is timed next.
 
     Returns:
         name -> :class:`Timing`, in the order given.
 
     Raises:
-        ValueError: no functions, or ``repeats`` or ``warmup`` below 1.
+        ValueError: no functions, ``repeats`` or ``warmup`` below 1, or ``rest_s`` below 0.
 
     Example:
         >>> x = torch.randn(64, 64)
@@ -72,6 +75,8 @@ def measure_time(
         raise FovealError("functions must name at least one call, got none")
     if repeats < 1 or warmup < 1:
         raise FovealError(f"repeats and warmup must be at least 1, got {repeats} and {warmup}")
+    if rest_s < 0:
+        raise FovealError(f"rest_s must be at least 0, got {rest_s}")
     calls: dict[str, int] = {}
     for name, function in functions.items():
         for _ in range(warmup):
@@ -85,6 +90,7 @@ def measure_time(
     for _ in range(repeats):
         shuffle(order)
         for name in order:
+            sleep(rest_s)
             samples[name].append(_sample_ms(functions[name], calls[name]))
     timings = {}
     for name, values in samples.items():
