@@ -232,3 +232,14 @@ def test_ctrl_c_ends_in_130_with_the_line_that_continues(tmp_path):
     assert out == ""
     assert "Traceback" not in err
     assert not list(folder.rglob("*.part"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipe there breaks so")
+def test_a_reader_that_has_seen_enough_of_the_help_ends_it_without_a_word():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "foveal.cli", "--help"], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -56,10 +56,11 @@ def test_reading_processes_change_nothing():
     assert all(torch.equal(a, b) for a, b in zip(read(0), read(2), strict=True))
 
 
-def test_a_reading_process_stacks_where_the_training_process_reads():
-    def whether_shared(samples):
-        return [batch["image"].is_shared() for batch in collate_by_size(samples)]
+def whether_shared(samples):
+    return [batch["image"].is_shared() for batch in collate_by_size(samples)]
 
+
+def test_a_reading_process_stacks_where_the_training_process_reads():
     batches = EpochBatchSampler(16, 4, seed=0)
     assert list(make_loader(scenes(), TRANSFORM, batches, whether_shared, workers=1)) == [[True]] * 4
     assert list(make_loader(scenes(), TRANSFORM, batches, whether_shared)) == [[False]] * 4

@@ -104,19 +104,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         # a file's name that the terminal cannot write ends no command
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        from foveal import __version__
-
-        print(f"foveal {__version__}")
-        return 0
-    name = arguments[0]
-    if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS)
-        return print_error("foveal", f"the command must be one of {', '.join(COMMANDS)}, got {name}{hint}")
+    name = arguments[0] if arguments else "foveal"
     try:
+        if not arguments or name in ("-h", "--help", "help"):
+            print(overview(), flush=True)
+            return 0 if arguments else 2
+        if name == "--version":
+            from foveal import __version__
+
+            print(f"foveal {__version__}")
+            return 0
+        if name not in COMMANDS:
+            hint = did_you_mean(name, COMMANDS)
+            return print_error(
+                "foveal", f"the command must be one of {', '.join(COMMANDS)}, got {name}{hint}"
+            )
         command = COMMANDS[name]
         with stop_signals(interrupt), warnings.catch_warnings():
             warnings.showwarning = partial(_show_warning, name, set(), warnings.showwarning)

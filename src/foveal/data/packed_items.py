@@ -10,6 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,20 @@ def item_reader(
         return {"image": pixels, **read_truth(values, title, tuple(pixels.shape[1:]))}
 
     return read
+
+
+class ItemReader:
+    """`item_reader` of the same arguments, which can be sent to a process that is not forked."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.again = partial(ItemReader, *arguments, **options)
+        self.read = item_reader(*arguments, **options)
+
+    def __call__(self, values: list[bytes], where: str) -> dict[str, Any]:
+        return self.read(values, where)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.again, ()
 
 
 TruthReader = Callable[[list[bytes], str, tuple[int, ...]], dict[str, Any]]

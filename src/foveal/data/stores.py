@@ -159,6 +159,7 @@ class RemoteStore:
         try:
             return urlopen(quote(url, safe="/:?&=%@+,~"), timeout=TIMEOUT_S)
         except HTTPError as error:
+            error.close()  # it is an open answer too, which Python 3.14 warns of
             if error.code in (404, 410):
                 raise FileNotFoundError(url) from None
             raise

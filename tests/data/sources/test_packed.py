@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def test_a_packed_set_says_what_the_original_says(packed):
         assert stored.labels == [item["label"] for item in original]
         assert all(torch.equal(a["image"], b["image"]) for a, b in zip(stored, original, strict=True))
         assert all(torch.equal(a["box_xyxy"], b["box_xyxy"]) for a, b in zip(stored, original, strict=True))
+
+
+def test_a_packed_set_can_be_sent_to_a_process_that_is_not_forked(packed):
+    """As reading processes begin on macOS, on Windows, and from Python 3.14 on."""
+    data = open_dataset(str(packed), "val")
+    sent = pickle.loads(pickle.dumps(data))
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(sent, data, strict=True))
+    assert sent.labels == data.labels
 
 
 def test_a_set_on_the_network_is_that_of_the_folder(packed, tmp_path):

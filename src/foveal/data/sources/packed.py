@@ -16,7 +16,7 @@ from foveal.data.chunks import INDEX, ChunkIndex, ChunkReader, parse_index
 from foveal.data.dataset import StoredDataset, few, refuse_repeated
 from foveal.data.decode import check_decoding
 from foveal.data.opening import MAX_PIXELS
-from foveal.data.packed_items import PACKED_TASKS, item_reader
+from foveal.data.packed_items import PACKED_TASKS, ItemReader
 from foveal.data.split import SPLITS, choose_part, hold_out
 from foveal.data.stores import CACHE, CACHE_GIB, LocalStore, RemoteStore
 from foveal.errors import FovealError
@@ -213,7 +213,7 @@ def open_packed(
     refuse_repeated(names)
     decode = {"max_pixels": max_pixels, "channels": channels, "grey_bits": grey_bits}
     places = _places(manifest.classes, names)
-    to_sample = item_reader(
+    to_sample = ItemReader(
         task, index, decode, classes=len(names), places=places, ignore_index=manifest.ignore_index,
         image_column=image_column, label_column=label_column,
     )  # fmt: skip
