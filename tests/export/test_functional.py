@@ -11,7 +11,7 @@ from torch import nn
 from foveal.export import functional
 from foveal.export.functional import FunctionalProgram
 from foveal.export.onnx import load, to_model
-from foveal.export.program import record
+from foveal.export.program import quiet, record
 
 
 class Residual(nn.Module):
@@ -73,7 +73,8 @@ def exported(module):
 
 
 def written(program):
-    return torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"])
+    with quiet("torch.onnx", "onnxscript", "onnx_ir"):
+        return torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"])
 
 
 @pytest.fixture

@@ -326,9 +326,13 @@ def test_compiled_networks_hold_one_operator():
     y, z = compiled(given), block(other)
     y.square().sum().backward()
     z.square().sum().backward()
-    assert torch.equal(y, z)
-    assert torch.equal(given.grad, other.grad)
-    assert torch.equal(compiled.spatial.norm.running_var, block.spatial.norm.running_var)
+    # not to the bit: PyTorch 2.11 rounds otherwise where it compiles
+    for one, two in (
+        (y, z),
+        (given.grad, other.grad),
+        *zip(compiled.buffers(), block.buffers(), strict=True),
+    ):
+        torch.testing.assert_close(one, two)
 
 
 def test_exported_networks_hold_pytorchs_operators():

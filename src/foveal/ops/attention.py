@@ -189,8 +189,8 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         width = max(d, e)
         query, key, value = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
     query, key, value = (_with_unit_stride(x).unsqueeze(1) for x in (query, key, value))
-    # MATH, which stores n x m, is left out
-    with sdpa_kernel(_FUSED):
+    # MATH, which stores n x m, is left out but where n is 0, for which PyTorch 2.11 has no other
+    with sdpa_kernel(_FUSED if query.shape[-2] else SDPBackend.MATH):
         return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)[..., :e]
 
 
