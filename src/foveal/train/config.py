@@ -22,8 +22,9 @@ DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
 # from weights that were trained before, the learning rate of a new network would undo what they learned
 TRAINED_LR_SCALE = 0.1
 # learning rate of inserted blocks as a factor of the network's: sign-like updates drive scales that start at zero, and
-# the attention before them, far too quickly at the network's own rate (docs/comparing.md has the measurements)
-BLOCK_LR_SCALE = {"sgd": 1.0, "adamw": 0.1}
+# the attention before them, far too quickly at the network's own rate, and so does SGD's usual 0.1 (docs/comparing.md
+# has the measurements)
+BLOCK_LR_SCALE = 0.1
 # an option -> the least value it may have
 LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "nodes"), 1),
@@ -98,7 +99,7 @@ class TrainConfig:
     """Python files with the blocks of your own that the weights of --from hold, or, with --resume, that the run has;
     they are run. Repeatable."""
     inserted_lr: float | None = None
-    """Learning rate of inserted blocks. Default: lr for sgd, a tenth of it for adamw."""
+    """Learning rate of inserted blocks. Default: a tenth of lr."""
     momentum: float = 0.9
     """Momentum of sgd, beta1 of adamw."""
     weight_decay: float = BY_TASK
@@ -215,7 +216,7 @@ class TrainConfig:
     def block_lr(self) -> float:
         """The learning rate of inserted blocks."""
         assert self.lr is not None
-        return self.lr * BLOCK_LR_SCALE[self.optimizer] if self.inserted_lr is None else self.inserted_lr
+        return self.lr * BLOCK_LR_SCALE if self.inserted_lr is None else self.inserted_lr
 
     @property
     def the_task(self) -> Task:
