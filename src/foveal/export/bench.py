@@ -35,17 +35,22 @@ class Network(NamedTuple):
         insertion: what is inserted into it.
         over: the name of the same network without attention; None for one of these.
         size: (height, width) of its images.
-        classes: how many; networks with 19 segment.
+        task: classify, into 1000 classes, or segment, into 19.
     """
 
     model: str
     insertion: str = ""
     over: str | None = None
     size: tuple[int, int] = (224, 224)
-    classes: int = 1000
+    task: str = "classify"
+
+    @property
+    def classes(self) -> int:
+        """How many classes."""
+        return 19 if self.task == "segment" else 1000
 
 
-STREET = {"size": (512, 1024), "classes": 19}
+STREET = {"size": (512, 1024), "task": "segment"}
 NETWORKS = {
     "resnet50": Network("resnet50"),
     "seresnet50": Network("seresnet50", over="resnet50"),
@@ -132,11 +137,8 @@ def live_predictor(name: str, network: Network) -> Predictor:
         for parameter in (getattr(module, "gamma", None),):
             if isinstance(parameter, Tensor):
                 nn.init.constant_(parameter, 0.1)
-    task, classes = (
-        "segment" if network.classes == 19 else "classify",
-        [str(i) for i in range(network.classes)],
-    )
-    info = ModelInfo(task, classes, network.size[0], model=name)
+    classes = [str(i) for i in range(network.classes)]
+    info = ModelInfo(network.task, classes, network.size[0], model=name)
     return Predictor(net.eval().requires_grad_(False), info, name)
 
 

@@ -3,8 +3,6 @@
 What does not change from call to call is collected once, see `foveal.ops.prepared_calls`.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +11,7 @@ from foveal.errors import FovealError
 from foveal.ops.kernels.native.call import Call
 from foveal.ops.numerics import exporting, is_channels_last
 from foveal.ops.whole_gate import ChannelHalf, SpatialHalf, arguments_of
-from foveal.ops.whole_gate_ops import KEPT, OPTIONS, WEIGHTS, checked, outputs_of
+from foveal.ops.whole_gate_ops import outputs_of, prepared
 
 
 def nobody_watches(*maps: Tensor) -> bool:
@@ -66,14 +64,8 @@ def add_residual_(
                 f"{tuple(one.shape)} with strides {one.stride()}, {one.dtype}"
             )
     given = [*arguments_of(x, channel, spatial), False]
-    named: dict[str, Any] = dict(zip((*WEIGHTS, *OPTIONS), given, strict=True))
-    named |= checked(x, named, seen.shape[1])
-    named |= dict(zip(KEPT, outputs_of(x, *given)[1:], strict=True))
-    if named["w1"] is None:
-        named["gate"].fill_(1)
-    elif seen is not x:
-        named["squeezed"] = named["squeezed"].new_empty(2, *seen.shape[:2])
-    call = Call("forward", x, **named, y=x, shortcut=shortcut, seen=seen, relu=relu)
+    outputs = x, *outputs_of(x, *given)[1:]
+    call = prepared(x, given, outputs, shortcut=shortcut, seen=seen, relu=relu)
     call.run()
     return call
 

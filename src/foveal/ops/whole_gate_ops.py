@@ -56,16 +56,19 @@ def _forward(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
     return outputs
 
 
-def prepared(x: Tensor, given: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
-    """The call of the kernel that computes the outputs of `foveal::gate`."""
+def prepared(x: Tensor, given: Sequence[Any], outputs: Sequence[Tensor], **more: Any) -> Call:
+    """The call of the kernel that computes the outputs of `foveal::gate`; ``more`` are other slots of its argument."""
     named = dict(zip((*WEIGHTS, *OPTIONS), given, strict=True))
-    named |= checked(x, named)
+    seen = more.get("seen", x)
+    named |= checked(x, named, seen.shape[1])
     named |= dict(zip(("y", *KEPT), outputs, strict=True))
     if named["w1"] is None:
         named["gate"].fill_(1)
+    elif seen is not x:
+        named["squeezed"] = named["squeezed"].new_empty(2, *seen.shape[:2])
     if named["norm_mean"] is not None:
         torch.cat([named["norm_mean"], named["norm_var"]], out=named["moments"])
-    return Call("forward", x, **named)
+    return Call("forward", x, **named, **more)
 
 
 @torch.library.register_fake("foveal::gate_backward")
