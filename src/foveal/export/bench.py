@@ -35,7 +35,8 @@ class Network(NamedTuple):
         insertion: what is inserted into it.
         over: the name of the same network without attention; None for one of these.
         size: (height, width) of its images.
-        task: classify, into 1000 classes, or segment, into 19.
+        task: what it answers.
+        classes: into how many classes.
     """
 
     model: str
@@ -43,14 +44,10 @@ class Network(NamedTuple):
     over: str | None = None
     size: tuple[int, int] = (224, 224)
     task: str = "classify"
-
-    @property
-    def classes(self) -> int:
-        """How many classes."""
-        return 19 if self.task == "segment" else 1000
+    classes: int = 1000
 
 
-STREET = {"size": (512, 1024), "task": "segment"}
+STREET = {"size": (512, 1024), "task": "segment", "classes": 19}
 NETWORKS = {
     "resnet50": Network("resnet50"),
     "seresnet50": Network("seresnet50", over="resnet50"),
