@@ -13,11 +13,12 @@ from foveal.errors import FovealError
 from foveal.nn import CBAM, SqueezeExcite
 from foveal.nn.cbam import ChannelGate, SpatialGate
 from foveal.ops import whole_gate
+from foveal.ops.kernels.native import call
 
 pytest.importorskip("numba", reason="numba, which compiles the kernels, is not installed")
 
-# one value, odd sizes, more rows than a tile and more columns than a block; 1 to 3 spatial sizes
-SHAPES = [(1, 4, 1, 1), (2, 6, 1100), (3, 19, 33, 37), (2, 5, 3, 4, 21), (1, 600, 5, 3)]
+# one value, odd sizes, more rows than a tile, columns than a block, and values than a stretch; 1 to 3 spatial sizes
+SHAPES = [(1, 4, 1, 1), (2, 6, 1100), (3, 19, 33, 37), (2, 5, 3, 4, 21), (1, 600, 5, 3), (2, 37, 60, 67)]
 BLOCKS = {
     "se": lambda c, dims: SqueezeExcite(c, reduction=2),
     "se max hard": lambda c, dims: SqueezeExcite(c, reduction=2, squeeze="max", activation="hard_sigmoid"),
@@ -87,9 +88,12 @@ def test_output_and_gradients_are_those_of_pytorchs_operators(shape, last, name)
     close([y], step(block, x, native=False)[:1], TOLERANCE[torch.float32])
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["an image a thread", "an image two threads"])
 @pytest.mark.parametrize("name", ["se", "cbam timm", "cbam official, running"])
-def test_bits_depend_neither_on_threads_nor_on_the_run(name):
+def test_bits_depend_neither_on_threads_nor_on_the_run(name, shared, monkeypatch):
     shape = (3, 19, 33, 37)
+    image = 4 * 19 * 33 * 37
+    monkeypatch.setattr(call, "CACHED_BYTES", image // 2 if shared else image)
     block, before = build(name, shape), torch.get_num_threads()
     # PyTorch's matrix products give these: their bits depend on threads on some processors
     products = {
@@ -100,7 +104,7 @@ def test_bits_depend_neither_on_threads_nor_on_the_run(name):
         x = feature_map(shape, last)
         try:
             runs = []
-            for threads in (1, 2, 3, 2):
+            for threads in (1, 2, 3, 4, 2):
                 torch.set_num_threads(threads)
                 runs.append(step(block, x, native=True))
         finally:
@@ -159,6 +163,12 @@ def test_nan_goes_where_the_equations_send_it(name, last):
     assert not y[0].isnan().any()
 
 
+def arguments(x, channel, spatial):
+    """What the operators take beside the map, but for the last."""
+    weights, options = whole_gate.weights_of(channel, spatial), whole_gate.options_of(channel, spatial)
+    return whole_gate.arguments_of(x, weights, options)
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 def test_the_place_of_a_maximum_is_that_of_the_first_nan(last):
     x, block = feature_map((2, 19, 17, 60), last), build("cbam paper", (2, 19, 17, 60))
@@ -168,7 +178,7 @@ def test_the_place_of_a_maximum_is_that_of_the_first_nan(last):
         ((block.channel.channel_half(), None), 4, 2),
         ((None, block.spatial.spatial_half(1)), 6, 1),
     ):
-        found = torch.ops.foveal.gate(x, *whole_gate.arguments_of(x, *halves), True)[output]
+        found = torch.ops.foveal.gate(x, *arguments(x, *halves), True)[output]
         flat = x.flatten(2)
         assert torch.equal(found.long(), flat.nan_to_num(torch.inf).max(dim).indices)
         assert (found[1, 3] if dim == 2 else found[1, 12 * 60 + 5]) == (12 * 60 + 5 if dim == 2 else 3)
@@ -240,7 +250,7 @@ def test_the_gradients_of_an_empty_batch_are_zero(name):
 def test_weights_of_a_bfloat16_map_keep_their_digits():
     block = build("cbam timm", (2, 19, 9, 11)).eval()
     x = feature_map((2, 19, 9, 11), False, torch.bfloat16)
-    given = whole_gate.arguments_of(x, block.channel.channel_half(), block.spatial.spatial_half(1))
+    given = arguments(x, block.channel.channel_half(), block.spatial.spatial_half(1))
     assert torch.equal(given[0], block.channel.fc1.weight.flatten(1))
     assert torch.equal(given[4], block.spatial.conv.weight)
 
@@ -283,14 +293,13 @@ def test_second_derivatives_are_those_of_pytorchs_operators(name):
 def test_what_cannot_be_taken_whole_is_taken_step_by_step():
     x = feature_map((2, 19, 9, 11), False)
     block = build("cbam paper", (2, 19, 9, 11))
-    _, half = block.channel.channel_half(), block.spatial.spatial_half(1)
     for given, reason in [
         (x.mT, "neither contiguous nor channels-last"),
         (x[:, :, ::2], "neither contiguous nor channels-last"),
         (x.half(), "it takes float32"),
         (x.to("meta"), "on the CPU, got one on meta"),
     ]:
-        why = whole_gate.why_not_native(given, None, half)
+        why = whole_gate.why_not_native(given)
         assert why is not None
         assert reason in why
     for given in (x.mT.contiguous().mT, x[:, :, ::2], x[:0]):
@@ -299,6 +308,44 @@ def test_what_cannot_be_taken_whole_is_taken_step_by_step():
     block.channel.fc1.register_forward_hook(lambda *_: seen.append(1))
     block(x)
     assert seen
+
+
+def test_se_without_gradients_is_whole_where_that_is_quicker():
+    few, many = build("se", (2, 16, 9, 11)), build("se", (2, 600, 5, 3))
+    for block, shape, dtype, reason in [
+        (few, (2, 16, 9, 11), torch.float32, None),
+        (few, (2, 16, 9, 11), torch.bfloat16, "to convert SE's weights"),
+        (few, (2, 16, 64, 64), torch.bfloat16, None),
+        (many, (2, 600, 5, 3), torch.float32, "more weights than an image has values"),
+        (many, (1, 600, 5, 3), torch.float32, None),
+    ]:
+        x, half = feature_map(shape, False, dtype), block.channel_half()
+        assert whole_gate.why_not_native(x, half) is None  # with gradients
+        with torch.no_grad():
+            why = whole_gate.why_not_native(x, half)
+            assert why is None if reason is None else reason in str(why)
+            calls = copy.deepcopy(block).to(dtype)
+            wanted = calls.channel_gate(x)[..., None, None] * x
+            torch.testing.assert_close(
+                calls(x), wanted, atol=0, rtol=1e-5 if dtype == torch.float32 else 0.02
+            )
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "threads", "team"),
+    [
+        (0, 1, 1),
+        (2**20, 8, 1),
+        (2**20 + 4, 8, 2),
+        (3 * 2**20, 8, 4),
+        (3 * 2**20, 6, 3),
+        (3 * 2**20, 7, 7),
+        (2**30, 6, 6),
+    ],
+)
+def test_as_many_threads_share_an_image_as_keep_it_in_their_caches(mebibytes, threads, team):
+    x = torch.empty(5, int(mebibytes * 2**18), 1, 1, device="meta")
+    assert call.team_for(x, threads) == team
 
 
 def test_shapes_of_huge_maps_are_right():

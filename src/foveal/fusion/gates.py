@@ -94,11 +94,7 @@ class GatedResidual(nn.Module):
             return True
         channel, spatial = self._halves()
         # the map alone is asked about: with the addition and the ReLU, SE's product is worth a call
-        if (
-            channel is None
-            or whole_gate.why_not_native(x, None, None) is not None
-            or type(shortcut) is not Tensor
-        ):
+        if channel is None or whole_gate.why_not_native(x) is not None or type(shortcut) is not Tensor:
             return False
         alike = gated_residual.laid_out_alike
         if shortcut.shape != x.shape or not (alike(shortcut, x) and alike(seen, x)):

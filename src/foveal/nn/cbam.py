@@ -164,17 +164,21 @@ class SpatialGate(nn.Module):
 
     def spatial_half(self, values: int) -> whole_gate.SpatialHalf | None:
         """Return what ``whole_gate`` needs for so many positions; None if a layer is watched or no longer plain."""
-        conv, norm = self.conv, self.norm
-        if not check.is_plain(conv, GATE_CONVOLUTIONS[self.dims]) or conv.bias is not None:
+        layers = self._modules  # quicker than attributes
+        kernel = check.plain_parameters(layers["conv"], GATE_CONVOLUTIONS[self.dims], "weight", "bias")
+        if kernel is None or kernel[1] is not None:
             return None
+        norm = layers.get("norm")
         if norm is None:
-            return whole_gate.SpatialHalf(conv.weight, self.max_first, self.gate_gain, None, 0.0)
-        if not check.is_plain(norm, BatchNorm) or norm.running_mean is None:
+            return whole_gate.SpatialHalf(kernel[0], self.max_first, self.gate_gain, None, 0.0)
+        affine = check.plain_parameters(norm, BatchNorm, "weight", "bias")
+        mean, variance = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
+        if affine is None or mean is None or variance is None:
             return None
-        batch = norm.normalises_batch(values)
-        mean, var = (None, None) if batch else (norm.running_mean, norm.running_var)
-        parts = norm.weight, norm.bias, mean, var
-        return whole_gate.SpatialHalf(conv.weight, self.max_first, self.gate_gain, parts, norm.eps)
+        moments = (None, None) if norm.normalises_batch(values) else (mean, variance)
+        return whole_gate.SpatialHalf(
+            kernel[0], self.max_first, self.gate_gain, (*affine, *moments), norm.eps
+        )
 
     def whole(
         self, x: Float[Tensor, "b c *spatial"], channel: whole_gate.ChannelHalf | None
@@ -182,11 +186,12 @@ class SpatialGate(nn.Module):
         """Compute the gated map in one operator, after a channel gate if there is one; None if that cannot be."""
         values = x.shape[0] * math.prod(x.shape[2:])
         half = self.spatial_half(values)
-        if half is None or whole_gate.why_not_native(x, channel, half) is not None:
+        if half is None or whole_gate.why_not_native(x) is not None:
             return None
         y, moments = whole_gate.apply(x, channel, half, self.calls)
-        if self.norm is not None and self.norm.normalises_batch(values):
-            self.norm.track(moments[:1], moments[1:], values)
+        norm = self.norm
+        if norm is not None and norm.normalises_batch(values):
+            norm.track(moments[:1], moments[1:], values)
         return y
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
@@ -285,22 +290,21 @@ class CBAM(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map(x, self.channels, self.dims)
-        if self.spatial is None or self.channel is None:
-            half = self.channel or self.spatial
+        channel, spatial = self.channel, self.spatial
+        if spatial is None or channel is None:
+            half = channel or spatial
             assert half is not None
             return half(x)
         if self.arrangement == "spatial-channel":
-            return self.channel(self.spatial(x))
-        if self.arrangement == "channel-spatial" and (half := self.channel.channel_half()) is not None:
-            watched = not check.is_plain(self.channel, ChannelGate) or not check.is_plain(
-                self.spatial, SpatialGate
-            )
-            if not watched and (y := self.spatial.whole(x, half)) is not None:
+            return channel(spatial(x))
+        if self.arrangement == "channel-spatial" and (half := channel.channel_half()) is not None:
+            plain = check.is_plain(channel, ChannelGate) and check.is_plain(spatial, SpatialGate)
+            if plain and (y := spatial.whole(x, half)) is not None:
                 return y
         shared = gate.GateInput(x)
-        channel = self.channel.excite(shared.squeeze(["mean", "max"]))
-        statistics = shared.spatial_statistics(None if self.arrangement == "parallel" else channel)
-        return shared.scale(channel, self.spatial.attend(*statistics))
+        opened = channel.excite(shared.squeeze(["mean", "max"]))
+        statistics = shared.spatial_statistics(None if self.arrangement == "parallel" else opened)
+        return shared.scale(opened, spatial.attend(*statistics))
 
     def attention(
         self, x: Float[Tensor, "b c *spatial"], positions: Positions | None = None

@@ -77,15 +77,26 @@ def feature_map(x: Tensor, channels: int, dims: int | None = None) -> None:
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether calling ``module`` is what its class says: no subclass, no hooks, no ``forward`` of its own."""
+    own = module.__dict__  # read at every call of a gate: quicker than attributes
     watched = (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
     )
-    return (
-        type(module) is kind
-        and not watched
-        and "forward" not in module.__dict__
-        and not _has_any_global_hook()
-    )
+    return type(module) is kind and not watched and "forward" not in own and not _has_any_global_hook()
+
+
+def plain_parameters(module: nn.Module, kind: type[nn.Module], *names: str) -> list[Tensor | None] | None:
+    """Return the parameters of these names; None if ``module`` is not plain, or lacks one of them.
+
+    Example:
+        >>> layer = nn.Linear(2, 3, bias=False)
+        >>> [None if one is None else tuple(one.shape) for one in plain_parameters(layer, nn.Linear, "weight", "bias")]
+        [(3, 2), None]
+        >>> plain_parameters(nn.Dropout(), nn.Linear, "weight")
+    """
+    own = module._parameters
+    if not is_plain(module, kind) or not all(name in own for name in names):
+        return None
+    return [own[name] for name in names]

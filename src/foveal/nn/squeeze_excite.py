@@ -90,20 +90,18 @@ class SqueezeExcite(nn.Module):
 
     def channel_half(self) -> whole_gate.ChannelHalf | None:
         """Return what ``whole_gate`` needs; None if a layer is watched or is no longer a plain one."""
-        fc1, fc2 = self.fc1, self.fc2
-        if not (check.is_plain(fc1, nn.Linear) and check.is_plain(fc2, nn.Linear)):
+        layers = self._modules  # quicker than attributes
+        first = check.plain_parameters(layers["fc1"], nn.Linear, "weight", "bias")
+        second = check.plain_parameters(layers["fc2"], nn.Linear, "weight", "bias")
+        if first is None or second is None:
             return None
-        return whole_gate.ChannelHalf(
-            fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.squeeze, self.activation, self.gate_gain
-        )
+        return whole_gate.ChannelHalf(*first, *second, self.squeeze, self.activation, self.gate_gain)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map(x, self.channels)
-        # without gradients a mean and a product are all there is, and at one image the question itself takes time
-        if self.squeeze != "mean" or torch.is_grad_enabled():
-            half = self.channel_half()
-            if half is not None and whole_gate.why_not_native(x, half, None) is None:
-                return whole_gate.apply(x, half, None, self.calls)[0]
+        half = self.channel_half()
+        if half is not None and whole_gate.why_not_native(x, half) is None:
+            return whole_gate.apply(x, half, None, self.calls)[0]
         shared = gate.GateInput(x)
         return shared.scale(self.excite(shared.squeeze(STATISTICS[self.squeeze])))
 

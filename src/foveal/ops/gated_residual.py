@@ -10,7 +10,7 @@ from torch import Tensor
 from foveal.errors import FovealError
 from foveal.ops.kernels.native.call import Call
 from foveal.ops.numerics import exporting, is_channels_last
-from foveal.ops.whole_gate import ChannelHalf, SpatialHalf, arguments_of
+from foveal.ops.whole_gate import ChannelHalf, SpatialHalf, arguments_of, options_of, weights_of
 from foveal.ops.whole_gate_ops import outputs_of, prepared
 
 
@@ -35,7 +35,7 @@ def add_residual_(
     """Compute ``g_c s_p x + shortcut``, and its ReLU if asked for, into the memory of ``x``; for inference.
 
     Args:
-        x: feature map, for which ``whole_gate.why_not_native(x, None, None)`` is None.
+        x: feature map, for which ``whole_gate.why_not_native(x)`` is None.
         shortcut: another, laid out alike.
         channel, spatial: the halves of the gate, as in ``whole_gate.apply``.
         relu: whether a ReLU follows.
@@ -63,7 +63,7 @@ def add_residual_(
                 f"{name} must be laid out as the map, {tuple(x.shape)} with strides {x.stride()}, {x.dtype}, got "
                 f"{tuple(one.shape)} with strides {one.stride()}, {one.dtype}"
             )
-    given = [*arguments_of(x, channel, spatial), False]
+    given = [*arguments_of(x, weights_of(channel, spatial), options_of(channel, spatial)), False]
     outputs = x, *outputs_of(x, *given)[1:]
     call = prepared(x, given, outputs, shortcut=shortcut, seen=seen, relu=relu)
     call.run()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 def exporting() -> bool:
     """Return True while a graph is recorded for another runtime, which knows no custom operators."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or tracing()
+    # torch.onnx.export is one of the two, and asking for it takes longer than both
+    return torch.compiler.is_exporting() or tracing()
 
 
 def tracing() -> bool:

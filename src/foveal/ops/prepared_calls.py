@@ -60,6 +60,7 @@ class PreparedCalls:
 
 
 def _key(maps: dict[str, Tensor], weights: Sequence[Tensor], options: Sequence[Any]) -> list[Any]:
-    facts = [fact for one in maps.values() for fact in (one.shape, one.stride(), one.dtype)]
-    threads = openmp.threads_for(maps["x"].numel())
-    return [threads, *facts, *[weight.data_ptr() for weight in weights], *options]
+    key = [openmp.threads_for(maps["x"].numel()), *options]
+    for one in maps.values():
+        key += one.shape, one.stride(), one.dtype
+    return key + [weight.data_ptr() for weight in weights]

@@ -7,7 +7,7 @@ there is none.
 """
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,6 @@ from foveal.ops.numerics import exporting, is_channels_last
 from foveal.ops.prepared_calls import PreparedCalls
 from foveal.ops.whole_gate_ops import (  # registers the operators
     SUMS,
-    WEIGHTS,
     outputs_of,
     prepared,
     with_gradients,
@@ -28,10 +27,14 @@ from foveal.ops.whole_gate_ops import (  # registers the operators
 
 NATIVE_FROM = 2**15
 """Values of a map from which the kernel is taken: smaller maps are not worth loading a compiler for."""
+SE_CONVERTS_FROM = 2**17
+"""Values of a bfloat16 map from which SE's inference is worth the conversion of its weights."""
 NATIVE_DTYPES = {torch.float32, torch.bfloat16}
 """Each takes seconds to compile, once a machine; float64, which the kernels know too, is for checks of gradients."""
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 SQUEEZES = {"mean": 1, "max": 2, "both": 3}
+_NONE = [None] * 4
+_NO_MOMENTS = torch.empty(0)
 
 
 # ------------------------------------------------------------------------------------------------------- what to call
@@ -62,8 +65,13 @@ class SpatialHalf(NamedTuple):
     eps: float
 
 
-def why_not_native(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf | None) -> str | None:
-    """Return why the native kernel of a whole gate is not taken for this map; None if it is."""
+def why_not_native(x: Tensor, alone: ChannelHalf | None = None) -> str | None:
+    """Return why the native kernel of a whole gate is not taken for this map; None if it is.
+
+    Args:
+        x: feature map.
+        alone: the channel half of a gate without a spatial one.
+    """
     if exporting() or torch._C._are_functorch_transforms_active():
         return "an export or torch.func knows PyTorch's operators only"
     if not torch.compiler.is_compiling():
@@ -81,8 +89,13 @@ def why_not_native(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf 
         return f"the map is neither contiguous nor channels-last, but has strides {x.stride()}"
     if not HAS_NUMBA:
         return "numba, which compiles it, is not installed"
-    if spatial is None and channel is not None and channel.squeeze == "mean" and not _needs_grad(x, channel):
-        return "without gradients a mean and a product are all there is, and PyTorch's take as long"
+    if alone is None or alone.squeeze != "mean" or _needs_grad(x, alone):
+        return None
+    # what is left, SE without gradients, is little work
+    if x.dtype != SUMS[x.dtype] and x.numel() < SE_CONVERTS_FROM:
+        return f"to convert SE's weights at each call pays from {SE_CONVERTS_FROM} values, got {x.numel()}"
+    if x.shape[0] > 1 and 2 * alone.w1.numel() * x.shape[0] > x.numel():
+        return "SE has more weights than an image has values: its layers are quicker as one product for all images"
     return None
 
 
@@ -96,16 +109,15 @@ def compile_kernels(dtype: torch.dtype = torch.float32) -> None:
             compiled(direction, dtype)
 
 
-def explain(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf | None) -> Choice:
-    """Say whether the whole gate of this map is one native call or goes step by step, and why.
+def explain(x: Tensor, alone: ChannelHalf | None = None) -> Choice:
+    """Say whether the whole gate of this map is one native call or goes step by step, and why; see `why_not_native`.
 
     Example:
-        >>> kernel = torch.zeros(1, 2, 7, 7)
-        >>> print(explain(torch.ones(1, 8, 4, 4), None, SpatialHalf(kernel, False, 1.0, None, 0.0)))
+        >>> print(explain(torch.ones(1, 8, 4, 4)))
         steps: each step chooses for itself, see gate.explain
         not native: it pays from 32768 values, got 128
     """
-    reason = why_not_native(x, channel, spatial)
+    reason = why_not_native(x, alone)
     if reason is None:
         steps = {"steps": "the map would leave the cache between them"}
         return Choice("native", "one kernel takes each image through all steps", steps)
@@ -113,8 +125,9 @@ def explain(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf | None)
 
 
 def _needs_grad(x: Tensor, weights: Iterable[Any]) -> bool:
-    tensors = [x, *(weight for weight in weights if isinstance(weight, Tensor))]
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and (
+        x.requires_grad or any(weight.requires_grad for weight in weights if isinstance(weight, Tensor))
+    )
 
 
 def apply(
@@ -140,44 +153,61 @@ def apply(
         >>> torch.equal(apply(x, half, None)[0], x)
         True
     """
-    given = arguments_of(x, channel, spatial)
-    keeps = _needs_grad(x, given)
-    norm = None if spatial is None else spatial.norm
+    weights, options = weights_of(channel, spatial), options_of(channel, spatial)
+    keeps = _needs_grad(x, weights)
+    batch_statistics = weights[5] is not None and weights[7] is None
+    if not (keeps or calls is None or batch_statistics or torch.compiler.is_compiling()):
+        return _by_prepared_call(x, weights, options, calls)
+    given = [*arguments_of(x, weights, options), keeps]
     if torch.compiler.is_compiling():
-        outputs = torch.ops.foveal.gate.default(x, *given, keeps)
+        outputs = torch.ops.foveal.gate.default(x, *given)
     elif keeps:
-        outputs = with_gradients(x, *given, keeps)
-    elif calls is None or (norm is not None and norm[2] is None):  # the batch's statistics are wanted
-        with torch._C._AutoDispatchBelowAutograd():  # half the time of a call
-            outputs = torch.ops.foveal.gate.default(x, *given, keeps)
+        outputs = with_gradients(x, *given)
     else:
-        weights = [*(channel or [])[:4], *([] if spatial is None else [spatial.kernel, *(norm or [])])]
-        outputs = _by_prepared_call(x, [*given, keeps], calls, [one for one in weights if one is not None])
+        with torch._C._AutoDispatchBelowAutograd():  # half the time of a call
+            outputs = torch.ops.foveal.gate.default(x, *given)
     return outputs[0], outputs[-1]
 
 
 def _by_prepared_call(
-    x: Tensor, given: list[Any], calls: PreparedCalls, weights: Sequence[Any]
-) -> Sequence[Tensor]:
-    """The gated map without the operator, whose own work takes as long as the kernel at one image."""
-    options, y = given[len(WEIGHTS) :], torch.empty_like(x)
-    if calls.run({"x": x}, {"y": y, "seen": x}, weights, *options):
-        return (y,)
-    outputs = outputs_of(x, *given)
-    call = prepared(x, given, outputs)
+    x: Tensor, weights: list[Tensor | None], options: list[Any], calls: PreparedCalls
+) -> tuple[Tensor, Tensor]:
+    """The same without the operator, whose own work takes as long as the kernel at one image."""
+    given, y = [weight for weight in weights if weight is not None], torch.empty_like(x)
+    if calls.run({"x": x}, {"y": y, "seen": x}, given, *options):
+        return y, _NO_MOMENTS
+    arguments = [*arguments_of(x, weights, options), False]
+    outputs = outputs_of(x, *arguments)
+    call = prepared(x, arguments, outputs)
     call.run()
-    calls.keep(call, {"x": x}, weights, *options)
-    return outputs
+    calls.keep(call, {"x": x}, given, *options)
+    return outputs[0], outputs[-1]
 
 
-def arguments_of(x: Tensor, channel: ChannelHalf | None, spatial: SpatialHalf | None) -> list[Any]:
-    """The weights and options of the operators, but for the last; weights in the dtype of sums."""
-    w1, b1, w2, b2, squeeze, activation, channel_gain = channel or (*[None] * 4, None, "sigmoid", 1.0)
-    kernel, max_first, spatial_gain, norm, eps = spatial or (None, False, 1.0, None, 0.0)
+def weights_of(channel: ChannelHalf | None, spatial: SpatialHalf | None) -> list[Tensor | None]:
+    """The weights of both halves, in the order of the operators."""
+    kernel, norm = (None, None) if spatial is None else (spatial.kernel, spatial.norm)
+    return [*(_NONE if channel is None else channel[:4]), kernel, *(_NONE if norm is None else norm)]
+
+
+def options_of(channel: ChannelHalf | None, spatial: SpatialHalf | None) -> list[Any]:
+    """The options of the operators, but for the last."""
+    kind, hard, channel_gain, max_first, spatial_gain, eps = 0, False, 1.0, False, 1.0, 0.0
+    if channel is not None:
+        kind, hard, channel_gain = (
+            SQUEEZES[channel.squeeze],
+            channel.activation == "hard_sigmoid",
+            channel.gain,
+        )
+    if spatial is not None:
+        max_first, spatial_gain, eps = spatial.max_first, spatial.gain, spatial.eps
+    return [kind, hard, channel_gain, max_first, spatial_gain, eps]
+
+
+def arguments_of(x: Tensor, weights: list[Tensor | None], options: list[Any]) -> list[Any]:
+    """What the operators take beside the map, but for the last; weights in the dtype of its sums."""
     sums = SUMS[x.dtype]
-    weights = [
-        weight if weight is None or weight.dtype == sums else weight.to(sums)
-        for weight in (w1, b1, w2, b2, kernel, *(norm or [None] * 4))
+    return [
+        *(weight if weight is None or weight.dtype == sums else weight.to(sums) for weight in weights),
+        *options,
     ]
-    kind = 0 if squeeze is None else SQUEEZES[squeeze]
-    return [*weights, kind, activation == "hard_sigmoid", channel_gain, max_first, spatial_gain, eps]

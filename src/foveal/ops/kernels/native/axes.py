@@ -12,13 +12,24 @@ import math
 
 from numba import njit
 
-from foveal.ops.kernels.native.language import call, like, maximum, read, slot, write
-from foveal.ops.kernels.native.slots import BARRIER, BLOCK, TILE, TILES
+from foveal.ops.kernels.native.language import (
+    call,
+    like,
+    maximum,
+    nearest_whole,
+    read,
+    slot,
+    times_power_of_two,
+    write,
+)
+from foveal.ops.kernels.native.slots import BARRIER, BLOCK, STRETCH, TILE, TILES
 
 _OPTIONS = {"error_model": "numpy", "fastmath": {"reassoc", "contract"}}
 jit = njit(**_OPTIONS)
 inlined = njit(**_OPTIONS, inline="always")
 """For functions that only call others: LLVM would optimise the code of all their callees once more for each of them."""
+LOG_2, LOG2_E = math.log(2), 1 / math.log(2)
+SERIES = tuple(1 / math.factorial(n) for n in range(12, -1, -1))
 
 
 @jit
@@ -35,8 +46,37 @@ def share(size, part, parts):
 
 
 @jit
+def sigmoid(value):
+    """``1 / (1 + exp(-value))`` in float64, of instructions that come as vectors: ``math.exp`` is a call a value.
+
+    The exponential is a power of two times the Taylor series, for arguments up to log(2) / 2.
+    """
+    x = -float(value)
+    x = -708.0 if x < -708.0 else x
+    x = 708.0 if x > 708.0 else x
+    whole = nearest_whole(x * LOG2_E)
+    rest = x - whole * LOG_2
+    series = 0.0
+    for coefficient in SERIES:
+        series = series * rest + coefficient
+    opened = 1.0 / (1.0 + times_power_of_two(series, whole))
+    return x if x != x else opened
+
+
+@jit
 def tile_rows(rows):
     return max(TILE, (rows + TILES - 1) // TILES)
+
+
+@jit
+def stretches(columns, lo, hi):
+    """Of the rows lo to hi: how many make a stretch of memory, and how many such there are.
+
+    A pass takes them from the last to the first, since what was read last is still in cache; within one it goes
+    forward, as processors foresee.
+    """
+    step = max(1, STRETCH // columns)
+    return step, (hi - lo + step - 1) // step
 
 
 @jit

@@ -9,7 +9,7 @@ other share of the gradient of ``g``, and, after the layers', a pass over ``dy``
 # pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false, reportOperatorIssue=false
 # pyright: reportGeneralTypeIssues=false
 
-from foveal.ops.kernels.native.axes import dot, inlined, jit, share, tile_rows, wait
+from foveal.ops.kernels.native.axes import dot, inlined, jit, share, stretches, tile_rows, wait
 from foveal.ops.kernels.native.channel import through_layers
 from foveal.ops.kernels.native.convolution import through_convolution
 from foveal.ops.kernels.native.forward import team, turn_of
@@ -133,18 +133,21 @@ def write_gradient(args, image, part, parts):
     argmax, peaks = ints_at(args, POSITION_ARGMAX), ints_at(args, CHANNEL_ARGMAX)
     if slot(args, CHANNELS_LAST) == 0:
         lo, hi = share(c, part, parts)
-        for r in range(lo, hi):
-            at, factor, added = start + r * n, read(gate, r), read(even, r) if kind & 1 else zero
-            if spatial:
-                for q in range(n):
-                    value = read(dy, at + q) * read(opened, q) + read(dmean, q)
-                    write(dx, at + q, factor * value + added)
-            else:
-                for q in range(n):
-                    write(dx, at + q, factor * read(dy, at + q) + added)
-            if kind & 2:
-                at += int(peaks[image * c + r])
-                write(dx, at, read(dx, at) + read(peak, r))
+        step, count = stretches(n, lo, hi)
+        for stretch in range(count):
+            first = lo + (count - 1 - stretch) * step
+            for r in range(first, min(first + step, hi)):
+                at, factor, added = start + r * n, read(gate, r), read(even, r) if kind & 1 else zero
+                if spatial:
+                    for q in range(n):
+                        value = read(dy, at + q) * read(opened, q) + read(dmean, q)
+                        write(dx, at + q, factor * value + added)
+                else:
+                    for q in range(n):
+                        write(dx, at + q, factor * read(dy, at + q) + added)
+                if kind & 2:
+                    at += int(peaks[image * c + r])
+                    write(dx, at, read(dx, at) + read(peak, r))
         if spatial:
             for p in range(n):
                 channel = int(argmax[image * n + p])
@@ -153,19 +156,22 @@ def write_gradient(args, image, part, parts):
                     write(dx, at, read(dx, at) + read(gate, channel) * read(dmax, p))
     else:
         lo, hi = share(n, part, parts)
-        for r in range(lo, hi):
-            at = start + r * c
-            factor, added = (read(opened, r), read(dmean, r)) if spatial else (one, zero)
-            if kind & 1:
-                for q in range(c):
-                    value = read(dy, at + q) * factor + added
-                    write(dx, at + q, read(gate, q) * value + read(even, q))
-            else:
-                for q in range(c):
-                    write(dx, at + q, read(gate, q) * (read(dy, at + q) * factor + added))
-            if spatial:
-                channel = int(argmax[image * n + r])
-                write(dx, at + channel, read(dx, at + channel) + read(gate, channel) * read(dmax, r))
+        step, count = stretches(c, lo, hi)
+        for stretch in range(count):
+            first = lo + (count - 1 - stretch) * step
+            for r in range(first, min(first + step, hi)):
+                at = start + r * c
+                factor, added = (read(opened, r), read(dmean, r)) if spatial else (one, zero)
+                if kind & 1:
+                    for q in range(c):
+                        value = read(dy, at + q) * factor + added
+                        write(dx, at + q, read(gate, q) * value + read(even, q))
+                else:
+                    for q in range(c):
+                        write(dx, at + q, read(gate, q) * (read(dy, at + q) * factor + added))
+                if spatial:
+                    channel = int(argmax[image * n + r])
+                    write(dx, at + channel, read(dx, at + channel) + read(gate, channel) * read(dmax, r))
         if kind & 2:
             for q in range(c):
                 position = int(peaks[image * c + q])
@@ -201,14 +207,14 @@ def second_half(args, image, part, parts, mean, variance, dshift, dscale):
 @inlined
 def backward(args):
     """The whole backward pass."""
-    me, threads, turns = team(args)
+    me, threads, size, turns = team(args)
     batch = slot(args, NORM) == BATCH
     zero = like(sums_at(args, LOGITS), 0.0)
     mean, variance, dshift, dscale = zero, zero, zero, zero
     if slot(args, NORM) != 0:
         mean, variance = read(sums_at(args, MOMENTS), 0), read(sums_at(args, MOMENTS), 1)
     for turn in range(turns):
-        image, part, parts = turn_of(args, turn, me, threads)
+        image, part, parts = turn_of(args, turn, me, threads, size)
         first_half(args, image, part, parts, mean, variance)
         if not batch:
             second_half(args, image, part, parts, mean, variance, dshift, dscale)
@@ -220,7 +226,7 @@ def backward(args):
             write(sums_at(args, DMOMENTS), 1, dscale)
     if batch:
         for turn in range(turns):
-            image, part, parts = turn_of(args, turn, me, threads)
+            image, part, parts = turn_of(args, turn, me, threads, size)
             second_half(args, image, part, parts, mean, variance, dshift, dscale)
 
 

@@ -24,6 +24,8 @@ _Argument = ctypes.c_int64 * len(SLOTS)
 _AS_DOUBLE, _AS_BITS = struct.Struct("d"), struct.Struct("q")
 MAPS = {"x", "y", "dy", "dx", "shortcut", "seen"}
 SAID_AFTER_S = 2.0
+CACHED_BYTES = 2**20
+"""Of a map, so many stay in the cache of a core between two passes."""
 
 
 @functools.cache
@@ -89,6 +91,7 @@ class Call:
 
     def __init__(self, direction: str, x: Tensor, **values: Any) -> None:
         self.threads = openmp.threads_for(x.numel())
+        values["team"] = team_for(x, self.threads)
         if self.threads > 1:
             values["barrier"], values["threads"], values["thread"] = openmp.addresses()
         sizes = _sizes(direction, x, values)
@@ -97,17 +100,16 @@ class Call:
         """What must live as long as the argument holds its address; the maps are the caller's."""
         self.argument = _Argument()
         for name, value in values.items():
-            if value is None:
+            slot, kind = SLOTS.get(name), type(value)
+            if value is None or slot is None:
                 continue
-            if isinstance(value, Tensor):
+            if kind is float:
+                (value,) = _AS_BITS.unpack(_AS_DOUBLE.pack(value))
+            elif kind is not int and kind is not bool:
                 if name not in MAPS:
                     self.kept.append(value)
                 value = value.data_ptr()
-            elif isinstance(value, float):
-                (value,) = _AS_BITS.unpack(_AS_DOUBLE.pack(value))
-            slot = SLOTS.get(name)
-            if slot is not None:
-                self.argument[slot] = value
+            self.argument[slot] = value
         self._between = [value for name, value in sizes.items() if name not in MAPS]
         self.kernel, self.address = compiled(direction, x.dtype).address, ctypes.addressof(self.argument)
 
@@ -121,6 +123,13 @@ class Call:
         for name, value in maps.items():
             self.argument[SLOTS[name]] = value.data_ptr()
         openmp.run(self.kernel, self.address, self.threads)
+
+
+def team_for(x: Tensor, threads: int) -> int:
+    """How many of the threads share an image: as few as keep its parts in their caches."""
+    image = x.nbytes // max(1, x.shape[0])
+    teams = (size for size in range(1, threads + 1) if threads % size == 0)
+    return next((size for size in teams if image <= size * CACHED_BYTES), threads)
 
 
 def _sizes(direction: str, x: Tensor, values: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from foveal.ops.kernels.native.axes import (
     jit,
     mean_of_row,
     share,
+    sigmoid,
     tile_rows,
     wait,
 )
@@ -159,7 +160,7 @@ def excite(args, image, part, parts):
             total = like(w1, 0.0) if total < like(w1, 0.0) else total
             total = one if total > one else total
         else:
-            total = one / (one + math.exp(-total))
+            total = like(w1, sigmoid(total))
         write(gate, image * c + i, gain * total)
     wait(args, parts)
 

@@ -11,7 +11,7 @@ on the number of threads: the bits do not.
 
 import math
 
-from foveal.ops.kernels.native.axes import inlined, jit, share, wait
+from foveal.ops.kernels.native.axes import inlined, jit, share, stretches, wait
 from foveal.ops.kernels.native.channel import excite, squeeze
 from foveal.ops.kernels.native.convolution import convolve
 from foveal.ops.kernels.native.language import call, like, map_at, read, shifted, slot, sums_at, write
@@ -34,6 +34,7 @@ from foveal.ops.kernels.native.slots import (
     SHORTCUT,
     SPATIAL_GATE,
     SQUEEZE,
+    TEAM,
     THREAD,
     THREADS,
     X,
@@ -54,24 +55,28 @@ def multiply(args, image, part, parts):
     one, floor = like(x, 1.0), like(x, 0.0 if relu else -math.inf)
     has_row, has_column = both or by_row == GATE, both or by_column == GATE
     lo, hi = share(rows, part, parts)
-    # never backwards, though what was read last is still in cache: prefetching is worth more
-    for r in range(lo, hi):
-        at = (image * rows + r) * columns
-        factor = read(row_factor, image * rows + r) if has_row else one
-        if adds and has_column:  # in place: through one pointer, or the loop would not be vectorised
-            for q in range(columns):
-                value = read(y, at + q) * (read(column_factor, q) * factor) + read(shortcut, at + q)
-                write(y, at + q, floor if value < floor else value)
-        elif adds:
-            for q in range(columns):
-                value = read(y, at + q) * factor + read(shortcut, at + q)
-                write(y, at + q, floor if value < floor else value)
-        elif has_column:
-            for q in range(columns):
-                write(y, at + q, read(x, at + q) * factor * read(column_factor, q))
-        else:
-            for q in range(columns):
-                write(y, at + q, read(x, at + q) * factor)
+    # a describing pass has turned around already
+    step, count = stretches(columns, lo, hi)
+    forward = both and slot(args, CHANNELS_LAST) != 0
+    for stretch in range(count):
+        first = lo + (stretch if forward else count - 1 - stretch) * step
+        for r in range(first, min(first + step, hi)):
+            at = (image * rows + r) * columns
+            factor = read(row_factor, image * rows + r) if has_row else one
+            if adds and has_column:  # in place: through one pointer, or the loop would not be vectorised
+                for q in range(columns):
+                    value = read(y, at + q) * (read(column_factor, q) * factor) + read(shortcut, at + q)
+                    write(y, at + q, floor if value < floor else value)
+            elif adds:
+                for q in range(columns):
+                    value = read(y, at + q) * factor + read(shortcut, at + q)
+                    write(y, at + q, floor if value < floor else value)
+            elif has_column:
+                for q in range(columns):
+                    write(y, at + q, read(x, at + q) * factor * read(column_factor, q))
+            else:
+                for q in range(columns):
+                    write(y, at + q, read(x, at + q) * factor)
 
 
 @inlined
@@ -96,33 +101,40 @@ def second_half(args, image, part, parts, mean, variance):
 
 @jit
 def team(args):
-    """The number of this thread, of all, and in how many images it has a part."""
-    threads, me, images = 1, 0, slot(args, IMAGES)
+    """The number of this thread, of all, of those that share an image, and in how many images it has a part."""
+    threads, me, images, size = 1, 0, slot(args, IMAGES), slot(args, TEAM)
     if slot(args, BARRIER) != 0:
         threads, me = call(slot(args, THREADS)), call(slot(args, THREAD))
-    return me, threads, images // threads + images % threads
+    if threads % size != 0:  # fewer than were asked for
+        size = threads
+    teams = threads // size
+    return me, threads, size, images // teams + images % teams
 
 
 @jit
-def turn_of(args, turn, me, threads):
-    """The image of a turn, this thread's part of it, and of how many: first whole images, then those that all share."""
-    whole = slot(args, IMAGES) // threads
+def turn_of(args, turn, me, threads, size):
+    """The image of a turn, this thread's part of it, and of how many: an image a team, then those that all share.
+
+    Teams wait for one another, as the barrier is one for all: their images are of one size.
+    """
+    teams = threads // size
+    whole = slot(args, IMAGES) // teams
     if turn < whole:
-        return me + turn * threads, 0, 1
-    return whole * threads + turn - whole, me, threads
+        return me // size + turn * teams, me % size, size
+    return whole * teams + turn - whole, me, threads
 
 
 @inlined
 def forward(args):
     """The whole forward pass."""
-    me, threads, turns = team(args)
+    me, threads, size, turns = team(args)
     batch = slot(args, NORM) == BATCH
     zero = like(sums_at(args, LOGITS), 0.0)
     mean, variance = zero, zero
     if slot(args, NORM) == RUNNING:
         mean, variance = read(sums_at(args, NORM_MEAN), 0), read(sums_at(args, NORM_VAR), 0)
     for turn in range(turns):
-        image, part, parts = turn_of(args, turn, me, threads)
+        image, part, parts = turn_of(args, turn, me, threads, size)
         first_half(args, image, part, parts)
         if not batch:
             second_half(args, image, part, parts, mean, variance)
@@ -133,7 +145,7 @@ def forward(args):
             write(sums_at(args, MOMENTS), 0, mean)
             write(sums_at(args, MOMENTS), 1, variance)
         for turn in range(turns):
-            image, part, parts = turn_of(args, turn, me, threads)
+            image, part, parts = turn_of(args, turn, me, threads, size)
             second_half(args, image, part, parts, mean, variance)
 
 

@@ -129,6 +129,30 @@ def maximum(typingctx, one, other):
 
 
 @intrinsic
+def times_power_of_two(typingctx, value, exponent):
+    """``value 2^exponent`` for a whole ``exponent`` from -1022 to 1023, both float64."""
+
+    def codegen(context, builder, signature, values):
+        biased = builder.add(builder.fptosi(values[1], _I32), ir.Constant(_I32, 1023))
+        bits = builder.shl(builder.zext(biased, _I64), ir.Constant(_I64, 52))
+        return builder.fmul(values[0], builder.bitcast(bits, ir.DoubleType()))
+
+    return types.float64(types.float64, types.float64), codegen
+
+
+@intrinsic
+def nearest_whole(typingctx, value):
+    """The whole number next to a float64."""
+
+    def codegen(context, builder, signature, values):
+        kind = ir.DoubleType()
+        function = builder.module.declare_intrinsic("llvm.rint", [kind], ir.FunctionType(kind, [kind]))
+        return builder.call(function, values)
+
+    return types.float64(types.float64), codegen
+
+
+@intrinsic
 def call(typingctx, address):
     """Call the ``int (void)`` function at an address; what a ``void`` function returns means nothing."""
 

@@ -2,8 +2,8 @@
 
 # fmt: off
 (
-    # threads, the map and its gradients
-    BARRIER, THREADS, THREAD, IMAGES, CHANNELS, POSITIONS, CHANNELS_LAST, X, Y, SHORTCUT, RELU, DY, DX,
+    # threads, how many of them share an image, the map and its gradients
+    BARRIER, THREADS, THREAD, TEAM, IMAGES, CHANNELS, POSITIONS, CHANNELS_LAST, X, Y, SHORTCUT, RELU, DY, DX,
     # the map whose statistics make the channel gate: X, but for a squeeze that is taken before a convolution
     SEEN, SEEN_CHANNELS, SEEN_POSITIONS,
     # the channel half; GATE is always there, of ones if need be, and SQUEEZE says which statistics make it, or none
@@ -14,7 +14,7 @@
     DLOGITS, DSTATISTICS, DKERNEL, FLIPPED, PADDED_DLOGITS, DMOMENTS, MEANS,
     # room for what lies between two steps
     PARTIAL, ROOM,
-) = range(59)
+) = range(60)
 # fmt: on
 
 SLOTS = {name.lower(): number for name, number in globals().items() if name.isupper()}
@@ -28,6 +28,8 @@ BLOCK = 512
 """Values whose sum is float32; the sum of such sums is float64."""
 TILE, TILES = 64, 64
 """Rows whose columns are summed together, more where there would be over TILES tiles."""
+STRETCH = 2**16
+"""Values that are read in the order of memory where a pass begins with what the pass before it read last."""
 COLUMNS = 256
 """Columns of a contiguous map that are taken together where a column is summed."""
 LANES = 16

@@ -14,6 +14,8 @@ from foveal.ops.kernels.native.axes import (
     jit,
     mean_of_row,
     share,
+    sigmoid,
+    stretches,
     tile_rows,
     wait,
 )
@@ -69,12 +71,15 @@ def describe(args, image, part, parts):
     start, size = image * c * n, like(x, c)
     if slot(args, CHANNELS_LAST) != 0:
         lo, hi = share(n, part, parts)
-        for r in range(lo, hi):
-            total, top, first = along_row(x, start + r * c, c, gate, image * c, True, want_index)
-            write(mean, r, total / size)
-            write(largest, r, top)
-            if want_index:
-                argmax[image * n + r] = first
+        step, count = stretches(c, lo, hi)
+        for stretch in range(count):
+            begin = lo + (count - 1 - stretch) * step
+            for r in range(begin, min(begin + step, hi)):
+                total, top, first = along_row(x, start + r * c, c, gate, image * c, True, want_index)
+                write(mean, r, total / size)
+                write(largest, r, top)
+                if want_index:
+                    argmax[image * n + r] = first
     else:
         tiles = (n + COLUMNS - 1) // COLUMNS
         t0, t1 = share(tiles, part, parts)
@@ -130,10 +135,10 @@ def open_gate(args, image, part, parts, mean, variance):
     n = slot(args, POSITIONS)
     logits, gate = sums_at(args, LOGITS), sums_at(args, SPATIAL_GATE)
     scale, shift = scale_and_shift(args, mean, variance)
-    gain, one = real_at(args, SPATIAL_GAIN), like(logits, 1.0)
+    gain = real_at(args, SPATIAL_GAIN)
     lo, hi = share(n, part, parts)
     for p in range(image * n + lo, image * n + hi):
-        write(gate, p, gain * (one / (one + math.exp(-(read(logits, p) * scale + shift)))))
+        write(gate, p, gain * like(logits, sigmoid(read(logits, p) * scale + shift)))
     wait(args, parts)
 
 
