@@ -1,7 +1,7 @@
 """Convolutional Block Attention Module (Woo et al., ECCV 2018): a gate per channel, one per position."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -168,17 +168,17 @@ class SpatialGate(nn.Module):
         kernel = check.plain_parameters(layers["conv"], GATE_CONVOLUTIONS[self.dims], "weight", "bias")
         if kernel is None or kernel[1] is not None:
             return None
-        norm = layers.get("norm")
+        norm: Any = layers.get("norm")
         if norm is None:
             return whole_gate.SpatialHalf(kernel[0], self.max_first, self.gate_gain, None, 0.0)
-        affine = check.plain_parameters(norm, BatchNorm, "weight", "bias")
+        scale, shift = check.plain_parameters(norm, BatchNorm, "weight", "bias") or (None, None)
         mean, variance = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
-        if affine is None or mean is None or variance is None:
+        if scale is None or shift is None or mean is None or variance is None:
             return None
-        moments = (None, None) if norm.normalises_batch(values) else (mean, variance)
-        return whole_gate.SpatialHalf(
-            kernel[0], self.max_first, self.gate_gain, (*affine, *moments), norm.eps
-        )
+        if norm.normalises_batch(values):
+            mean = variance = None
+        parts = scale, shift, mean, variance
+        return whole_gate.SpatialHalf(kernel[0], self.max_first, self.gate_gain, parts, norm.eps)
 
     def whole(
         self, x: Float[Tensor, "b c *spatial"], channel: whole_gate.ChannelHalf | None

@@ -1,6 +1,7 @@
 """Checks of options and inputs: what a block cannot take is refused in one clear line."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -87,7 +88,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not watched and "forward" not in own and not _has_any_global_hook()
 
 
-def plain_parameters(module: nn.Module, kind: type[nn.Module], *names: str) -> list[Tensor | None] | None:
+def plain_parameters(module: nn.Module | None, kind: type[nn.Module], *names: str) -> list[Any] | None:
     """Return the parameters of these names; None if ``module`` is not plain, or lacks one of them.
 
     Example:
@@ -96,7 +97,6 @@ def plain_parameters(module: nn.Module, kind: type[nn.Module], *names: str) -> l
         [(3, 2), None]
         >>> plain_parameters(nn.Dropout(), nn.Linear, "weight")
     """
-    own = module._parameters
-    if not is_plain(module, kind) or not all(name in own for name in names):
+    if module is None or not is_plain(module, kind) or not all(name in module._parameters for name in names):
         return None
-    return [own[name] for name in names]
+    return [module._parameters[name] for name in names]

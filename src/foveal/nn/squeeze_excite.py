@@ -95,7 +95,8 @@ class SqueezeExcite(nn.Module):
         second = check.plain_parameters(layers["fc2"], nn.Linear, "weight", "bias")
         if first is None or second is None:
             return None
-        return whole_gate.ChannelHalf(*first, *second, self.squeeze, self.activation, self.gate_gain)
+        (w1, b1), (w2, b2) = first, second
+        return whole_gate.ChannelHalf(w1, b1, w2, b2, self.squeeze, self.activation, self.gate_gain)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         check.feature_map(x, self.channels)
