@@ -335,12 +335,12 @@ def test_se_without_gradients_is_whole_where_that_is_quicker():
     ("mebibytes", "threads", "team"),
     [
         (0, 1, 1),
-        (2**20, 8, 1),
-        (2**20 + 4, 8, 2),
-        (3 * 2**20, 8, 4),
-        (3 * 2**20, 6, 3),
-        (3 * 2**20, 7, 7),
-        (2**30, 6, 6),
+        (1, 8, 1),
+        (1 + 2**-18, 8, 2),
+        (3, 8, 4),
+        (3, 6, 3),
+        (3, 7, 7),
+        (1000, 6, 6),
     ],
 )
 def test_as_many_threads_share_an_image_as_keep_it_in_their_caches(mebibytes, threads, team):
