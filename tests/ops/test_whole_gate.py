@@ -331,6 +331,21 @@ def test_se_without_gradients_is_whole_where_that_is_quicker():
             )
 
 
+def test_se_without_gradients_is_left_to_a_compiler():
+    block, x = build("se", (2, 16, 9, 11)), feature_map((2, 16, 9, 11), False)
+    graphs = []
+
+    def compiler(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    with torch.no_grad():
+        compiled = torch.compile(copy.deepcopy(block), backend=compiler, fullgraph=True)
+        torch.testing.assert_close(compiled(x), block(x))
+    (code,) = graphs
+    assert "foveal" not in code
+
+
 @pytest.mark.parametrize(
     ("mebibytes", "threads", "team"),
     [

@@ -92,6 +92,8 @@ def why_not_native(x: Tensor, alone: ChannelHalf | None = None) -> str | None:
     if alone is None or alone.squeeze != "mean" or _needs_grad(x, alone):
         return None
     # what is left, SE without gradients, is little work
+    if torch.compiler.is_compiling():
+        return "torch.compile joins SE's mean and product with what is around them"
     if x.dtype != SUMS[x.dtype] and x.numel() < SE_CONVERTS_FROM:
         return f"to convert SE's weights at each call pays from {SE_CONVERTS_FROM} values, got {x.numel()}"
     if x.shape[0] > 1 and 2 * alone.w1.numel() * x.shape[0] > x.numel():
