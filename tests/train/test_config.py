@@ -58,6 +58,19 @@ def test_the_rate_suits_the_optimizer_unless_it_is_given():
     assert TrainConfig(optimizer="adamw", lr=0.5).lr == 0.5
 
 
+def test_what_must_be_the_same_on_every_node_says_nothing_of_places():
+    here = TrainConfig(data="/a", out="/b", workers=2, data_options={"root": "/a", "split_seed": 1})
+    there = TrainConfig(data="/c", out="/d", data_options={"cache": "/c", "split_seed": 1})
+    assert here.of_all_nodes == there.of_all_nodes
+    for other in (
+        {"lr": 0.5},
+        {"seed": 1},
+        {"task_options": {"mixup": 0.2}},
+        {"data_options": {"split_seed": 2}},
+    ):
+        assert TrainConfig(**{"data_options": {"split_seed": 1}, **other}).of_all_nodes != here.of_all_nodes
+
+
 def test_a_config_is_flat_in_a_file_and_comes_back_the_same():
     config = TrainConfig.from_dict({"task": "segment", "ohem": True, "epochs": 3})
     assert config.options.ohem

@@ -107,7 +107,7 @@ def test_two_nodes_start_stop_and_continue_to_the_same_weights(launcher, tmp_pat
     assert list(there.iterdir()) == []
 
 
-def test_what_is_refused_on_one_node_is_refused_on_both_in_one_line(tmp_path):
+def test_what_is_refused_on_one_node_is_refused_on_both_in_one_line(coloured_folder, tmp_path):
     port = free_port()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
@@ -115,17 +115,20 @@ def test_what_is_refused_on_one_node_is_refused_on_both_in_one_line(tmp_path):
     for status, (line,), said in ended:
         assert (status, said.strip()) == (2, line)
         assert "out must be a new or empty folder, got" in line
-    port = free_port()
-    lengths = ("193", "190")
-    ended = finish(
-        *(
-            start(r, port, "--data_options.length", length, "--out", tmp_path / "a")
-            for r, length in enumerate(lengths)
-        )
-    )
-    for status, (line,), said in ended:
-        assert (status, said.strip()) == (2, line)
-        assert "must see the same images for train, got 193 on" in line
+    fewer = shutil.copytree(coloured_folder, tmp_path / "fewer")
+    next(fewer.glob("train/*/00.png")).unlink()
+    for option, values, what in (
+        ("--data", (coloured_folder, fewer), "images for train, got 48 on"),
+        ("--batch_size", (16, 8), "batch_size, got 16 on"),
+        ("--data_options.split_seed", (0, 1), "data_options, got {"),
+        ("--insert", ("se@residual", "cbam@residual"), "parameters, got "),
+    ):
+        port = free_port()
+        words = ["--data", coloured_folder, "--data_options", "{}", "--out", tmp_path / "a"]
+        ended = finish(*(start(r, port, *words, option, value) for r, value in enumerate(values)))
+        for status, (line,), said in ended:
+            assert (status, said.strip()) == (2, line)
+            assert f"must have the same {what}" in line
     assert not (tmp_path / "a").exists()
 
 

@@ -252,9 +252,21 @@ class TrainConfig:
         shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "task_options"}
         return {**shared, **self.task_options}
 
+    @property
+    def of_all_nodes(self) -> dict[str, Any]:
+        """The options that must be the same on every node: with others, processes wait for each other without end."""
+        options = {name: value for name, value in self.to_dict().items() if name not in OF_ONE_NODE}
+        data = {name: value for name, value in self.data_options.items() if name not in DATA_OF_ONE_NODE}
+        return {**options, "data_options": data}
+
 
 # options that say where a run computes, not what: these alone may change when it is resumed
 RESUMABLE_OPTIONS = ("accelerator", "strategy", "workers", "blocks")
+# options that may differ between the nodes of a run: where things lie there, and how they are read
+OF_ONE_NODE = (
+    "accelerator", "workers", "blocks", "insert", "from_weights", "data", "data_options", "out", "logger",
+)  # fmt: skip
+DATA_OF_ONE_NODE = ("root", "download", "arguments", "cache", "cache_gib")
 # options that a comparison varies itself, or that change none of its results
 NOT_OF_COMPARISONS = (
     "insert", "out", "seed", "devices", "nodes", "strategy", "workers", "checkpoint_steps", "logger",

@@ -199,7 +199,7 @@ def in_every_process(fabric: Fabric, do: Callable[[], Made]) -> Made:
 
 
 def require_same(fabric: Fabric, facts: Mapping[str, Any]) -> None:
-    """Refuse where processes see different data: they would take different numbers of steps.
+    """Refuse where processes have other options or data: they would take different numbers of steps.
 
     Args:
         facts: name -> what must be the same in all processes.
@@ -218,7 +218,7 @@ def require_same(fabric: Fabric, facts: Mapping[str, Any]) -> None:
             for name, value in first.items():
                 if found[name] != value:
                     raise FovealError(
-                        f"all processes must see the same {name}, got {value} on {host} and {found[name]} on {other}"
+                        f"all processes must have the same {name}, got {value} on {host} and {found[name]} on {other}"
                     )
 
     in_every_process(fabric, compare)

@@ -154,11 +154,13 @@ class Run:
     def _begin(self, folder: Path | None, quiet: bool) -> None:
         """Everything before the first step; what is refused in one process is refused in all."""
         config = self.config
+        require_same(self.fabric, config.of_all_nodes)
         prepared = in_every_process(self.fabric, partial(prepare, config, self.fabric))
         self.data, self.info, self.batches = prepared.data, prepared.info, prepared.batches
         self.train_loader, self.val_loader = prepared.train_loader, prepared.val_loader
         images = {f"images for {part}": len(data) for part, data in self.data.items()}
-        require_same(self.fabric, {**images, "classes": self.info.classes})
+        parameters = sum(parameter.numel() for parameter in prepared.net.parameters())
+        require_same(self.fabric, {**images, "classes": self.info.classes, "parameters": parameters})
         self.training = loop.Training(prepared.net, self.task, config, self.info, self.batches, self.fabric)
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
