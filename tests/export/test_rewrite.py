@@ -1,4 +1,4 @@
-"""The rewritten graph computes the same; only what is a pooling becomes one, only statistics that are joined groups."""
+"""The rewritten graph computes the same; only what is a pooling becomes one, only joined statistics groups."""
 
 import copy
 from typing import Any
@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from foveal.export.rewrite import pool_globally, reduce_in_groups
+from foveal.export.rewrite import join_attention, multiply_matrices, pool_globally, reduce_in_groups
 
 
 def model_of(operator, shape, axes, keepdims):
@@ -134,3 +134,121 @@ def test_maps_whose_sizes_have_one_name_share_them():
     model.graph.node.extend(second)
     changed = in_groups(onnx.shape_inference.infer_shapes(model))
     assert [node.op_type for node in changed.graph.node].count("Shape") == 1
+
+
+def attention_of(query, key, value, *, axis=-1, read_twice=False, scaled=False):
+    """Two products with a softmax between them."""
+    nodes = [
+        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["s"]),
+        helper.make_node("Relu", ["s"], ["scores"])
+        if scaled
+        else helper.make_node("Identity", ["q"], ["unused"]),
+        helper.make_node("Softmax", ["scores" if scaled else "s"], ["w"], axis=axis),
+        helper.make_node("MatMul", ["w", "v"], ["a"]),
+        helper.make_node("ReduceSum", ["w" if read_twice else "a", "axes"], ["total"]),
+        helper.make_node("Add", ["a", "total"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in (("q", query), ("k", key), ("v", value))
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([-1]), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def joined(model) -> Any:
+    changed = copy.deepcopy(model)
+    join_attention(changed)
+    onnx.checker.check_model(changed, full_check=True)
+    return changed
+
+
+def operators(model) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+FREE = ("b", "n", 8), ("b", "m", 8), ("b", "m", 5)
+
+
+@pytest.mark.parametrize("shapes", [FREE, ((2, 30, 8), (2, 20, 8), (2, 20, 5))], ids=["free", "static"])
+def test_a_softmax_between_two_products_is_one_node_that_keeps_no_weights(shapes):
+    model = attention_of(*shapes)
+    changed = joined(model)
+    assert "MultiHeadAttention" in operators(changed)
+    assert not {"MatMul", "Softmax"} & set(operators(changed))
+    random = np.random.default_rng(0)
+    given = {
+        name: 2 * random.standard_normal(shape).astype(np.float32)
+        for name, shape in (("q", (2, 30, 8)), ("k", (2, 20, 8)), ("v", (2, 20, 5)))
+    }
+    found = [
+        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, given
+        )[0]
+        for one in (model, changed)
+    ]
+    assert np.allclose(*found, atol=1e-5)
+
+
+def test_the_function_in_the_model_is_what_the_node_of_the_runtime_computes():
+    changed = joined(attention_of(*FREE))
+    # under another name no runtime has a node of its own for it
+    for one in (
+        changed.functions[0],
+        next(n for n in changed.graph.node if n.op_type == "MultiHeadAttention"),
+    ):
+        one.domain = "elsewhere"
+    changed.functions[0].name = next(n for n in changed.graph.node if n.domain).op_type = "Attention"
+    changed.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    random = np.random.default_rng(1)
+    given = {name: random.standard_normal((3, 9, 8)).astype(np.float32) for name in "qk"}
+    given["v"] = random.standard_normal((3, 9, 5)).astype(np.float32)
+    session = onnxruntime.InferenceSession(changed.SerializeToString(), providers=["CPUExecutionProvider"])
+    weights = np.exp(given["q"] @ given["k"].transpose(0, 2, 1))
+    wanted = weights / weights.sum(-1, keepdims=True) @ given["v"]
+    assert np.allclose(session.run(None, given)[0], wanted + wanted.sum(-1, keepdims=True), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        attention_of(*FREE, axis=1),
+        attention_of(*FREE, read_twice=True),
+        attention_of(*FREE, scaled=True),
+        # among channels: few, each of many positions
+        attention_of((2, 8, 30), (2, 8, 30), (2, 8, 30)),
+        attention_of(("b", 8, "n"), ("b", 8, "n"), ("b", 8, "n")),
+    ],
+    ids=["another axis", "weights read twice", "not of a product", "of channels", "of channels, free"],
+)
+def test_other_softmaxes_stay_as_they_are(model):
+    assert operators(joined(model)) == operators(model)
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 1), (8, 3)], ids=str)
+def test_a_product_with_a_vector_is_right_behind_a_transposition(shape):
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["t", "w"], ["y"]),
+    ]
+    weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("b", 8, "n"))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("b", "n", *shape[1:]))],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    multiply_matrices(model)
+    onnx.checker.check_model(model)
+    x = np.random.default_rng(1).standard_normal((2, 8, 30)).astype(np.float32)
+    assert np.allclose(run(model, x), x.transpose(0, 2, 1) @ weight, atol=1e-5)
+    assert ("Squeeze" in operators(model)) == (len(shape) == 1)

@@ -1,5 +1,7 @@
 """Every backend equals the literal equation, outputs and gradients, and stores nothing of size n x m."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -354,6 +356,28 @@ def test_exports_with_dynamic_sizes_and_operators_every_runtime_knows():
     assert not any("foveal" in str(node.target) for node in program.graph.nodes)
     other = qkv(2, 7, 60, dtype=torch.float32)
     torch.testing.assert_close(program.module()(*other), Attentions()(*other), atol=1e-5, rtol=1e-4)
+
+
+class Scaled(torch.nn.Module):
+    def forward(self, q, k, v):
+        return attention.softmax_attention(q, k, v, scale=0.7)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("for_pytorch", [False, True])
+def test_recorded_attention_is_what_other_runtimes_compute_in_tiles(for_pytorch, transposed):
+    n, m = torch.export.Dim("n", min=2), torch.export.Dim("m", min=2)
+    inputs = qkv(dtype=torch.float32, transposed=transposed)
+    with attention.recording_for_pytorch() if for_pytorch else nullcontext():
+        program = torch.export.export(Scaled(), inputs, dynamic_shapes=({1: n}, {1: m}, {1: m}))
+    called = {str(node.target).removeprefix("aten.").partition(".")[0] for node in program.graph.nodes}
+    assert ("scaled_dot_product_attention" in called) == for_pytorch
+    assert ("softmax" in called) != for_pytorch
+    assert (
+        not {"exp", "amax", "sub", "div"} & called
+    )  # the pieces of a softmax, which no runtime puts together
+    other = qkv(2, 7, 60, dtype=torch.float32, transposed=transposed)
+    torch.testing.assert_close(program.module()(*other), Scaled()(*other), atol=1e-5, rtol=1e-4)
 
 
 # opcheck itself looks at the gradients of tensors that are no leaves

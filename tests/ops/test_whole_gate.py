@@ -26,6 +26,7 @@ BLOCKS = {
     "spatial gate": lambda c, dims: SpatialGate(c, dims=dims),
     "cbam paper": lambda c, dims: CBAM(c, reduction=2, dims=dims, kernel_size=3),
     "cbam timm": lambda c, dims: CBAM(c, reduction=2, dims=dims, variant="timm"),
+    "cbam identity": lambda c, dims: CBAM(c, reduction=2, dims=dims, kernel_size=3, start="identity"),
     "cbam official, running": lambda c, dims: CBAM(c, reduction=2, dims=dims, variant="official").eval(),
 }
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -46,7 +47,7 @@ def build(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32)
     torch.manual_seed(0)
     block = BLOCKS[name](shape[1], len(shape) - 2).to(dtype)
     for parameter in block.parameters():
-        if parameter.dim() == 1:
+        if parameter.dim() == 1 or not parameter.any():
             nn.init.normal_(parameter)
     return block
 

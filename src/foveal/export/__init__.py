@@ -20,6 +20,7 @@ import foveal
 from foveal.errors import FovealError
 from foveal.export.answers import SAME_SCORE, finish_page, prove_script, script_input
 from foveal.export.fault import first_fault
+from foveal.export.pairs import bytes_of_pairs, no_tiles, pair_lines
 from foveal.export.program import INPUT, Program, free_axes, record, shipment_of
 from foveal.export.proof import (
     TOLERANCES,
@@ -46,7 +47,8 @@ __all__ = ["FORMATS", "Exported", "export"]
 
 FORMATS = ("onnx", "openvino", "aotinductor", "pt2", "web")
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
-RUNTIMES |= dict.fromkeys(("aotinductor", "pt2"), "torch and torchvision")
+RUN_BY_PYTORCH = ("aotinductor", "pt2")
+RUNTIMES |= dict.fromkeys(RUN_BY_PYTORCH, "torch and torchvision")
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,14 @@ def export(
         batches = make_batches(ready, real_images(ready, images), static=static, normalise=with_preprocessing)
         batches = run_network(ready, shipment, batches)
         example = torch.from_numpy(batches[0].input)
-        program = record(ready, example, static=static, half=half, normalise=with_preprocessing)
+        program = record(
+            ready,
+            example,
+            static=static,
+            half=half,
+            normalise=with_preprocessing,
+            for_pytorch=to in RUN_BY_PYTORCH,
+        )
         say(f"recorded at {shape_text(example.shape)}: {time.monotonic() - began:.1f} s")
         facts = description(ready, shipment, example, to=to, precision=precision, static=static)
         kind.write(program, folder / kind.FILE, json.dumps(facts))
@@ -135,6 +144,14 @@ def export(
         say(f"written {kind.FILE}, {megabytes:.1f} MB: {time.monotonic() - began:.1f} s")
         if calibrate is not None:
             facts["int8"] = to_int8(ready, shipment, kind, folder / kind.FILE, calibrate, say)
+        if pairs := bytes_of_pairs(program):
+            tiled = getattr(kind, "in_tiles", no_tiles)(folder / kind.FILE)
+            for line in pair_lines(pairs, tiled):
+                say(line)
+            facts["pairs_of_positions"] = {
+                path: {"in_tiles": path in tiled, "bytes_at_1024x2048": 0 if path in tiled else count}
+                for path, count in pairs.items()
+            }
         run = kind.load(str(folder / kind.FILE))
         checks = prove(ready, program, kind, folder / kind.FILE, run, batches, TOLERANCES[precision], say)
         write_json(folder / "foveal.json", {**facts, "checks": [asdict(one) for one in checks]})

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import foveal
 from foveal.bench import describe_machine
 from foveal.errors import FovealError
-from foveal.export import format_named
-from foveal.export.program import record, shipment_of
+from foveal.export import RUN_BY_PYTORCH, format_named
+from foveal.export.program import Program, record, shipment_of
 from foveal.export.proof import Run, largest_difference
 from foveal.files import write_json
 from foveal.folders import file_name
@@ -146,12 +146,15 @@ def write_files(predictor: Predictor, runtimes: Sequence[str], folder: Path, siz
     )
     if not wanted:
         return
-    program = record(predictor, torch.randn(2, 3, *size), static=False, half=False, normalise=False)
+    programs: dict[bool, Program] = {}
     for to in wanted:
-        kind = format_named(to)
+        kind, by_pytorch = format_named(to), to in RUN_BY_PYTORCH
+        if by_pytorch not in programs:
+            example, options = torch.randn(2, 3, *size), {"static": False, "half": False, "normalise": False}
+            programs[by_pytorch] = record(predictor, example, **options, for_pytorch=by_pytorch)
         place = file_of(predictor, to, folder)
         place.parent.mkdir()
-        kind.write(program, place, "{}")
+        kind.write(programs[by_pytorch], place, "{}")
 
 
 def file_of(predictor: Predictor, to: str, folder: Path) -> Path:

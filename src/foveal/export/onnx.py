@@ -10,7 +10,13 @@ from typing import Any
 
 from foveal.errors import FovealError
 from foveal.export.program import INPUT, Program, quiet
-from foveal.export.rewrite import pool_globally, reduce_in_groups
+from foveal.export.rewrite import (
+    ATTENTION,
+    join_attention,
+    multiply_matrices,
+    pool_globally,
+    reduce_in_groups,
+)
 
 FILE = "model.onnx"
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
@@ -35,8 +41,8 @@ def to_model(program: Program, for_onnxruntime: bool = False) -> Any:
     """The ``onnx.ModelProto`` of a recorded network.
 
     Args:
-        for_onnxruntime: write statistics over channels as ONNX Runtime computes them quickly; in OpenVINO that costs a
-            twentieth of the network.
+        for_onnxruntime: write statistics over channels and attention as ONNX Runtime computes them quickly. In OpenVINO
+            the first would cost a twentieth of the network, and the second it finds by itself.
 
     Raises:
         FovealError: ONNX has no operator for something in it; the message names the module.
@@ -47,6 +53,8 @@ def to_model(program: Program, for_onnxruntime: bool = False) -> Any:
     model.CopyFrom(_translated(program))
     if for_onnxruntime:
         reduce_in_groups(model)
+        join_attention(model)
+        multiply_matrices(model)
     _name_nodes(model, program)
     _name_sizes(model, program)
     return model
@@ -126,6 +134,11 @@ def load(path):
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})
+
+
+def in_tiles(path: Path) -> set[str]:
+    """The modules whose softmax the runtime takes in tiles."""
+    return {name.rpartition("/")[0] for name in nodes(path) if name.endswith(f"/{ATTENTION}")}
 
 
 def nodes(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,6 +67,20 @@ def load_as_set(path):
 
     model = openvino.Core().compile_model(path, "CPU")
     return lambda images: list(model(images).values())
+
+
+def in_tiles(path: Path) -> set[str]:
+    """As of `foveal.export.onnx.in_tiles`: the runtime makes one operation of two products and a softmax."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    left = set()
+    for node in compiled.get_runtime_model().get_ops():
+        facts = node.get_rt_info()
+        if facts["layerType"].astype(str).lower() == "softmax":
+            left |= set(facts["originalLayersNames"].astype(str).split(","))
+    softmaxes = {name for name in nodes(path) if re.search(r"/Softmax(_\d+)?$", name)}
+    return {name.rpartition("/")[0] for name in softmaxes - left}
 
 
 def nodes(path: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import foveal
 from foveal.errors import FovealError
 from foveal.inference import Predictor
+from foveal.ops.attention import recording_for_pytorch
 from foveal.tasks.shipping import Shipment
 
 INPUT = "images"
@@ -96,7 +97,15 @@ def readable(paths: dict[str, str], path: str) -> str:
     return path
 
 
-def record(predictor: Predictor, example: Tensor, *, static: bool, half: bool, normalise: bool) -> Program:
+def record(
+    predictor: Predictor,
+    example: Tensor,
+    *,
+    static: bool,
+    half: bool,
+    normalise: bool,
+    for_pytorch: bool = False,
+) -> Program:
     """Record a predictor's network.
 
     It is recorded as `foveal.fuse` leaves it: normalisation folded into convolutions, SE's mean taken before the
@@ -104,6 +113,8 @@ def record(predictor: Predictor, example: Tensor, *, static: bool, half: bool, n
 
     Args:
         example: two or more images as the file takes them; one, where ``static``.
+        static, half, normalise: as of `foveal.export.export`; ``normalise`` is its ``with_preprocessing``.
+        for_pytorch: PyTorch will run the graph, so that it may hold PyTorch's own attention.
 
     Raises:
         FovealError: the network cannot be recorded; the message names the module.
@@ -117,7 +128,8 @@ def record(predictor: Predictor, example: Tensor, *, static: bool, half: bool, n
     dynamic = (dict.fromkeys(free, torch.export.Dim.DYNAMIC),) if free else None
     with running(net) as modules:
         try:
-            with torch.no_grad(), quiet("torch.export"):
+            attention = recording_for_pytorch() if for_pytorch else nullcontext()
+            with torch.no_grad(), quiet("torch.export"), attention:
                 exported = torch.export.export(net, (example,), dynamic_shapes=dynamic)
         except Exception as error:
             # whatever a network does in forward may fail here, in many ways

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 POOLS = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
+ORT_DOMAIN, ATTENTION = "com.microsoft", "MultiHeadAttention"
 GROUPS = 8
 """Parts of the channels that are reduced one by one: their number is above what ONNX Runtime takes for too few."""
 
@@ -95,6 +96,107 @@ def _in_groups(
     made.append(helper.make_node("Concat", rows, [f"{name}_rows"], axis=1))
     size, before = sizes.of(x, shape, len(operators))
     return [*made, *before, helper.make_node("Reshape", [f"{name}_rows", size], [name])]
+
+
+def multiply_matrices(model: Any) -> None:
+    """Change an ``onnx.ModelProto`` in place: a product with a vector becomes one with a matrix of one column.
+
+    ONNX Runtime 1.32 takes a transposition before a product into it, and then computes something else for a vector.
+    """
+    from onnx import helper
+
+    shapes, sizes, nodes = _shapes(model), _Sizes(model), []
+    ranks = {name: len(shape) for name, shape in shapes.items()}
+    ranks |= {one.name: len(one.dims) for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or ranks.get(node.input[1]) != 1:
+            nodes.append(node)
+            continue
+        column, product = f"{node.output[0]}_column", f"{node.output[0]}_product"
+        made = [
+            helper.make_node("Unsqueeze", [node.input[1], sizes.constant(1)], [column]),
+            helper.make_node("MatMul", [node.input[0], column], [product]),
+            helper.make_node("Squeeze", [product, sizes.constant(-1)], list(node.output)),
+        ]
+        nodes += _of_module(node, made)
+    _replace_nodes(model, nodes)
+
+
+def join_attention(model: Any) -> None:
+    """Change an ``onnx.ModelProto`` in place: two products with a softmax between them become one node.
+
+    It is one of ONNX Runtime's own, whose kernel goes through the keys in tiles and keeps no weights of n x n. What it
+    means is in the model as a function of plain operators, for runtimes that have no such node.
+    """
+    from onnx import helper
+
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    shapes = _shapes(model)
+    nodes: list[Any] = []
+    replaced: set[str] = set()
+    for node in model.graph.node:
+        found = _attention(node, made_by, readers, shapes)
+        if found is None:
+            nodes.append(node)
+            continue
+        query, transposed = found.input
+        weights, value = node.input
+        replaced |= {found.output[0], weights}
+        key = f"{node.output[0]}_key"
+        made = [
+            helper.make_node("Transpose", [transposed], [key], perm=[0, 2, 1]),
+            helper.make_node(
+                ATTENTION, [query, key, value], list(node.output), domain=ORT_DOMAIN, num_heads=1, scale=1.0
+            ),
+        ]
+        nodes += _of_module(node, made)
+    if replaced:
+        _replace_nodes(model, [node for node in nodes if not replaced.intersection(node.output)])
+        model.opset_import.append(helper.make_opsetid(ORT_DOMAIN, 1))
+        model.functions.append(_attention_function(model))
+
+
+def _attention(
+    node: Any, made_by: dict[str, Any], readers: Counter[str], shapes: dict[str, tuple[Any, ...]]
+) -> Any:
+    """The product of queries and keys, where ``node`` is that of their softmax and values of several positions."""
+    if node.op_type != "MatMul":
+        return None
+    softmax = made_by.get(node.input[0])
+    if softmax is None or softmax.op_type != "Softmax" or _attribute(softmax, "axis", -1) not in (-1, 2):
+        return None
+    scores = made_by.get(softmax.input[0])
+    if (
+        scores is None
+        or scores.op_type != "MatMul"
+        or readers[softmax.output[0]] + readers[scores.output[0]] > 2
+    ):
+        return None
+    query = shapes.get(scores.input[0], ())
+    if not all(len(shapes.get(name, ())) == 3 for name in (*scores.input, node.input[1])):
+        return None
+    # attention among channels is over few, of many positions: its weights are small
+    positions, width = query[1:]
+    few = isinstance(positions, int) and (not isinstance(width, int) or positions <= width)
+    return None if few else scores
+
+
+def _attention_function(model: Any) -> Any:
+    """The meaning of the node that `join_attention` makes, with a scale of one and a single head."""
+    from onnx import helper
+
+    body = [
+        helper.make_node("Transpose", ["key"], ["transposed"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["query", "transposed"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1),
+        helper.make_node("MatMul", ["weights", "value"], ["output"]),
+    ]
+    plain = [one for one in model.opset_import if one.domain == ""]
+    arguments = ["query", "key", "value"], ["output"]
+    return helper.make_function(
+        ORT_DOMAIN, ATTENTION, *arguments, body, plain, attributes=["num_heads", "scale"]
+    )
 
 
 class _Sizes:

@@ -10,9 +10,14 @@ On a CPU two runs give the same bits, and so do the tiles and the Triton kernels
 attention, which ``"sdpa"`` may take there, promises that for its backward only under
 ``torch.use_deterministic_algorithms(True)``.
 
-While exporting (``torch.export``, ONNX, ``torch.jit.trace``) the literal equation is emitted, from operators that
-every runtime knows.
+While exporting (``torch.export``, ONNX, ``torch.jit.trace``) the equation is emitted from operators that every runtime
+knows: two products and a softmax; `recording_for_pytorch` has PyTorch's own operator instead.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +34,7 @@ from foveal.ops.numerics import autocast_disabled, exporting, is_empty, is_trans
 BACKENDS = ("reference", "streamed", "sdpa", "triton")
 FEW_SCORES = 2**17
 """On a CPU so few scores, half a MiB in float32, are written out: quicker than cutting them into tiles."""
+_for_pytorch: ContextVar[bool] = ContextVar("for_pytorch", default=False)
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
@@ -178,8 +184,37 @@ def _run(
             return _sdpa(query, key, value, scale)
         dtype = sum_dtype(value)
         tensors = query.to(dtype), key.to(dtype), value.to(dtype)
-        y = reference.softmax_attention(*tensors, scale=scale, mask=mask).to(value.dtype)
+        literal = (
+            _recorded if exporting() and mask is None else partial(reference.softmax_attention, mask=mask)
+        )
+        y = literal(*tensors, scale=scale).to(value.dtype)
         return y.mT.contiguous().mT if is_transposed(value) else y
+
+
+@contextmanager
+def recording_for_pytorch() -> Iterator[None]:
+    """While a graph is recorded that PyTorch itself will run: softmax attention is its own operator, which has tiles.
+
+    Example:
+        >>> with recording_for_pytorch():
+        ...     pass  # torch.export.export(...)
+    """
+    before = _for_pytorch.set(True)
+    try:
+        yield
+    finally:
+        _for_pytorch.reset(before)
+
+
+def _recorded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """The equation in the three operators by which other runtimes know attention, and compute it in tiles."""
+    if _for_pytorch.get():
+        d, e = query.shape[-1], value.shape[-1]
+        # with other widths PyTorch has no tiles on a CPU; zeros change no score and no output
+        query, key, value = (F.pad(x, (0, max(d, e) - x.shape[-1])).unsqueeze(1) for x in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)[..., :e]
+    query = query if scale == 1 else query * scale
+    return torch.softmax(query @ key.mT, -1) @ value
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -269,8 +304,9 @@ def perceptron_attention(
     if not exporting():
         return streamed.perceptron_attention(query, key, weight, value)[0]
     dtype = sum_dtype(value)
-    tensors = (x.to(dtype) for x in (query, key, weight, value))
-    return reference.perceptron_attention(*tensors).to(value.dtype)
+    query, key, weight, wide = (x.to(dtype) for x in (query, key, weight, value))
+    weights = torch.softmax(reference.perceptron_scores(query, key, weight), -1)
+    return (weights @ wide).to(value.dtype)
 
 
 def channel_attention(x: Float[Tensor, "b c n"], form: str = "code") -> Float[Tensor, "b c n"]:

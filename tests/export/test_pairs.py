@@ -1,0 +1,67 @@
+"""What a file keeps for every pair of positions is said for each module, and is what its graph holds."""
+
+import pytest
+import torch
+from torch import nn
+
+import foveal
+from foveal.export import FORMATS, export
+from foveal.export.pairs import bytes_of_pairs
+from foveal.export.program import record
+from foveal.inference import Predictor
+from foveal.model_info import ModelInfo
+
+POSITIONS = 1024 * 2048 // 4**2  # behind the strides of the network below
+
+
+def small(insertion: str) -> Predictor:
+    torch.manual_seed(0)
+    net = foveal.create_model("cifar_resnet8", num_classes=3)
+    foveal.insert(net, **foveal.parse_insertion(insertion))
+    for name, parameter in net.named_parameters():
+        if "gamma" in name or not parameter.any():
+            nn.init.constant_(parameter, 0.1)
+    info = ModelInfo("classify", ["a", "b", "c"], 32, (0.5,) * 3, (0.5,) * 3, model="small")
+    return Predictor(net.eval(), info, "small")
+
+
+def recorded(insertion: str, **options):
+    given = {"static": False, "half": False, "normalise": False, **options}
+    example = torch.randn(1 if given["static"] else 2, 3, 32, 32)
+    return record(small(insertion), example, **given)
+
+
+@pytest.mark.parametrize(
+    ("insertion", "found"),
+    [
+        ("se@stage:3", {}),
+        ("cbam(reduction=4)@stage:3", {}),
+        ("nonlocal(pairwise=dot_product)@stage:3", {}),
+        ("nonlocal@stage:3", {"layer3.0.nonlocal_": 4 * POSITIONS**2}),
+        ("nonlocal(subsample=after)@stage:3", {"layer3.0.nonlocal_": POSITIONS**2}),
+        ("nonlocal(pairwise=concatenation)@stage:3", {"layer3.0.nonlocal_": 4 * POSITIONS**2}),
+    ],
+)
+def test_bytes_are_those_of_the_largest_tensor_of_pairs(insertion, found):
+    assert bytes_of_pairs(recorded(insertion)) == found
+
+
+def test_nothing_is_known_of_fixed_sizes_and_nothing_is_kept_by_pytorchs_own_attention():
+    assert bytes_of_pairs(recorded("nonlocal@stage:3", static=True)) == {}
+    assert bytes_of_pairs(recorded("nonlocal@stage:3", for_pytorch=True)) == {}
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "pt2"])
+@pytest.mark.parametrize("insertion", ["dual@stage:3", "selfattention(similarity=perceptron)@stage:3"])
+def test_an_export_says_what_is_kept_and_what_goes_in_tiles(to, insertion, tmp_path):
+    assert to in FORMATS
+    if to != "pt2":
+        pytest.importorskip("onnxruntime" if to == "onnx" else "openvino")
+    lines = []
+    export(small(insertion), to, out=tmp_path / "out", say=lines.append)
+    said = [line for line in lines if "pair" in line]
+    if insertion.startswith("dual"):
+        assert said == ([] if to == "pt2" else ["layer3.0.dual goes through its pairs of positions in tiles"])
+    else:
+        (line,) = said
+        assert line.startswith("layer3.0.selfattention keeps a value for every pair of positions: ")
