@@ -161,6 +161,7 @@ def test_x_rays_of_12_bits_are_read_as_they_were_trained_on(tmp_path: Path) -> N
         assert [int(ready._input(source).max()) for source in sources] == [255, 255, 255]
     assert int(ready.read(path).min()) == 255
     assert data_options_for(ready.info, str(tmp_path / "other"), {}, ready.task) == {"grey_bits": 12}
+    assert data_options_for(ready.info, "https://x.org/other", {}, ready.task) == {"grey_bits": 12}
     assert data_options_for(ready.info, "scenes", {}, ready.task) == {}
     assert int(decode_upload(path.read_bytes(), "upload", ready.info.grey_bits)[0].min()) == 255
 

@@ -3,10 +3,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import foveal
 from foveal import packing
 from foveal.check import check
 from foveal.data import open_dataset, packed_items
@@ -86,12 +88,50 @@ def test_masks_and_boxes_come_back(task: str, tmp_path: Path) -> None:
                 assert same, entry
 
 
+def test_grey_values_keep_the_bits_that_were_said_when_they_were_packed(tmp_path: Path) -> None:
+    """Read with the range of 16 bits, images of 12 are nearly black."""
+    for kind in "ab":
+        (tmp_path / "xray" / kind).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "xray" / kind / f"{i}.png")
+    options = {"grey_bits": 12, "val_share": 0.5}
+    pack(str(tmp_path / "xray"), tmp_path / "out", data_options=options)
+    pack(str(tmp_path / "out"), tmp_path / "again")
+    for name in ("out", "again"):
+        data = open_dataset(str(tmp_path / name), "train")
+        assert [int(item["image"].min()) for item in data] == [255] * 4
+    config = TrainConfig(data=str(tmp_path / "out"), batch_size=2, epochs=1, out=str(tmp_path / "run"))
+    assert foveal.predictor(fit(config, quiet=True).weights, "cpu").info.grey_bits == 12
+    with pytest.raises(FovealError, match="channels must be said where packed images are read"):
+        pack(str(tmp_path / "xray"), tmp_path / "grey", data_options={"channels": 1})
+
+
+def test_a_bit_that_changed_in_a_chunk_is_found_by_a_check(coloured_folder: Path, tmp_path: Path) -> None:
+    """A label has no checksum of its own: another one is as good."""
+    pack(str(coloured_folder), tmp_path / "out", chunk_bytes=2000)
+    assert check(str(tmp_path / "out"), out=tmp_path / "sound").sound
+    path = tmp_path / "out/train/chunk-0-1.bin"
+    content = bytearray(path.read_bytes())
+    reader = open_dataset(str(tmp_path / "out"), "train").source.reader
+    item = int(reader.starts[1])
+    image, label, _ = reader.item(item)
+    place = content.index(image) + len(image)
+    content[place] = (label[0] + 1) % 3
+    path.write_bytes(content)
+    damaged = check(str(tmp_path / "out"), out=tmp_path / "damaged")
+    assert [(split, f.kind, f.where) for split, f in damaged.findings if f.severity == "error"] == [
+        ("train", "chunks that are damaged", "train/chunk-0-1.bin")
+    ]
+
+
 def test_it_appears_whole_or_not_at_all(
     coloured_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(FovealError, match=r"out must not exist yet, got .*there"):
         pack(str(coloured_folder), tmp_path / "there")
+    with pytest.raises(FovealError, match=r"out must lie outside the data, got .*/packed"):
+        pack(str(coloured_folder), coloured_folder / "packed")
 
     def stopped(*_):
         raise KeyboardInterrupt

@@ -192,7 +192,7 @@ def data_options_for(
         stored = {name: value for name, value in info.data_options.items() if name not in NOT_FROM_WEIGHTS}
         return {**stored, **given}
     inherited = task.inherited_data_options(info, data) if hasattr(task, "inherited_data_options") else {}
-    if info.grey_bits != 16 and os.path.exists(data):
+    if info.grey_bits != 16 and (os.path.exists(data) or "://" in data):
         inherited = {"grey_bits": info.grey_bits, **inherited}
     return {**inherited, **given}
 

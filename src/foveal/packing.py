@@ -90,8 +90,12 @@ def pack(
         raise FovealError(f"task must be one of {', '.join(PACKED_TASKS)}, got {task!r}")
     if not 2**10 <= chunk_bytes < 2**32:
         raise FovealError(f"chunk_bytes must be {2**10} to {2**32 - 1}, got {chunk_bytes}")
-    place = Path(out)
+    if "channels" in (data_options or {}):
+        raise FovealError("channels must be said where packed images are read, got it where they are packed")
+    place, source = Path(out), Path(data).expanduser()
     require_absent(place)
+    if source.is_dir() and place.resolve().is_relative_to(source.resolve()):
+        raise FovealError(f"out must lie outside the data, got {place} in {data}")
     opened = dict(_parts(data, task, dict(data_options or {})))
     first = next(iter(opened.values()))
     for split, part in opened.items():
@@ -113,6 +117,7 @@ def pack(
             ignore_index=getattr(first, "ignore_index", None),
             category_ids=getattr(first, "category_ids", None),
             parts=list(opened),
+            grey_bits=getattr(first, "grey_bits", 16),
         )
         write_json(folder / MANIFEST, {"format": 1, **asdict(manifest)})
     size = sum(chunk["chunk_bytes"] for writer in writers.values() for chunk in writer.rows)

@@ -181,6 +181,11 @@ class StoredDataset(Dataset):
         return None if labels is None else [int(labels[index]) for index in self._indices]
 
     @property
+    def grey_bits(self) -> int:
+        """How many bits the values of 16-bit grey files have, as of ``decode_image``."""
+        return getattr(self.source, "grey_bits", 16)
+
+    @property
     def chunks(self) -> np.ndarray | None:
         """(items,) The number of the chunk that holds each item, where items are stored in chunks; else None.
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from foveal.data.dataset import left_out_note
 from foveal.data.findings import Finding
+from foveal.data.sources.packed import PackedImages
+from foveal.data.stores import LocalStore
 from foveal.errors import FovealError
 from foveal.tasks import Checked, Task, items_of
 
@@ -35,6 +39,7 @@ def check_stored(
         given.setdefault("max_unreadable", ANY_SHARE)
     opened = task.open(data, split, given)
     findings = of_the_whole(opened, data)
+    findings += damaged_chunks(opened)
     counts: Counter[int] = Counter()
     names = list(getattr(opened, "names", range(len(opened))))
     for index, name in enumerate(names):
@@ -57,6 +62,23 @@ def of_the_whole(opened: Any, data: str) -> list[Finding]:
     findings = [Finding("files that are not used", "warning", name, why) for name, why in left_out.items()]
     notes = [note for note in getattr(opened, "notes", ()) if note != left_out_note(left_out)]
     return findings + [Finding("what to know of these data", "note", data, note) for note in notes]
+
+
+def damaged_chunks(opened: Any) -> list[Finding]:
+    """Chunks on this disk that are not those of their index; each is read whole. Others are compared when fetched."""
+    source = getattr(opened, "source", None)
+    if not isinstance(source, PackedImages) or not isinstance(source.reader.store, LocalStore):
+        return []
+    findings = []
+    for chunk in source.reader.index.chunks:
+        digest = hashlib.blake2b(digest_size=16)
+        with open(Path(source.reader.store.root) / chunk.name, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        if chunk.digest not in (None, digest.hexdigest()):
+            why = "its content is not the one of its index: pack or copy it again"
+            findings.append(Finding("chunks that are damaged", "error", chunk.name, why))
+    return findings
 
 
 def few_of(classes: dict[str, int], split: str, what: str) -> list[Finding]:

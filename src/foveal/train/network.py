@@ -56,13 +56,16 @@ def describe_network(config: TrainConfig, net: nn.Module, data: dict[str, Any]) 
             size = size or own["input_size"][-1]
     elif in_chans(config) == 1:
         preprocessing = {"mean": GREY_MEAN, "std": GREY_STD}
+    # packed data say it themselves; files that are predicted later say nothing
+    bits = getattr(data["train"], "grey_bits", 16)
+    grey = {} if bits == 16 else {"grey_bits": bits}
     return ModelInfo(
         task=config.task,
         classes=list(data["train"].classes),
         image_size=size or task.default_image_size(data["train"]),
         **preprocessing,
         data=config.data,
-        data_options=data_options(config),
+        data_options=data_options(config) | grey,
         model=config.model,
         extra=task.describe(data, config.options),
     )

@@ -144,8 +144,9 @@ def test_what_cannot_be_opened_is_said_in_one_line(packed, tmp_path):
         ("{}", "must be what foveal pack wrote, got KeyError: 'format'"),
         ("[", "must be what foveal pack wrote"),
         ('{"format": 2}', "must have format 1"),
-        ('{"format": 1, "classes": [1], "parts": []}', "must name classes and parts"),
-        ('{"format": 1, "parts": ["../.."]}', "must name classes and parts"),
+        ('{"format": 1, "classes": [1], "parts": []}', "must name classes, parts and grey_bits"),
+        ('{"format": 1, "parts": ["../.."]}', "must name classes, parts and grey_bits"),
+        ('{"format": 1, "parts": [], "grey_bits": "12"}', "must name classes, parts and grey_bits"),
         ('{"format": 1, "run": "x"}', "unexpected keyword argument"),
     ):
         (copy / "foveal.json").write_text(content)

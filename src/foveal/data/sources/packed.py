@@ -46,6 +46,7 @@ class Manifest:
         task: what it was packed for, None where nobody knows.
         classes, mirror, ignore_index, category_ids: as of `StoredDataset`.
         parts: train, val and test, as far as they are there; none for chunks beside the root's own index.
+        grey_bits: of grey files, as of `decode_image`.
     """
 
     task: str | None = None
@@ -54,6 +55,7 @@ class Manifest:
     ignore_index: int | None = None
     category_ids: list[int] | None = None
     parts: list[str] = field(default_factory=list)
+    grey_bits: int = 16
 
 
 class PackedImages:
@@ -64,6 +66,7 @@ class PackedImages:
         to_sample: the fields of an item, and what to call it -> the sample.
         folder: of the part below the store, "" or with ``/`` at its end.
         packed: whether `ITEMS` may lie there, as `foveal pack` writes it.
+        grey_bits: with which images are decoded.
     """
 
     def __init__(
@@ -72,8 +75,10 @@ class PackedImages:
         to_sample: Callable[[list[bytes], str], dict[str, Any]],
         folder: str,
         packed: bool,
+        grey_bits: int = 16,
     ) -> None:
         self.reader, self.to_sample, self.folder, self.packed = reader, to_sample, folder, packed
+        self.grey_bits = grey_bits
         self._near: list[int] = []
 
     def __len__(self) -> int:
@@ -174,7 +179,7 @@ def open_packed(
     max_unreadable: float = 0.05,
     max_pixels: int = MAX_PIXELS,
     channels: int = 3,
-    grey_bits: int = 16,
+    grey_bits: int | None = None,
 ) -> StoredDataset:
     """A folder of chunks, or the URL of one; ``open_dataset`` calls this and documents the items.
 
@@ -187,17 +192,18 @@ def open_packed(
         image_column, label_column: of litdata, which fields of an item are meant, by name or place.
         cache, cache_gib: of a URL, the folder where chunks are kept, and how many GiB they may take there.
         val_share, split_seed, max_unreadable, max_pixels, channels, grey_bits: as in ``open_dataset``. Parts stay as
-            they were packed.
+            they were packed, and grey values have as many bits as was said then.
 
     Raises:
         FovealError: the files are of another format or task, a chunk is missing, or as in ``open_dataset``.
         ConnectionError: the server does not answer.
     """
-    check_decoding(channels, grey_bits)
     if task not in PACKED_TASKS:
         raise FovealError(f"chunks hold items for {', '.join(PACKED_TASKS)}, got task {task}")
     store = _store(spec, cache, cache_gib)
     manifest = _manifest(store, task)
+    grey_bits = manifest.grey_bits if grey_bits is None else grey_bits
+    check_decoding(channels, grey_bits)
     part, divide = choose_part(f"{spec}", manifest.parts, split)
     folder = f"{part}/" if part else ""
     content = store.read(f"{folder}{INDEX}")
@@ -217,7 +223,7 @@ def open_packed(
         task, index, decode, classes=len(names), places=places, ignore_index=manifest.ignore_index,
         image_column=image_column, label_column=label_column,
     )  # fmt: skip
-    source = PackedImages(ChunkReader(store, index), to_sample, folder, manifest.task is not None)
+    source = PackedImages(ChunkReader(store, index), to_sample, folder, manifest.task is not None, grey_bits)
     indices: Sequence[int] = range(len(source))
     if divide:
         stored = [source.name(i) for i in indices]
@@ -251,9 +257,10 @@ def _manifest(store: LocalStore | RemoteStore, task: str) -> Manifest:
         if data.pop("format") != 1:
             raise FovealError(f"{where} must have format 1, got one of another version of foveal")
         manifest = Manifest(**data)
-        sound = all(isinstance(name, str) for name in manifest.classes or ()) and set(manifest.parts) <= set(
-            SPLITS
+        sound = (
+            all(isinstance(name, str) for name in manifest.classes or ()) and type(manifest.grey_bits) is int
         )
+        sound = sound and set(manifest.parts) <= set(SPLITS)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, FovealError):
             raise
@@ -261,7 +268,7 @@ def _manifest(store: LocalStore | RemoteStore, task: str) -> Manifest:
             f"{where} must be what foveal pack wrote, got {type(error).__name__}: {error}"
         ) from None
     if not sound:
-        raise FovealError(f"{where} must name classes and parts, got {manifest.classes} and {manifest.parts}")
+        raise FovealError(f"{where} must name classes, parts and grey_bits, got {manifest}")
     if manifest.task != task:
         raise FovealError(f"{store.where} is packed for task {manifest.task}, got task {task}")
     return manifest
