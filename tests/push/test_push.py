@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -137,6 +138,36 @@ def test_figures_and_a_comparison_join_the_card(plain, tmp_path):
     assert "no test set was measured" not in card
     assert "| `cbam` | 50 % | +2.0 (+1.0 to +3.0), p = 0.039 | 1,000,000 | 2 ms |" in card
     assert "/home" not in card
+
+
+def test_figures_of_other_weights_or_of_another_task_are_refused(plain, tmp_path):
+    other = tmp_path / "other.safetensors"
+    shutil.copyfile(plain, other)
+    foveal.save(foveal.create_model("resnet10t", num_classes=3), other, **foveal.read_info(other))
+    evaluated = {"data": "x", "split": "test", "metric": "accuracy", "accuracy": 0.9, "inference": {}}
+    for changed, rule in (
+        ({"weights": str(other)}, r"figures must be those of .*plain\.safetensors, got those of .*other"),
+        ({"metric": "miou", "miou": 0.5}, "figures must be those of task classify, accuracy, got miou"),
+    ):
+        (tmp_path / "test.json").write_text(json.dumps(evaluated | changed))
+        with pytest.raises(foveal.FovealError, match=rule):
+            push(plain, "ann/leaves", license="mit", out=tmp_path / "rep", figures=tmp_path / "test.json")
+    (tmp_path / "test.json").write_text(json.dumps(evaluated | {"weights": str(plain)}))
+    push(plain, "ann/leaves", license="mit", out=tmp_path / "rep", figures=tmp_path / "test.json")
+
+
+def test_a_measured_test_set_is_not_denied(tmp_path):
+    """Weights that were saved by hand have no figures of their own."""
+    net = foveal.create_model("cifar_resnet8", num_classes=2)
+    foveal.save(net, tmp_path / "net.safetensors", **ModelInfo("classify", ["a", "b"], 32).to_dict())
+    evaluated = {"data": "x", "split": "test", "metric": "accuracy", "accuracy": 0.9, "inference": {}}
+    (tmp_path / "test.json").write_text(json.dumps(evaluated))
+    rep = tmp_path / "rep"
+    push(tmp_path / "net.safetensors", "ann/x", license="mit", out=rep, figures=tmp_path / "test.json")
+    card = (rep / "README.md").read_text()
+    assert "| accuracy | 0.9 | x | test | one view |" in card
+    assert "no test set was measured" not in card
+    assert "random weights" not in card, "nothing is known of the training"
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,9 @@ def push(
     header = read_header(weights)
     info = ModelInfo.from_dict(header.description["info"], str(weights))
     run = None if is_repository(weights) else header.file.parent.parent
-    record = read_record(info, run, figures=figures, comparison=comparison, picture=picture)
+    record = read_record(
+        info, run, weights=header.file, figures=figures, comparison=comparison, picture=picture
+    )
     removed: list[str] = []
     record = record.without_paths(removed)
     with _folder(out) as folder:

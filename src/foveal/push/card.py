@@ -70,7 +70,7 @@ def _summary(description: dict[str, Any], record: Record) -> str:
     names = [_plain(name) for name in info.classes[:SHOWN_CLASSES]]
     more = f" and {len(info.classes) - SHOWN_CLASSES} more" if len(info.classes) > SHOWN_CLASSES else ""
     began = f"the weights of [{record.base}](https://huggingface.co/{record.base})" if record.base else ""
-    began = began or ("random weights" if record.training else "")
+    began = began or record.began
     return (
         f"`{info.model or 'A network'}` of task `{info.task}`, {len(info.classes)} classes, trained on "
         f"{_plain(info.data or 'data that the file does not name')}{f' from {began}' if began else ''}, written by "
@@ -132,7 +132,7 @@ def _figures(record: Record) -> str:
         return ""
     note = (
         ""
-        if len(record.figures) > 1
+        if len(record.figures) > 1 or not record.info.figures
         else "\n\nThe weights were chosen by these validation figures; no test set was measured."
     )
     return "## Figures\n\n" + _table(("figure", "value", "data", "split", "views"), rows) + note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from foveal.errors import FovealError
+from foveal.hub import is_repository
 from foveal.model_info import ModelInfo
 from foveal.push.paths import without_paths
 from foveal.tasks import task_named
@@ -49,6 +51,7 @@ class Record:
         info: classes, preprocessing and data.
         training: options of the run; empty where no run folder is beside the weights.
         base: a repository whose weights these began from, as the hub writes it.
+        began: from what they began, in words, where it is no repository that is known.
         figures: of the training's validation, then of an evaluation.
         comparison: ``results.json`` of a comparison.
         picture, picture_of: a PNG file, and what it shows.
@@ -57,6 +60,7 @@ class Record:
     info: ModelInfo
     training: dict[str, Any]
     base: str | None
+    began: str
     figures: list[Figures]
     comparison: dict[str, Any] | None
     picture: Path | None
@@ -73,6 +77,7 @@ def read_record(
     info: ModelInfo,
     run: Path | None,
     *,
+    weights: Path | None = None,
     figures: str | os.PathLike[str] | None,
     comparison: str | os.PathLike[str] | None,
     picture: str | os.PathLike[str] | None,
@@ -82,6 +87,7 @@ def read_record(
     Args:
         info: as the weights say.
         run: what may be the run's folder.
+        weights: the file that they lie in; figures of other weights are refused.
         figures, comparison, picture: as `foveal.push.push` takes them.
 
     Raises:
@@ -90,12 +96,15 @@ def read_record(
     config = _config(run)
     measured = [_of_training(info)] if info.figures else []
     if figures is not None:
-        measured.append(_of_evaluation(_json(Path(figures), "figures", "foveal eval --out"), info))
+        read = _json(Path(figures), "figures", "foveal eval --out")
+        _refuse_another(read, info, weights, Path(figures))
+        measured.append(_of_evaluation(read, info))
     shown, what = _picture(run, picture, info)
     return Record(
         info=info,
         training={name: config[name] for name in TRAINING if config.get(name) is not None},
         base=_base(config),
+        began=_began(config),
         figures=measured,
         comparison=None if comparison is None else _comparison(Path(comparison)),
         picture=shown,
@@ -136,11 +145,31 @@ def _base(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _began(config: Mapping[str, Any]) -> str:
+    if config.get("from_weights"):
+        return "weights that were trained before"
+    return "published weights" if config.get("pretrained") else "random weights" if config else ""
+
+
 def _of_training(info: ModelInfo) -> Figures:
     values = {
         name.removeprefix("val_"): value for name, value in info.figures.items() if name.startswith("val_")
     }
     return Figures(values, info.data or "unknown data", "val", _views(info, {}))
+
+
+def _refuse_another(read: dict[str, Any], info: ModelInfo, weights: Path | None, where: Path) -> None:
+    """Refuse figures of another task, or of a file that is there and holds other weights."""
+    metric = task_named(info.task).metric
+    if read.get("metric", metric) != metric:
+        raise FovealError(
+            f"figures must be those of task {info.task}, {metric}, got {read['metric']} in {where}"
+        )
+    other = read.get("weights")
+    if weights is None or not isinstance(other, str) or is_repository(other) or not Path(other).is_file():
+        return
+    if not filecmp.cmp(other, weights, shallow=False):
+        raise FovealError(f"figures must be those of {weights}, got those of {other} in {where}")
 
 
 def _of_evaluation(read: dict[str, Any], info: ModelInfo) -> Figures:
