@@ -16,6 +16,7 @@ from foveal.errors import FovealError
 from foveal.evaluate import data_options_for
 from foveal.export.program import quiet
 from foveal.export.proof import Run, RuntimeNet
+from foveal.export.rewrite import ATTENTION
 from foveal.image_files import find_images
 from foveal.inference import Predictor
 from foveal.look.images import spread_indices
@@ -129,11 +130,16 @@ def parts(path: Path) -> Iterator[Path]:
 
 
 def float_nodes(net: nn.Module, names: Sequence[str]) -> list[str]:
-    """The nodes of gates, and every softmax."""
+    """The nodes of gates, and every softmax, that of attention in one node too."""
     gates = {"SqueezeExcite", "ChannelGate", "SpatialGate", "CBAM", "SEModule", "CbamModule", "EcaModule"}
     paths = [path for path, module in net.named_modules() if type(module).__name__ in gates]
     inside = tuple(f"{path}{mark}" for path in paths for mark in "./")
-    return [name for name in names if name.startswith(inside) or "Softmax" in name.rpartition("/")[2]]
+    operators = [name.rpartition("/")[2] for name in names]
+    return [
+        name
+        for name, operator in zip(names, operators, strict=True)
+        if name.startswith(inside) or "Softmax" in operator or operator.startswith(ATTENTION)
+    ]
 
 
 def figures_of(

@@ -46,7 +46,8 @@ if fp16:
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
     for layer in (network.get_layer(i) for i in range(network.num_layers)):
         outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-        if layer.name in FLOAT32 and all(one.dtype == trt.float32 for one in outputs):
+        # layers of a node that the file explains by a function carry its name in front
+        if layer.name.startswith(tuple(FLOAT32)) and all(one.dtype == trt.float32 for one in outputs):
             layer.precision = trt.float32
             for i in range(layer.num_outputs):
                 layer.set_output_type(i, trt.float32)
