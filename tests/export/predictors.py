@@ -53,3 +53,15 @@ def segmenter() -> Predictor:
     logits = ready.net(torch.randn(1, 3, 48, 48))["fused"]
     ready.net.classify[1].bias -= logits.mean((0, 2, 3))
     return ready
+
+
+def with_blocks(insertion: str) -> Predictor:
+    """A classifier with inserted blocks whose attention does something."""
+    torch.manual_seed(0)
+    net = foveal.create_model("cifar_resnet8", num_classes=3)
+    foveal.insert(net, **foveal.parse_insertion(insertion))
+    for name, parameter in net.named_parameters():
+        if "gamma" in name or not parameter.any():
+            torch.nn.init.constant_(parameter, 0.1)
+    info = ModelInfo("classify", ["a", "b", "c"], 32, (0.5,) * 3, (0.5,) * 3, model="small")
+    return Predictor(net.eval(), info, "small")

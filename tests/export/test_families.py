@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.export.predictors import DETECTORS, detector, live
+from tests.export.predictors import DETECTORS, detector, live, with_blocks
 
 from foveal.export import export
 from foveal.export.answers import script_input
@@ -33,6 +33,22 @@ def test_classifiers_of_every_family_are_exported(name, to, tmp_path):
 def test_segmentation_heads_are_exported(head, to, tmp_path):
     done = export(live(f"{head}_test_resnet", "segment", 48), to, out=tmp_path / "out")
     assert all(one.agreement > 0.99 for one in done.checks)
+
+
+PAIRWISE = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
+SIMILARITIES = [f"nonlocal(pairwise={one})" for one in PAIRWISE]
+SIMILARITIES += [
+    f"selfattention(similarity={one})"
+    for one in ("dot", "scaled_dot", "cosine", "concatenation", "perceptron")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino", "pt2"])
+@pytest.mark.parametrize("block", SIMILARITIES)
+def test_attention_with_every_similarity_is_exported(block, to, tmp_path):
+    done = export(with_blocks(f"{block}@stage:3"), to, out=tmp_path / "out")
+    assert all(one.difference < 1e-5 and one.agreement == 1 for one in done.checks)
 
 
 @pytest.mark.slow

@@ -2,33 +2,19 @@
 
 import pytest
 import torch
-from torch import nn
+from tests.export.predictors import with_blocks
 
-import foveal
 from foveal.export import FORMATS, export
 from foveal.export.pairs import bytes_of_pairs
 from foveal.export.program import record
-from foveal.inference import Predictor
-from foveal.model_info import ModelInfo
 
 POSITIONS = 1024 * 2048 // 4**2  # behind the strides of the network below
-
-
-def small(insertion: str) -> Predictor:
-    torch.manual_seed(0)
-    net = foveal.create_model("cifar_resnet8", num_classes=3)
-    foveal.insert(net, **foveal.parse_insertion(insertion))
-    for name, parameter in net.named_parameters():
-        if "gamma" in name or not parameter.any():
-            nn.init.constant_(parameter, 0.1)
-    info = ModelInfo("classify", ["a", "b", "c"], 32, (0.5,) * 3, (0.5,) * 3, model="small")
-    return Predictor(net.eval(), info, "small")
 
 
 def recorded(insertion: str, **options):
     given = {"static": False, "half": False, "normalise": False, **options}
     example = torch.randn(1 if given["static"] else 2, 3, 32, 32)
-    return record(small(insertion), example, **given)
+    return record(with_blocks(insertion), example, **given)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +44,7 @@ def test_an_export_says_what_is_kept_and_what_goes_in_tiles(to, insertion, tmp_p
     if to != "pt2":
         pytest.importorskip("onnxruntime" if to == "onnx" else "openvino")
     lines = []
-    export(small(insertion), to, out=tmp_path / "out", say=lines.append)
+    export(with_blocks(insertion), to, out=tmp_path / "out", say=lines.append)
     said = [line for line in lines if "pair" in line]
     if insertion.startswith("dual"):
         assert said == ([] if to == "pt2" else ["layer3.0.dual goes through its pairs of positions in tiles"])

@@ -1,6 +1,7 @@
 """A whole gate in one operator: the oracle's output and gradients, by the native kernel and by PyTorch's operators."""
 
 import copy
+import math
 import subprocess
 import sys
 import threading
@@ -89,11 +90,12 @@ def test_output_and_gradients_are_those_of_pytorchs_operators(shape, last, name)
     close([y], step(block, x, native=False)[:1], TOLERANCE[torch.float32])
 
 
+# the layers of the second are large enough to be shared
+@pytest.mark.parametrize("shape", [(3, 19, 33, 37), (3, 600, 5, 3)], ids=str)
 @pytest.mark.parametrize("shared", [False, True], ids=["an image a thread", "an image two threads"])
 @pytest.mark.parametrize("name", ["se", "cbam timm", "cbam official, running"])
-def test_bits_depend_neither_on_threads_nor_on_the_run(name, shared, monkeypatch):
-    shape = (3, 19, 33, 37)
-    image = 4 * 19 * 33 * 37
+def test_bits_depend_neither_on_threads_nor_on_the_run(name, shared, shape, monkeypatch):
+    image = 4 * math.prod(shape[1:])
     monkeypatch.setattr(call, "CACHED_BYTES", image // 2 if shared else image)
     block, before = build(name, shape), torch.get_num_threads()
     # PyTorch's matrix products give these: their bits depend on threads on some processors
