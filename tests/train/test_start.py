@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import foveal
+from foveal.compare.plan import plan_comparison
 from foveal.errors import FovealError
 from foveal.model_info import ModelInfo
 from foveal.train import TrainConfig, fit
@@ -134,3 +135,11 @@ def test_a_comparison_begins_every_variant_from_the_weights(weights):
     with_block = build(parse_variants(["cbam(reduction=4)@block:2"])[0], config, OLD, 32).eval()
     assert torch.equal(plain(x), foveal.load(weights).eval()(x))
     torch.testing.assert_close(with_block(x), plain(x))
+
+
+def test_files_of_blocks_without_the_weights_that_hold_them_are_refused():
+    """Who wants to compare se may well write --blocks se."""
+    with pytest.raises(FovealError, match=r"blocks are the Python files .* got se; .* named by --insert"):
+        with_start(TrainConfig(blocks=["se"]))
+    with pytest.raises(FovealError, match=r"blocks are the Python files .* got se"):
+        plan_comparison(None, seeds=6, control=True, training={"blocks": ["se"]})

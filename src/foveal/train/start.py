@@ -25,10 +25,16 @@ def with_start(config: TrainConfig) -> TrainConfig:
     """The config with the model and the options of the weights that it begins from, where it begins from any.
 
     Raises:
-        FovealError: the weights are of another task, or the config asks for another network.
+        FovealError: the weights are of another task, or the config asks for another network; or it names files of
+            blocks and no weights that hold them.
         FileNotFoundError: there is no such file.
     """
     if config.from_weights is None:
+        if config.blocks:
+            raise FovealError(
+                "blocks are the Python files of the weights of --from, which must be given with them, got "
+                f"{', '.join(config.blocks)}; a block to insert is named by --insert"
+            )
         return config
     header, info = _read(config.from_weights)
     if info.task != config.task:
