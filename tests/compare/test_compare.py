@@ -222,6 +222,7 @@ def test_networks_by_name_are_compared_for_any_task(tmp_path, in_this_process):
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"jobs": 0}, "jobs must be at least 1, got 0"),
         ({"insert": ["sse"]}, "block must be one of"),
+        ({"models": ["cifar_resnet8", "cifar_resnet20"]}, "insert must be left out with models.*got cbam"),
         ({"insert": ["se(reduction=4)@residual:9"]}, "stage"),
         ({"model": "resnet_8"}, "resnet_8"),
         ({"accelerator": "tpu"}, "accelerator must be auto, cpu or cuda, got 'tpu'"),
@@ -239,3 +240,14 @@ def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(ValueError, match="out must be a folder"):
         compare(out=str(tmp_path / "out"), **TINY)
+
+
+@pytest.mark.parametrize("batch_size", [4, 16], ids=["in the steps that are timed", "by the last step"])
+def test_runs_that_diverge_are_counted_as_failed_and_end_nothing(coloured, in_this_process, batch_size):
+    """One that was broken by its last step has an accuracy, that of weights that are not finite: it is no value."""
+    _, options = coloured
+    options |= {"seeds": 2, "lr": 1e30, "batch_size": batch_size}
+    result = compare(**options)
+    assert [(row.seeds, sorted(row.failed)) for row in result.rows] == [(0, [0, 1])] * 2
+    assert "none (2 of 2 seeds)" in result.conclusion
+    assert all("finite" in reason for row in result.rows for reason in row.failed.values())

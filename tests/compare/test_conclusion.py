@@ -138,3 +138,22 @@ def test_few_seeds_have_no_interval_and_the_largest_is_by_size():
     said = conclude(to_none, {}, attention=NAMES, data="scenes", text=TEXT)
     assert "The largest difference so far is cbam −9.0 points." in said
     assert "interval" not in said
+
+
+def test_one_variant_that_lost_its_runs_does_not_take_the_verdict_from_the_others():
+    to_none = {"se": difference(0.02, "better"), "cbam": difference(-0.09, "too few seeds", seeds=3)}
+    said = conclude(to_none, {}, attention=NAMES, data="scenes", text=TEXT)
+    assert said.startswith("On scenes after this budget, se is better")
+    assert "Too few finished runs to say anything about cbam: at least 6 are needed." in said
+
+
+def test_runs_that_came_out_alike_are_no_resolution_of_zero():
+    """As where every image is right with each network: the spread is zero, and so would be the difference to find."""
+    same = Difference(0.0, 0.0, 0.0, 1.0, 1.0, 8, "no evidence")
+    said = conclude({"se": same, "cbam": same}, {}, attention=NAMES, data="scenes", text=TEXT)
+    assert "could have found" not in said
+    assert "exactly as that of none with the same seed: these images tell none of them apart" in said
+    better = Difference(0.02, 0.02, 0.02, 0.01, 0.01, 8, "better")
+    said = conclude({"se": better}, {}, attention=["se"], data="scenes", text=TEXT)
+    assert "could have found" not in said
+    assert "exactly as" not in said

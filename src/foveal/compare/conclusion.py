@@ -156,18 +156,21 @@ class Verdict:
                 self.others_better(),
                 self.hurting(),
                 self.control(),
+                self.too_few(),
                 slept,
             ]
         )
 
     @property
     def tried(self) -> list[str]:
-        """Attention variants whose blocks took part and of which there are results."""
-        return [name for name in self.attention if name not in self.idle and name in self.to_none]
+        """Attention variants whose blocks took part, with seeds for a finding; where none has them, with any."""
+        some = [name for name in self.attention if name not in self.idle and name in self.to_none]
+        enough = [name for name in some if self.to_none[name].seeds >= FEWEST_SEEDS]
+        return enough or some
 
     @property
     def seeds(self) -> int:
-        """Seeds that every variant has finished."""
+        """Seeds that each of them has finished."""
         return min(self.to_none[name].seeds for name in self.tried)
 
     @property
@@ -228,6 +231,10 @@ class Verdict:
         if self.seeds < needed:
             return self.language.say("cannot_show", seeds=self.seeds, count=count, needed=needed)
         smallest = max(detectable_difference(self.to_none[name], comparisons=count) for name in self.tried)
+        if smallest == 0:
+            # no spread to tell it from; without a difference, nothing that these images show was changed
+            alike = all(self.to_none[name].mean == 0 for name in self.tried)
+            return self.language.say("alike", baseline=self.network or "none") if alike else ""
         difference = self.text.difference(smallest).lstrip("+")
         return self.language.say("resolution", difference=difference, unit=self.unit)
 
@@ -257,6 +264,16 @@ class Verdict:
             return ""
         found = self.to_none[control[0]]
         return self.language.say(f"control_{found.finding}", shown=self.text.shown("", found, self.language))
+
+    def too_few(self) -> str:
+        """Variants that lost so many runs that nothing is said about them."""
+        names = [
+            name
+            for name in self.attention
+            if name not in self.idle and name in self.to_none and name not in self.tried
+        ]
+        listed = self.language.listed(names) if names else ""
+        return self.language.say("too_few_runs", names=listed, needed=FEWEST_SEEDS) if names else ""
 
     def slept(self) -> str:
         """Variants about which nothing can be said."""

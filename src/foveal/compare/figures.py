@@ -117,8 +117,10 @@ def differences_svg(
 
 
 def latency_svg(rows: Sequence[Row], text: MetricText, language: Language) -> str:
-    """The metric with its interval against the time of one image."""
+    """The metric with its interval against the time of one image; empty where no run was finished."""
     shown = [row for row in rows if not math.isnan(row.metric.mean)]
+    if not shown:
+        return ""
     metrics = {row.name: row.metric for row in shown}
     factor = text.factor
     low = min(factor * (e.low if e.count >= FEWEST_SEEDS else e.mean) for e in metrics.values())

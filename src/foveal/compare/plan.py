@@ -125,6 +125,10 @@ def plan_comparison(
     if trials is None:
         trials = default_trials(seeds, training)
     _check_options(seeds, control, trials, detect)
+    if insertions is not None and models:
+        raise FovealError(
+            f"insert must be left out with models, which compares networks as they are, got {', '.join(insertions)}"
+        )
     if insertions is None:
         models = models or recipe_of(training).get("models", ())
     blocks: Sequence[str] = recipe_of(training).get("insert", BLOCKS) if insertions is None else insertions

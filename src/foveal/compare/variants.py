@@ -57,6 +57,8 @@ class Variant:
 
 
 NONE = Variant("none", baseline=True)
+CONTROL = "control"
+"""The name of the control, and that of the baseline is "none": no block is called so."""
 
 
 def plain_convolution(
@@ -100,6 +102,8 @@ def parse_variants(insertions: Sequence[str]) -> list[Variant]:
         >>> given = ["cbam(reduction=4,start=paper)@block", "cbam(reduction=4)@block"]
         >>> [v.name for v in parse_variants(given)]
         ['cbam(start=paper)', 'cbam']
+        >>> [v.name for v in parse_variants(["mine.py:ECA@block", "mine.py:control@block"])]
+        ['ECA', 'mine.py:control']
     """
     if not insertions:
         raise FovealError("insert must name at least one block, got none")
@@ -127,7 +131,10 @@ def _name_among(parsed: Mapping[str, Any], group: Sequence[Mapping[str, Any]]) -
         for key, value in parsed.items()
         if key not in ("block", "at", "stages") and differs(key)
     ]
-    block = parsed["block"] if differs("block") else parsed["block"].rpartition(":")[2]
+    block = parsed["block"].rpartition(":")[2]
+    if differs("block") or block in (NONE.name, CONTROL):
+        # with its file, which a block that is not this library's own has
+        block = parsed["block"]
     name = f"{block}({','.join(options)})" if options else block
     if differs("at") or differs("stages"):
         stages = ",".join(str(stage) for stage in parsed["stages"] or ())
@@ -179,7 +186,7 @@ def control_of(
         return sum(count_parameters(one.module) for one in inserted(net))
 
     costliest = max(variants, key=added)
-    return Variant("control", costliest.insert, control=True)
+    return Variant(CONTROL, costliest.insert, control=True)
 
 
 def awake_norms(

@@ -80,6 +80,7 @@ def run_job(
             clock.append(round(time.perf_counter() - start, 2))
             metric = task.new_metric(job.info, run.val.classes)
             figures = loop.validate(training, run.val_loader, run.val.classes, metric=metric)
+            loop.refuse_broken(training, figures)
             curve.append(figures[f"val_{task.metric}"])
     except NonFiniteError as error:
         return {**result, "failed": str(error), "seconds": round(time.perf_counter() - start, 2)}, None
@@ -154,11 +155,12 @@ def time_job(job: Job, images: Path) -> dict[str, Any]:
             raise Enough
 
     run.batches.start_at(0)
-    with suppress(Enough):
+    # a run whose loss becomes infinite is told of when it is done
+    with suppress(Enough, NonFiniteError):
         loop.train_epoch(run.training, run.train_loader, after_step)
     # the first steps find memory and choose algorithms
-    counted = marks[min(UNTIMED_STEPS, len(marks)) - 1 :]
-    steps = len(counted) - 1
+    counted = marks[min(UNTIMED_STEPS, len(marks)) - 1 :] if marks else []
+    steps = max(len(counted) - 1, 0)
     found["step"] = (
         (counted[-1] - counted[0]) / steps if steps else time.perf_counter() - start - found["build"]
     )

@@ -11,7 +11,7 @@ stop anywhere and continue to the same weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -138,6 +138,21 @@ def validate(
     row |= {f"val_{name}": value for name, value in figures.items()}
     t.epoch, t.batch, t.loss_sums, t.loss_count = t.epoch + 1, 0, {}, 0
     return row
+
+
+def refuse_broken(t: Training, row: Mapping[str, Any]) -> None:
+    """Raise where an epoch ended with figures or weights that are not finite.
+
+    Args:
+        row: what `validate` returned.
+
+    Raises:
+        NonFiniteError: the last steps broke the network, after a training loss that was finite.
+    """
+    for key in ("val_loss", f"val_{t.task.metric}"):
+        if not math.isfinite(row.get(key, 0.0)):
+            raise NonFiniteError(f"{key} must be finite, got {row[key]} in epoch {t.epoch}")
+    t.refuse_broken_weights()
 
 
 def mean_losses(t: Training) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import time
 from contextlib import ExitStack, nullcontext
@@ -355,10 +354,7 @@ class Run:
         remarks = getattr(self.task, "remarks", None)
         for line in () if remarks is None else remarks(self.rows, self.config):
             self.progress.say(line)
-        broken = [key for key in ("val_loss", name) if not math.isfinite(row.get(key, 0.0))]
-        if broken:
-            raise NonFiniteError(f"{broken[0]} must be finite, got {row[broken[0]]} in epoch {row['epoch']}")
-        t.refuse_broken_weights()
+        loop.refuse_broken(t, row)
         if self.fabric.is_global_zero:
             run_folder.write_epoch(self.folder, self.task, t.evaluated, self.info, self.rows, better=better)
         self.save_checkpoint()

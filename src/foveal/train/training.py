@@ -138,7 +138,7 @@ class Training:
         for name, value in whole(self.net.state_dict()).items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise NonFiniteError(
-                    f"the weights must be finite, got {name} with a value that is not, in epoch {self.epoch + 1}, "
+                    f"the weights must be finite, got {name} with a value that is not, in epoch {self.epoch + (self.batch > 0)}, "
                     "while the loss still was"
                 )
 
