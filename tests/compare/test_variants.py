@@ -70,7 +70,10 @@ def test_names_are_short_where_they_can_be():
         "b.py:SE(r=2)@block:2",
     ]
     # the results of two variants with one name would be counted as one's
-    assert [v.name for v in parse_variants(["a.py:none@stage:3", "a.py:control"])] == ["a.py:none", "a.py:control"]
+    assert [v.name for v in parse_variants(["a.py:none@stage:3", "a.py:control"])] == [
+        "a.py:none",
+        "a.py:control",
+    ]
 
 
 @pytest.mark.parametrize(
