@@ -137,9 +137,10 @@ class Training:
         """Raise before anything good is overwritten by weights that are not finite."""
         for name, value in whole(self.net.state_dict()).items():
             if value.is_floating_point() and not value.isfinite().all():
+                epoch = self.epoch + (self.batch > 0)
                 raise NonFiniteError(
-                    f"the weights must be finite, got {name} with a value that is not, in epoch {self.epoch + (self.batch > 0)}, "
-                    "while the loss still was"
+                    f"the weights must be finite, got {name} with a value that is not, in epoch {epoch}, while the "
+                    "loss still was"
                 )
 
 
