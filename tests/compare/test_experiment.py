@@ -347,6 +347,23 @@ def test_the_time_is_that_of_every_run_and_trial_over_the_workers(monkeypatch, t
     assert sizes == [16]
 
 
+def test_a_tuned_comparison_that_continues_is_told_what_is_left_and_has_its_runs_for_a_pilot(
+    simulate, capsys
+):
+    """Its runs are named by the rates that were chosen, which are known from the finished trials."""
+    options = {"seeds": 8, "tune": 2, "detect": 1.0}
+    simulate(noise, **options)
+    _, done = simulate(noise, **options, quiet=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert not done
+    assert "from a few steps" not in said
+    assert "(from 8 seeds finished here" in said
+    _, done = simulate(noise, **{**options, "seeds": 10}, quiet=False)
+    # 2 variants x 2 seeds of 1 + (8 steps x 0.5 + 2) + 3 seconds, by two workers, and no trial
+    assert len(done) == 4
+    assert "about 20 s for all seeds" in " ".join(capsys.readouterr().err.split())
+
+
 def test_nothing_is_timed_where_each_job_waits_in_a_queue(tmp_path, capsys):
     plan = plan_comparison([SE], control=False, seeds=8, training=TRAINING)
     comparison = Comparison(plan, {}, tmp_path, "slurm", None, "en", quiet=False)

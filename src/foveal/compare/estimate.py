@@ -35,7 +35,7 @@ def estimate_seconds(runner: Runner, parts: Mapping[str, tuple[Plan, Path]]) -> 
         firsts = {job.variant.name: job for job in reversed(jobs)}
         timed = {one["variant"]: one for one in runner.time(plan, list(firsts.values()), folder)}
         total = sum(run_seconds(job, timed[job.variant.name]) for job in jobs)
-        trials = trial_jobs_at_most(plan) if plan.tuning is None else []
+        trials = runner.pending(trial_jobs_at_most(plan), folder) if plan.tuning is None else []
         total += sum(
             run_seconds(job, timed.get(job.variant.name, next(iter(timed.values())))) for job in trials
         )

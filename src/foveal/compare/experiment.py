@@ -10,6 +10,7 @@ from typing import Any
 
 from foveal.compare.costs import measure_costs
 from foveal.compare.estimate import estimate_seconds, in_words
+from foveal.compare.job import Job
 from foveal.compare.page import write_report
 from foveal.compare.plan import Plan, data_name, plan_comparison, recipe_of
 from foveal.compare.progress import Progress
@@ -121,6 +122,7 @@ class Comparison:
         progress, check = self.progress, None
         try:
             with self.runner as runner:
+                self.plan = tuned_before(self.plan, self.folder)
                 self._compile_kernels()
                 self._say_what_is_to_come()
                 for name, plan in self.checks.items():
@@ -128,7 +130,7 @@ class Comparison:
                 if self.checks:
                     check = summarise_check(self.checks, self._check_results())
                     progress.say(check.sentence(self.lang))
-                if self.plan.trials:
+                if self.plan.trials and self.plan.tuning is None:
                     do = partial(runner.do, self.plan, folder=self.folder)
                     self.plan = replace(
                         self.plan, tuning=tune(self.plan.variants, self.plan.job, self.plan.trials, do)
@@ -218,6 +220,22 @@ class Comparison:
             ]
             for name, plan in self.checks.items()
         }
+
+
+def tuned_before(plan: Plan, folder: Path) -> Plan:
+    """The plan with what its trials found, where all of them are finished: its runs are known by the rates that were
+    chosen."""
+
+    def kept(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+        return {job.key: one for job in jobs if (one := finished_result(folder, job)) is not None}
+
+    if not plan.trials:
+        return plan
+    try:
+        return replace(plan, tuning=tune(plan.variants, plan.job, plan.trials, kept))
+    except KeyError:
+        # a trial is missing
+        return plan
 
 
 def _folder(out: str | None, plan: Plan) -> Path:
