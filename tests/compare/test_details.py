@@ -74,6 +74,10 @@ def test_time_to_nine_tenths_of_the_baseline_is_the_median_over_seeds(runs):
     assert cells(html)[:3] == ["none", "4.0", "6 / 6"]
     late = [{**one, "curve": [0.1, 0.2, 0.3]} if one["variant"] == LONG[0] else one for one in runs]
     assert cells(time_to_html(rows_of(runs), late, TEXT, ENGLISH))[4:6] == ["–", "0 / 6"]
+    # 2, 2, 2, 6 and twice never: half of the six runs got there after 2 to 6 s
+    curves = [[0.7] * 3, [0.7] * 3, [0.7] * 3, [0.1, 0.1, 0.7], [0.1] * 3, [0.1] * 3]
+    mixed = [{**one, "curve": curves[one["seed"]]} if one["variant"] == LONG[0] else one for one in runs]
+    assert cells(time_to_html(rows_of(runs), mixed, TEXT, ENGLISH))[4:6] == ["4.0", "4 / 6"]
 
 
 def test_curves_show_every_run_and_a_mean(runs):

@@ -181,3 +181,40 @@ def test_a_file_may_import_what_lies_beside_it(mine):
         "from factors import HALF\nfrom torch import nn\ndef make(channels):\n    return nn.Identity()\n"
     )
     assert isinstance(from_file("other.py:make")(8), torch.nn.Identity)
+
+
+HELPED = """import torch
+from torch import nn
+from helper import WIDTH
+
+class Helped(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x):
+        return x * (1 + self.scale.mean())
+"""
+
+
+def test_files_of_one_name_in_two_folders_import_each_what_lies_beside_it(tmp_path):
+    for folder, width in (("one", 3), ("two", 5)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(HELPED)
+        (tmp_path / folder / "helper.py").write_text(f"WIDTH = {width}")
+    widths = [
+        from_file(f"{tmp_path / folder}/mine.py:Helped")(8).scale.numel() for folder in ("one", "two", "one")
+    ]
+    assert widths == [3, 5, 3]
+
+
+def test_a_comparison_knows_the_files_that_a_block_imports_from_beside_it(tmp_path):
+    (tmp_path / "mine.py").write_text(HELPED)
+    (tmp_path / "helper.py").write_text("WIDTH = 3")
+    plan = plan_comparison(
+        [f"{tmp_path}/mine.py:Helped@residual:3"],
+        seeds=1,
+        control=False,
+        training={"data_options": SCENES, "accelerator": "cpu"},
+    )
+    assert {Path(name).name for name in plan.job.settings["sources"]} == {"mine.py", "helper.py"}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from foveal.compare.conclusion import MetricText, p_text
@@ -74,9 +75,12 @@ def time_to_html(
             next((t for t, v in zip(run["clock"], run["curve"], strict=True) if v >= goal), None)
             for run in mine
         ]
-        reached = sorted(t for t in times if t is not None)
-        middle = f"{reached[len(reached) // 2]:.1f}" if len(reached) * 2 > len(times) else "–"
-        body.append([name_html(row), middle, f"{len(reached)} / {len(times)}"])
+        reached = [t for t in times if t is not None]
+        # a run that did not get there took longer than any that did
+        middle = median([math.inf if t is None else t for t in times]) if times else math.inf
+        body.append(
+            [name_html(row), f"{middle:.1f}" if middle < math.inf else "–", f"{len(reached)} / {len(times)}"]
+        )
     head = [
         language.say("variant"),
         language.say("time_to", value=f"{text.value(goal)} %"),

@@ -12,7 +12,7 @@ from foveal.compare.costs import measure_costs
 from foveal.compare.estimate import estimate_seconds, in_words
 from foveal.compare.job import Job
 from foveal.compare.page import write_report
-from foveal.compare.plan import Plan, data_name, plan_comparison, recipe_of
+from foveal.compare.plan import Plan, bundled_recipe, data_name, plan_comparison
 from foveal.compare.progress import Progress
 from foveal.compare.runner import Runner, finished_result, weights_path
 from foveal.compare.self_check import SelfCheck, check_plans, summarise_check
@@ -83,7 +83,7 @@ def run(
         training=training,
     )
     if self_check is None:
-        self_check = bool(recipe_of(training)) and data_name(plan.job.config) == "scenes"
+        self_check = bool(bundled_recipe(training)) and data_name(plan.job.config) == "scenes"
     checks = check_plans(plan.job.config.task, plan.job.device) if self_check else {}
     folder = _folder(out, plan)
     with locked(folder, "a comparison"):

@@ -202,18 +202,18 @@ def _check_options(seeds: int | str, control: bool | str, trials: int, detect: f
 
 
 def default_trials(seeds: int | str, training: Mapping[str, Any]) -> int:
-    """Rates to try for each variant where nobody says: those of the task's recipe, which has none where the rates were
-    found by experiment; and none where there are too few seeds for a verdict.
+    """Rates to try for each variant where nobody says: on bundled data those of their recipe, which has none where the
+    rates were found by experiment; and none where there are too few seeds for a verdict.
 
     Example:
         >>> [default_trials(8, {"data": data}) for data in ("photos", "scenes", "scenes:cue")]
         [2, 2, 0]
-        >>> default_trials(2, {"data": "photos"})
-        0
+        >>> default_trials(2, {"data": "photos"}), default_trials(8, {"data": "films", "task": "clips"})
+        (0, 2)
     """
     if not isinstance(seeds, str) and seeds < FEWEST_SEEDS:
         return 0
-    recipe = recipe_of(training)
+    recipe = bundled_recipe(training)
     return recipe.get("tune", 0) if recipe else TRIALS
 
 

@@ -13,7 +13,7 @@ from foveal.insertion import block_name, insert, inserted, parse_insertion
 from foveal.insertion.build import build as build_block
 from foveal.insertion.build import resolve
 from foveal.insertion.hooks import rename
-from foveal.insertion.own import from_file, source_hash, split_own
+from foveal.insertion.own import from_file, sources, split_own
 from foveal.insertion.parse import parse_options
 from foveal.measure import count_parameters
 from foveal.nn import PlainConvolution
@@ -143,9 +143,11 @@ def _name_among(parsed: Mapping[str, Any], group: Sequence[Mapping[str, Any]]) -
 
 
 def own_sources(variants: Sequence[Variant]) -> dict[str, str]:
-    """A hash of every file of own blocks: what was trained with another content is trained anew."""
+    """A hash of every file of own blocks, and of those that it imports from beside it: what was trained with another
+    content is trained anew."""
     owned = [split_own(parse_insertion(v.insert)["block"]) for v in variants if v.insert]
-    return {str(own[0]): source_hash(own[0]) for own in owned if own is not None}
+    files = {own[0] for own in owned if own is not None}
+    return {name: digest for path in sorted(files) for name, digest in sources(path).items()}
 
 
 def parse_models(models: Sequence[str]) -> list[Variant]:

@@ -83,6 +83,28 @@ def source_hash(path: Path) -> str:
     return hashlib.blake2b(_content(path), digest_size=16).hexdigest()
 
 
+def sources(path: Path) -> dict[str, str]:
+    """A hash of the file and of every file beside it that it imports, by path; the file is run."""
+    beside = _beside[_run(path).__name__]
+    files = [Path(file) for module in beside.values() if (file := getattr(module, "__file__", None))]
+    return {str(path): source_hash(path)} | {
+        str(path.parent / file.relative_to(path.resolve().parent)): source_hash(file)
+        for file in sorted(files)
+    }
+
+
+_beside: dict[str, dict[str, ModuleType]] = {}
+"""What each file that was run imported from its own folder: name of its module -> name -> module."""
+
+
+def _lies_in(folder: str, name: str, module: ModuleType) -> bool:
+    """Whether a module is what ``import name`` finds in a folder itself, not in a package of libraries below it."""
+    place = os.path.join(folder, *name.split("."))
+    own = getattr(module, "__dict__", {})
+    is_file = own.get("__file__") in (f"{place}.py", os.path.join(place, "__init__.py"))
+    return is_file or ("__file__" not in own and place in list(own.get("__path__", ())))
+
+
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -94,7 +116,9 @@ def _content(path: Path) -> bytes:
 
 def _run(path: Path) -> ModuleType:
     """Run the file once for each content, as a module that its classes can be found in again."""
-    name = f"foveal_own_{path.stem}_{source_hash(path)}"
+    # the folder too: what is imported may be another's
+    place = hashlib.blake2b(os.fsencode(path.resolve().parent), digest_size=4).hexdigest()
+    name = f"foveal_own_{path.stem}_{source_hash(path)}_{place}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -102,6 +126,15 @@ def _run(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     folder = str(path.resolve().parent)
+    # what files of other folders imported from there may have the name of something that lies here
+    others = {
+        one: value
+        for found in _beside.values()
+        for one, value in found.items()
+        if sys.modules.get(one) is value and not _lies_in(folder, one, value)
+    }
+    for one in others:
+        del sys.modules[one]
     sys.modules[name] = module
     # as where a script is run: it may import what lies beside it
     sys.path.insert(0, folder)
@@ -115,4 +148,8 @@ def _run(path: Path) -> ModuleType:
         ) from error
     finally:
         sys.path.remove(folder)
+        _beside[name] = {
+            one: value for one, value in list(sys.modules.items()) if _lies_in(folder, one, value)
+        }
+        sys.modules.update(others)
     return module
