@@ -174,6 +174,15 @@ def test_runs_are_done_again_when_the_images_changed(tmp_path, coloured, in_this
     assert len({path.name for path in (tmp_path / "out" / "runs").glob("*.json")} - first) == 2
 
 
+def test_a_report_of_the_test_images_calls_them_so(coloured, in_this_process):
+    folder, options = coloured
+    (folder / "val").rename(folder / "test")
+    result = compare(**options, split="test", quiet=True)
+    page = result.report.read_text(encoding="utf-8")
+    assert "and 16 test images of 2 classes" in page
+    assert "validation" not in page
+
+
 def test_files_that_no_run_could_read_are_named_also_when_the_runs_are_finished(
     coloured, in_this_process, capsys
 ):

@@ -106,7 +106,8 @@ def tuning_html(plan: Plan, text: MetricText, language: Language) -> str:
             shown = f"{value} <small>{rates[factor]:g}, {len(found)} ×</small>"
             cells.append(f"<b>{shown}</b>" if factor == tuning.chosen[variant.name] else shown)
         body.append(cells)
-    note = say("tuning_note", metric=f"{text.name}{text.value_unit}")
+    part = say(f"part_{plan.job.settings['split']}")
+    note = say("tuning_note", metric=f"{text.name}{text.value_unit}", part=part)
     return table_html(head, body) + f"<p><small>{escape(note)}</small></p>"
 
 

@@ -60,6 +60,7 @@ def write_report(
     write_text(folder / "runs.csv", csv_text([_flat_run(run) for run in runs]))
     labels, photographs, maps = attention_pictures(plan, weights)
     say, metric = language.say, f"{text.name}{text.value_unit}"
+    part = say(f"part_{job.settings['split']}")
     headings = ("results", "costs", "tuning", "pictures", "scientist", "classes", "curves", "reading", "run")
     of = "_networks" if plan.of_networks else ""
     titles = {f"h_{name}": say(f"h_{name}") for name in headings} | {"h_results": say(f"h_results{of}")}
@@ -76,8 +77,8 @@ def write_report(
         latency=latency_svg(rows, text, language),
         costs=_costs_html(rows, language),
         tuning=tuning_html(plan, text, language),
-        pictures=_pictures_html(rows, labels, photographs, maps, language),
-        f_curves=escape(say("f_curves", metric=metric)),
+        pictures=_pictures_html(rows, labels, photographs, maps, part, language),
+        f_curves=escape(say("f_curves", metric=metric, part=part)),
         curves=curves_svg(rows, runs, text, language),
         time_to=time_to_html(rows, runs, text, language),
         classes=classes_html(rows, runs, text, language),
@@ -139,6 +140,7 @@ def _subtitle(sentence: str, rows: Sequence[Row], job: Job, seeds: int, language
         epochs=language.counted("epochs", job.config.epochs),
         train=f"{images['train']:,}",
         val=f"{images['val']:,}",
+        part=language.say(f"part_{job.settings['split']}"),
         classes=len(job.info.classes),
         size=job.info.image_size,
     )
@@ -215,6 +217,7 @@ def _pictures_html(
     labels: Sequence[str],
     photographs: Sequence[str],
     maps: Mapping[str, Sequence[str]],
+    part: str,
     language: Language,
 ) -> str:
     say = language.say
@@ -236,7 +239,7 @@ def _pictures_html(
     return (
         f'<div class="scroll"><div class="pictures" style="--n:{len(labels)}">{body}{captions}</div></div>'
         f'<p class="key"><span>{quarter}</span><i class="ramp"></i><span>{four}</span></p>'
-        f"<p><small>{escape(say('pictures_note') + blind)}</small></p>"
+        f"<p><small>{escape(say('pictures_note', part=part) + blind)}</small></p>"
     )
 
 

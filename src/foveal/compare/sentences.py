@@ -38,7 +38,9 @@ def before_start(plan: Plan, earlier: Mapping[str, Mapping[int, float]], lang: s
     images = plan.job.settings["images"]["val"]
     if plan.job.config.the_task.metric == "accuracy":
         # a share of images: nothing finer can be measured
-        sentences.append(say("before_image", images=f"{images:,}", points=f"{100 / images:.2g}", unit=unit))
+        part = say(f"part_{plan.job.settings['split']}")
+        points = f"{100 / images:.2g}"
+        sentences.append(say("before_image", images=f"{images:,}", part=part, points=points, unit=unit))
     if plan.detect is None:
         return sentences
     spread, runs = spread_of(plan.variants[0].name, earlier)
