@@ -200,6 +200,11 @@ def test_files_that_no_run_could_read_are_named_also_when_the_runs_are_finished(
     (name,) = read(again.folder, "results.json")["unreadable"]
     assert name.endswith("red/3.png")
     assert "red/3.png" in again.report.read_text(encoding="utf-8")
+    # mended: all runs are done anew, and with it
+    Image.new("RGB", (24, 24)).save(broken)
+    again = compare(**options, quiet=True)
+    assert read(again.folder, "results.json")["unreadable"] == {}
+    assert "red/3.png" not in again.report.read_text(encoding="utf-8")
 
 
 def test_two_comparisons_never_work_in_one_folder(tmp_path):

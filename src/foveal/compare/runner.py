@@ -177,6 +177,8 @@ class Runner:
                 self.progress.say(note)
             store_images(plan.data, plan.job, place)
             unreadable = unreadable_in(plan.data)
+            # of these images, not of those before they were mended
+            unreadable_path(folder).unlink(missing_ok=True)
             if unreadable:
                 write_json(unreadable_path(folder), unreadable)
                 self.progress.say(f"unreadable and left out of all runs: {len(unreadable)}")
