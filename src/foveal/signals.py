@@ -7,6 +7,31 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def kept_signals() -> Iterator[None]:
+    """What SIGINT and SIGTERM do is the same after it, though a library sets handlers within, in C too.
+
+    Example:
+        >>> before = signal.getsignal(signal.SIGTERM)
+        >>> with kept_signals():
+        ...     _ = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        >>> signal.getsignal(signal.SIGTERM) == before
+        True
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: set in C, before Python began
+                signal.signal(number, handler)
+
 
 @contextmanager
 def stop_signals(ask: Callable[[], None]) -> Iterator[None]:
@@ -25,8 +50,7 @@ def stop_signals(ask: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: ask()) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: ask()) for number in NUMBERS}
     try:
         yield
     finally:

@@ -146,6 +146,22 @@ def test_bfloat16_is_nearer_to_double_than_pytorchs_operators(name, last):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+def test_bfloat16_is_rounded_as_pytorch_rounds(last, monkeypatch):
+    monkeypatch.setattr(whole_gate, "SE_CONVERTS_FROM", 0)
+    values = torch.arange(2**16).to(torch.int16).view(torch.bfloat16)
+    values = values[values.abs() < 1e30]
+    x = values[: len(values) // 64 * 64].view(1, 8, -1, 8)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    block = SqueezeExcite(8, reduction=2, activation="hard_sigmoid").bfloat16()
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    with torch.no_grad():
+        block.fc2.bias.copy_(torch.linspace(-2, 2, 8))
+        gate = (block.fc2.bias.float() + 3) / 6
+        assert torch.equal(block(x), (x.float() * gate[:, None, None]).bfloat16())
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("name", ["channel gate", "cbam timm", "spatial gate"])
 def test_a_tie_sends_its_gradient_to_the_first(name, last):
     shape = (2, 19, 9, 11)

@@ -28,6 +28,7 @@ def test_every_option_explains_itself(kind):
         ({"optimizer": "lion"}, "optimizer must be one of sgd, adamw, got lion"),
         ({"ema": 1.0}, "ema must be below 1"),
         ({"image_size": 4}, "image_size must be at least 8, got 4"),
+        ({"image_size": 100_000}, "image_size must be at most 8192, got 100000"),
         ({"devices": 0}, "devices must be at least 1, or -1 for all, got 0"),
         ({"batch_size": -1}, "batch_size must be at least 1"),
     ],

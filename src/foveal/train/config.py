@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from foveal.errors import FovealError
 from foveal.hub import is_repository
+from foveal.model_info import LARGEST_SIZE
 from foveal.tasks import Task, task_named
 from foveal.tasks.options import make_options
 
@@ -165,6 +166,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise FovealError(f"{name} must be at least {least}, got {value}")
+        if self.image_size is not None and self.image_size > LARGEST_SIZE:
+            raise FovealError(f"image_size must be at most {LARGEST_SIZE}, got {self.image_size}")
         for name in ("ema", "momentum"):
             if getattr(self, name) >= 1:
                 raise FovealError(f"{name} must be below 1, got {getattr(self, name)}")

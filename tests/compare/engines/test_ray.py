@@ -253,17 +253,21 @@ def test_a_driver_that_is_killed_continues_with_what_is_missing(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_on_the_nodes(tmp_path):
+@pytest.mark.parametrize(
+    ("send", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_signal_keeps_what_is_finished_and_leaves_nothing_on_the_nodes(send, number, tmp_path):
     out = tmp_path / "out"
     words = ["--seeds", 4, "--epochs", 6, "--engine", "ray", "--out", out]
     with cluster(nodes=1) as nodes:
         process = compare(*words, address=nodes.address)
         wait_for_results(out, 1, process)
-        os.killpg(process.pid, signal.SIGINT)
+        send(process.pid, number)
         _, said = finish(process)
         assert process.returncode == 130, said
         assert "the same command continues with the rest" in said
         assert "Traceback" not in said
+        assert "SIGTERM received" not in said  # Ray's own answer
         assert list(node_folder().iterdir()) == []
 
 

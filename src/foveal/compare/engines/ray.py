@@ -23,6 +23,7 @@ from foveal.compare.engines import Event, RunDied
 from foveal.compare.engines.local import refusal
 from foveal.errors import FovealError
 from foveal.machine import versions
+from foveal.signals import kept_signals
 
 if TYPE_CHECKING:
     from foveal.compare.job import Job
@@ -89,12 +90,13 @@ class RayEngine:
             if not ray.is_initialized():
                 own: dict[str, Any] = {"include_dashboard": False} if self.address is None else {}
                 try:
-                    ray.init(
-                        address=self.address or "local",
-                        log_to_driver=False,
-                        logging_level=logging.ERROR,
-                        **own,
-                    )
+                    with kept_signals():  # Ray's own answer to SIGTERM is an abort
+                        ray.init(
+                            address=self.address or "local",
+                            log_to_driver=False,
+                            logging_level=logging.ERROR,
+                            **own,
+                        )
                 except (ConnectionError, RuntimeError, ValueError, RayError) as error:
                     reason = " ".join(str(error).split())[:200]
                     raise FovealError(
