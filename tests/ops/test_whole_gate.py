@@ -163,10 +163,18 @@ def test_bfloat16_is_rounded_as_pytorch_rounds(last, monkeypatch):
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("name", ["channel gate", "cbam timm", "spatial gate"])
-def test_a_tie_sends_its_gradient_to_the_first(name, last):
-    shape = (2, 19, 9, 11)
+@pytest.mark.parametrize("shape", [(2, 19, 9, 11), (2, 19, 27, 41), (1, 1100, 3, 4)], ids=str)
+def test_a_tie_sends_its_gradient_to_the_first(shape, name, last):
     block, x = build(name, shape), feature_map(shape, last).round()
     close(step(block, x, native=True), step(block, x, native=False), 1e-4)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("name", ["channel gate", "cbam timm", "spatial gate"])
+def test_maxima_of_negative_values_are_negative(name, last):
+    shape = (2, 19, 33, 37)
+    block, x = build(name, shape), -feature_map(shape, last).abs() - 1
+    close(step(block, x, native=True), step(block, x, native=False), TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
