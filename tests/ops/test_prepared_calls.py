@@ -14,6 +14,12 @@ from foveal.ops import prepared_calls, whole_gate
 CHANNELS, SIZE = 16, 48
 
 
+@pytest.fixture(autouse=True)
+def without_type_checks(request):
+    if request.config.getoption("jaxtyping_packages", None):
+        pytest.skip("numba compiles no function with run-time type checks; this test runs without them")
+
+
 def feature_map(
     seed: int = 0, batch: int = 1, size: int = SIZE, dtype: torch.dtype = torch.float32
 ) -> Tensor:
