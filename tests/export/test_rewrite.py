@@ -56,6 +56,19 @@ def test_reductions_over_both_spatial_sizes_become_pooling_and_no_other(
     assert np.allclose(run(changed, x), run(model, x), atol=1e-6)
 
 
+def inferred(nodes, shapes, constants) -> Any:
+    """A model of these nodes with its shapes: inputs by shape, constants by values, and the output ``y``."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array(values), name) for name, values in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(model)
+
+
 def statistics_of(
     shape, operators=("ReduceMean", "ReduceMax"), keepdims=1, axis=1, joined=1, read_twice=False
 ):
@@ -68,15 +81,7 @@ def statistics_of(
     ]
     nodes.append(helper.make_node("Concat", names, ["joined"], axis=joined))
     nodes.append(helper.make_node("Add", ["joined", names[0]] if read_twice else ["joined", "joined"], ["y"]))
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.array([axis]), "axes")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return onnx.shape_inference.infer_shapes(model)
+    return inferred(nodes, {"x": shape}, {"axes": [axis]})
 
 
 def in_groups(model) -> Any:
@@ -149,18 +154,7 @@ def attention_of(query, key, value, *, axis=-1, read_twice=False, scaled=False):
         helper.make_node("ReduceSum", ["w" if read_twice else "a", "axes"], ["total"]),
         helper.make_node("Add", ["a", "total"], ["y"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-            for name, shape in (("q", query), ("k", key), ("v", value))
-        ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.array([-1]), "axes")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return onnx.shape_inference.infer_shapes(model)
+    return inferred(nodes, {"q": query, "k": key, "v": value}, {"axes": [-1]})
 
 
 def joined(model) -> Any:
@@ -239,14 +233,7 @@ def test_a_product_with_a_vector_is_right_behind_a_transposition(shape):
         helper.make_node("MatMul", ["t", "w"], ["y"]),
     ]
     weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("b", 8, "n"))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("b", "n", *shape[1:]))],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = inferred(nodes, {"x": ("b", 8, "n")}, {"w": weight})
     multiply_matrices(model)
     onnx.checker.check_model(model)
     x = np.random.default_rng(1).standard_normal((2, 8, 30)).astype(np.float32)

@@ -209,24 +209,28 @@ def recording_for_pytorch() -> Iterator[None]:
 def _recorded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """The equation in the three operators by which other runtimes know attention, and compute it in tiles."""
     if _for_pytorch.get():
-        d, e = query.shape[-1], value.shape[-1]
-        # with other widths PyTorch has no tiles on a CPU; zeros change no score and no output
-        query, key, value = (F.pad(x, (0, max(d, e) - x.shape[-1])).unsqueeze(1) for x in (query, key, value))
+        e = value.shape[-1]
+        query, key, value = (x.unsqueeze(1) for x in _of_one_width(query, key, value))
         return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)[..., :e]
     query = query if scale == 1 else query * scale
     return torch.softmax(query @ key.mT, -1) @ value
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Run PyTorch's fused kernels. Zeros appended to queries and keys, or to values, change no score and no output."""
-    d, e = query.shape[-1], value.shape[-1]
-    if d != e and not value.is_cuda:
-        width = max(d, e)
-        query, key, value = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
+    """Run PyTorch's fused kernels."""
+    e = value.shape[-1]
+    if query.shape[-1] != e and not value.is_cuda:
+        query, key, value = _of_one_width(query, key, value)
     query, key, value = (_with_unit_stride(x).unsqueeze(1) for x in (query, key, value))
     # MATH, which stores n x m, is left out but where n is 0, for which PyTorch 2.11 has no other
     with sdpa_kernel(_FUSED if query.shape[-2] else SDPBackend.MATH):
         return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)[..., :e]
+
+
+def _of_one_width(*tensors: Tensor) -> list[Tensor]:
+    """Append zeros up to the widest, as PyTorch's kernels need on a CPU: they change no score and no output."""
+    width = max(x.shape[-1] for x in tensors)
+    return [F.pad(x, (0, width - x.shape[-1])) for x in tensors]
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
