@@ -9,7 +9,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from foveal.export.rewrite import join_attention, multiply_matrices, pool_globally, reduce_in_groups
+from foveal.export.rewrite import (
+    gate_by_convolution,
+    join_attention,
+    multiply_matrices,
+    pool_globally,
+    reduce_in_groups,
+)
 
 
 def model_of(operator, shape, axes, keepdims):
@@ -239,3 +245,89 @@ def test_a_product_with_a_vector_is_right_behind_a_transposition(shape):
     x = np.random.default_rng(1).standard_normal((2, 8, 30)).astype(np.float32)
     assert np.allclose(run(model, x), x.transpose(0, 2, 1) @ weight, atol=1e-5)
     assert ("Squeeze" in operators(model)) == (len(shape) == 1)
+
+
+def gated(shape=(1, 16, 5, 4), gate=(1, 16, 1, 1), *, relu="Relu", read_twice=False, swapped=False):
+    """A gate, the addition of a residual and a ReLU."""
+    nodes = [
+        helper.make_node("Sigmoid", ["g"], ["gate"]),
+        helper.make_node("Abs", ["x"], ["map"]),
+        helper.make_node("Mul", ["gate", "map"] if swapped else ["map", "gate"], ["gated"]),
+        helper.make_node("Add", ["gated", "s"], ["added"]),
+        helper.make_node(relu, ["added"], ["out"]),
+        helper.make_node("Add", ["out", "gated" if read_twice else "out"], ["y"]),
+    ]
+    return inferred(nodes, {"x": shape, "g": gate, "s": shape}, {})
+
+
+def by_convolution(model) -> Any:
+    changed = copy.deepcopy(model)
+    gate_by_convolution(changed)
+    onnx.checker.check_model(changed, full_check=True)
+    return changed
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_gate_of_one_image_is_the_weights_of_a_convolution_that_takes_what_follows(swapped, tmp_path):
+    model = gated(swapped=swapped)
+    changed = by_convolution(model)
+    random = np.random.default_rng(0)
+    given = {
+        name: random.standard_normal(shape).astype(np.float32)
+        for name, shape in (("x", (1, 16, 5, 4)), ("g", (1, 16, 1, 1)), ("s", (1, 16, 5, 4)))
+    }
+    found = []
+    for one in (model, changed):
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        options.log_severity_level = 3  # it warns of files for one processor
+        session = onnxruntime.InferenceSession(
+            one.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        found.append(session.run(None, given)[0])
+    assert np.allclose(*found, atol=1e-6)
+    assert operators(onnx.load(tmp_path / "optimised.onnx")) == [
+        "Sigmoid",
+        "Reshape",
+        "Abs",
+        "FusedConv",
+        "Add",
+    ]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        gated((2, 16, 5, 4), (2, 16, 1, 1)),
+        gated((2, 16, 5, 4), (1, 16, 1, 1)),
+        gated(("b", 16, 5, 4), ("b", 16, 1, 1)),
+        gated((1, 16, "h", "w")),
+        gated(gate=(1, 1, 5, 4)),
+        gated(gate=(1, 1, 1, 1)),
+        gated((1, 16, 1, 1)),
+        gated((1, 16, 5), (1, 16, 1)),
+        gated(relu="Elu"),
+        gated(read_twice=True),
+    ],
+    ids=[
+        "batch",
+        "one_gate",
+        "free_batch",
+        "free_sizes",
+        "mask",
+        "number",
+        "vector",
+        "sequence",
+        "no_relu",
+        "read_twice",
+    ],
+)
+def test_other_products_stay_as_they_are(model):
+    assert operators(by_convolution(model)) == operators(model)
+
+
+def test_products_in_float16_stay_as_they_are():
+    model = gated()
+    for one in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        one.type.tensor_type.elem_type = TensorProto.FLOAT16
+    assert operators(by_convolution(model)) == operators(model)

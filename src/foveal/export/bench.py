@@ -24,7 +24,12 @@ from foveal.inference import Predictor
 from foveal.measure import measure_time
 from foveal.model_info import ModelInfo
 
-RUNTIMES = ("eager", "fuse", "onnx", "openvino", "openvino default", "aotinductor")
+DEFAULT, STATIC = "default", "static"
+"""Behind the name of a runtime: in the precision that it prefers, and with a file of one image of one size."""
+RUNTIMES = (
+    *("eager", "fuse", "onnx", "onnx static", "openvino", "openvino static", "openvino default"),
+    "aotinductor",
+)
 
 
 class Network(NamedTuple):
@@ -58,8 +63,9 @@ NETWORKS = {
 }
 SAMPLE_MS, REST_S = 100.0, 0.2
 """Calls in a row, so that what the others left in the caches counts little; and a rest before, for their threads."""
-BARS = {("onnx", "seresnet50"): 1.08, ("onnx", "cbam_resnet50"): 1.08}
-BARS |= {("openvino", "seresnet50"): 1.05, ("openvino", "cbam_resnet50"): 1.05}
+BARS = {"onnx": 1.08, "openvino": 1.05}
+BARRED = ("seresnet50", "cbam_resnet50")
+"""What gates may cost over the plain network in a runtime with float32, one image at a time."""
 SAME, SAME_AS_SET = 1e-3, 0.1
 """Largest difference from the network, as a share of the largest output: in float32, and as the runtime is set."""
 
@@ -111,7 +117,7 @@ def bench_export(
                 print(f"{name}: written", flush=True)
             for runtime in runtimes:
                 calls = {name: runner(predictors[name], runtime, Path(folder), size) for name in names}
-                for batch in batches:
+                for batch in [1] if runtime.endswith(STATIC) else batches:
                     rows += timed(calls, runtime, batch, size, repeats)
     if out:
         path = Path(out)
@@ -140,26 +146,29 @@ def live_predictor(name: str, network: Network) -> Predictor:
 
 
 def write_files(predictor: Predictor, runtimes: Sequence[str], folder: Path, size: tuple[int, int]) -> None:
-    """Record a network once and write it for each runtime that loads a file."""
-    wanted = dict.fromkeys(
-        runtime.partition(" ")[0] for runtime in runtimes if runtime not in ("eager", "fuse")
-    )
-    if not wanted:
-        return
-    programs: dict[bool, Program] = {}
-    for to in wanted:
-        kind, by_pytorch = format_named(to), to in RUN_BY_PYTORCH
-        if by_pytorch not in programs:
-            example, options = torch.randn(2, 3, *size), {"static": False, "half": False, "normalise": False}
-            programs[by_pytorch] = record(predictor, example, **options, for_pytorch=by_pytorch)
-        place = file_of(predictor, to, folder)
+    """Write a network for each runtime that loads a file."""
+    programs: dict[tuple[bool, bool], Program] = {}
+    for runtime in runtimes:
+        place = file_of(predictor, runtime, folder)
+        if place is None or place.exists():
+            continue
+        to, _, how = runtime.partition(" ")
+        by_pytorch, static = to in RUN_BY_PYTORCH, how == STATIC
+        if (by_pytorch, static) not in programs:
+            example = torch.randn(1 if static else 2, 3, *size)
+            options = {"static": static, "half": False, "normalise": False}
+            programs[by_pytorch, static] = record(predictor, example, **options, for_pytorch=by_pytorch)
         place.parent.mkdir()
-        kind.write(programs[by_pytorch], place, "{}")
+        format_named(to).write(programs[by_pytorch, static], place, "{}")
 
 
-def file_of(predictor: Predictor, to: str, folder: Path) -> Path:
-    """Where the file of a network in a format lies."""
-    return folder / file_name(f"{predictor.name}-{to}") / format_named(to).FILE
+def file_of(predictor: Predictor, runtime: str, folder: Path) -> Path | None:
+    """Where the file of a network for a runtime lies; None where it needs none."""
+    to, _, how = runtime.partition(" ")
+    if to in ("eager", "fuse"):
+        return None
+    parts = (predictor.name, to, STATIC) if how == STATIC else (predictor.name, to)
+    return folder / file_name("-".join(parts)) / format_named(to).FILE
 
 
 def runner(predictor: Predictor, runtime: str, folder: Path, size: tuple[int, int]) -> Run:
@@ -168,10 +177,11 @@ def runner(predictor: Predictor, runtime: str, folder: Path, size: tuple[int, in
     Raises:
         RuntimeError: it computes something else than the network.
     """
-    shipment, example = shipment_of(predictor), torch.randn(2, 3, *size)
+    to, _, how = runtime.partition(" ")
+    shipment, example = shipment_of(predictor), torch.randn(1 if how == STATIC else 2, 3, *size)
     net = foveal.fuse(predictor.net, example[:1]) if runtime == "fuse" else predictor.net
-    to, _, as_set = runtime.partition(" ")
-    if to in ("eager", "fuse"):
+    file = file_of(predictor, runtime, folder)
+    if file is None:
 
         def run(images: np.ndarray) -> list[np.ndarray]:
             with torch.no_grad():
@@ -179,11 +189,11 @@ def runner(predictor: Predictor, runtime: str, folder: Path, size: tuple[int, in
 
     else:
         kind = format_named(to)
-        run = (kind.load_as_set if as_set else kind.load)(str(file_of(predictor, to, folder)))
+        run = (kind.load_as_set if how == DEFAULT else kind.load)(str(file))
     with torch.no_grad():
         wanted = shipment.call(predictor.net, example)
     difference = largest_difference(wanted, [torch.from_numpy(np.array(one)) for one in run(example.numpy())])
-    if difference > (SAME_AS_SET if as_set else SAME):
+    if difference > (SAME_AS_SET if how == DEFAULT else SAME):
         raise RuntimeError(f"{predictor.name} in {runtime} differs from the network by {difference:.2g}")
     return run
 
@@ -208,7 +218,9 @@ def timed(
             "batch": batch,
             "time_ms": round(time.time_ms, 2),
         }
-        plain, bar = NETWORKS[name].over, BARS.get((runtime, name)) if batch == 1 else None
+        plain = NETWORKS[name].over
+        barred = batch == 1 and name in BARRED and not runtime.endswith(DEFAULT)
+        bar = BARS.get(runtime.partition(" ")[0]) if barred else None
         line = f"{runtime:17} batch {batch}  {name:21} {time.time_ms:9.1f} ms"
         if plain in times:
             row["over"] = plain

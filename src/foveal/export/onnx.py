@@ -12,6 +12,7 @@ from foveal.errors import FovealError
 from foveal.export.program import INPUT, Program, quiet
 from foveal.export.rewrite import (
     ATTENTION,
+    gate_by_convolution,
     join_attention,
     multiply_matrices,
     pool_globally,
@@ -53,6 +54,7 @@ def to_model(program: Program, for_onnxruntime: bool = False) -> Any:
     model.CopyFrom(_translated(program))
     if for_onnxruntime:
         reduce_in_groups(model)
+        gate_by_convolution(model)
         join_attention(model)
         multiply_matrices(model)
     _name_nodes(model, program)

@@ -98,6 +98,62 @@ def _in_groups(
     return [*made, *before, helper.make_node("Reshape", [f"{name}_rows", size], [name])]
 
 
+def gate_by_convolution(model: Any) -> None:
+    """Change an ``onnx.ModelProto`` in place: in one image a gate of channels is the weights of a convolution.
+
+    ONNX Runtime takes the addition and the ReLU behind a gate into such a convolution, which has one weight for each
+    channel, and so goes over the map once instead of three times. In a batch every image has another gate, and products
+    stay as they are.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    shapes, sizes, nodes = _shapes(model), _Sizes(model), []
+    floats = {v.name for v in model.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    zeros: dict[int, str] = {}
+    for node in model.graph.node:
+        x = _gated_image(node, shapes)
+        if x not in floats or _operators_after(model, node, 2) != ["Add", "Relu"]:
+            nodes.append(node)
+            continue
+        channels = shapes[x][1]
+        # without a bias ONNX Runtime would leave the addition outside
+        if channels not in zeros:
+            zeros[channels] = f"zeros_{channels}"
+            array = np.zeros(channels, dtype=np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(array, zeros[channels]))
+        (gate,) = (name for name in node.input if name != x)
+        weights = f"{node.output[0]}_weights"
+        made = [
+            helper.make_node("Reshape", [gate, sizes.constant(channels, 1, 1, 1)], [weights]),
+            helper.make_node("Conv", [x, weights, zeros[channels]], list(node.output), group=channels),
+        ]
+        nodes += _of_module(node, made)
+    _replace_nodes(model, nodes)
+
+
+def _gated_image(node: Any, shapes: dict[str, tuple[Any, ...]]) -> str:
+    """The map that a product multiplies by a gate of its channels, both of one image of known size; empty if none."""
+    for x, gate in (node.input, node.input[::-1]) if node.op_type == "Mul" else ():
+        shape = shapes.get(x, ())
+        known = len(shape) == 4 and all(isinstance(size, int) for size in shape)
+        if known and shape[0] == 1 and shape[2:] != (1, 1) and shapes.get(gate) == (1, shape[1], 1, 1):
+            return x
+    return ""
+
+
+def _operators_after(model: Any, node: Any, count: int) -> list[str]:
+    """The operators that follow a node one after the other, as long as nothing else reads what is between them."""
+    found: list[str] = []
+    while len(found) < count:
+        readers = [one for one in model.graph.node for name in one.input if name == node.output[0]]
+        if len(readers) != 1:
+            break
+        (node,) = readers
+        found.append(node.op_type)
+    return found
+
+
 def multiply_matrices(model: Any) -> None:
     """Change an ``onnx.ModelProto`` in place: a product with a vector becomes one with a matrix of one column.
 
