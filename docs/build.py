@@ -141,7 +141,7 @@ def write_reference(folder: Path) -> None:
         (folder / "reference" / f"{room}.md").write_text(f"# {room}\n\n{body}\n", encoding="utf-8")
     parts = ["# Commands"]
     for name in (name.removeprefix("$ foveal ") for name in listed if name.startswith("$")):
-        command = [sys.executable, "-m", "foveal.cli", name, "--help"]
+        command = [sys.executable, "-m", "foveal", name, "--help"]
         environment = {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100", "PATH": "/usr/bin:/bin"}
         shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
         parts.append(f"## {name}\n\n```text\n{shown.strip()}\n```")

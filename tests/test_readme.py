@@ -26,7 +26,7 @@ def test_python_examples_run(tmp_path, monkeypatch):
 
 def foveal(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "foveal.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=900
+        [sys.executable, "-m", "foveal", *arguments], cwd=cwd, capture_output=True, text=True, timeout=900
     )
 
 

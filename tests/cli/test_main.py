@@ -120,6 +120,11 @@ def test_a_printed_config_is_a_config(said, tmp_path):
         (["plan", "resnet18"], "plan: --insert must be given"),
         (["plan", "resnet18", "--insert", "sse"], "plan: block must be one of"),
         (["bench", "everything"], "bench: what must be one of ['ops', 'export'], got everything"),
+        (["compare", "--seeds", "many"], "compare: --seeds must be int or one of ['auto'], got many"),
+        (
+            ["compare", "--control", "no way"],
+            "compare: --control must be bool or one of ['time'], got no way",
+        ),
         (["compare", "--seeds", "0"], "compare: seeds must be at least 1, got 0"),
         (["look"], "look: source must be given"),
     ],
@@ -217,7 +222,7 @@ def test_ctrl_c_ends_in_130_with_the_line_that_continues(tmp_path):
     folder = tmp_path / "a"
     words = ["train", *SMALL, "--epochs", "1000", "--checkpoint-steps", "1", "--out", str(folder)]
     child = subprocess.Popen(
-        [sys.executable, "-m", "foveal.cli", *words],
+        [sys.executable, "-m", "foveal", *words],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -239,7 +244,7 @@ def test_a_reader_that_has_seen_enough_of_the_help_ends_it_without_a_word():
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "foveal.cli", "--help"], stdout=write, stderr=subprocess.PIPE, check=False
+        [sys.executable, "-m", "foveal", "--help"], stdout=write, stderr=subprocess.PIPE, check=False
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -47,7 +47,7 @@ def test_a_run_goes_to_the_hub_and_comes_back(coloured_run, coloured_folder, pho
     settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
 
     def foveal_command(*words):
-        command = [sys.executable, "-m", "foveal.cli", *map(str, words)]
+        command = [sys.executable, "-m", "foveal", *map(str, words)]
         done = subprocess.run(
             command, env={**os.environ, **settings}, capture_output=True, text=True, cwd=tmp_path, timeout=900
         )

@@ -31,7 +31,7 @@ WORDS += ["--data_options.length", "193", "--data_options.size", "24"]  # the la
 def start(*words):
     """The command in a process group of its own, as a terminal starts it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "foveal.cli", *map(str, words)],
+        [sys.executable, "-m", "foveal", *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -27,7 +27,7 @@ WORDS += [
 
 def start(out, *words):
     return subprocess.Popen(
-        [sys.executable, "-m", "foveal.cli", "train", *map(str, words), "--out", str(out)],
+        [sys.executable, "-m", "foveal", "train", *map(str, words), "--out", str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

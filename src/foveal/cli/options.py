@@ -304,13 +304,14 @@ def error_line(error: ArgumentError, parser: ArgumentParser) -> str:
     )
     if key:
         return _unknown_option(f"--{key[1]}", parser)
-    wrong = re.search(r'Parser key "([^"]+)": Expected an? (.*)\. Got value: (.*)$', message)
-    wrong = wrong or re.search(
-        r'Parser key "([^"]+)".*Expected an? (.*?) - Expected .*Given value: (.*)$', message
-    )
+    wrong = re.search(r'Parser key "([^"]+)".*Expected an? .*Got value: (.*)$', message)
+    wrong = wrong or re.search(r'Parser key "([^"]+)".*Expected an? .*Given value: (.*)$', message)
     if wrong:
-        name, kind, value = wrong.groups()
-        kind = re.sub(r"<class '(\w+)'>", r"\1", kind).replace("typing.Literal", "one of ")
+        name, value = wrong.groups()
+        # of a union all that it takes
+        kinds = re.findall(r"Expected an? (.*?)(?=\. Got | - Expected | Given )", message)
+        kinds = [re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in kinds if "NoneType" not in kind]
+        kind = " or ".join(kinds).replace("typing.Literal", "one of ")
         dashes = "--" if f"--{name}" in parser._option_string_actions else ""
         return f"{dashes}{name} must be {kind}, got {value}"
     missing = re.search(r"(?:required|arguments are required): (.+)$", message)

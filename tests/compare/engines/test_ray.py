@@ -173,7 +173,7 @@ def compare(*words, address=None, **options):
     """The command, as a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"RAY_ADDRESS": address} if address else {})}
     return subprocess.Popen(
-        [sys.executable, "-m", "foveal.cli", "compare", *WORDS, *map(str, words)],
+        [sys.executable, "-m", "foveal", "compare", *WORDS, *map(str, words)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -140,7 +140,7 @@ WORDS += [
 
 def compare(*words):
     return subprocess.Popen(
-        [sys.executable, "-m", "foveal.cli", "compare", *WORDS, *map(str, words)],
+        [sys.executable, "-m", "foveal", "compare", *WORDS, *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
