@@ -127,6 +127,19 @@ def test_a_run_continues_with_the_file_that_is_named_again(mine, monkeypatch):
         fit(TrainConfig(blocks=["mine.py"]), resume="run", quiet=True)
 
 
+def test_a_run_continues_with_what_the_file_imports_as_it_was(mine):
+    Path("layers").mkdir()
+    Path("layers/gates.py").write_text("SCALE = 1.0\n")
+    mine.write_text("from layers.gates import SCALE\n" + mine.read_text())
+    fit(training(), quiet=True)
+    assert Path("run/layers/gates.py").read_text() == "SCALE = 1.0\n"
+    assert len(fit(TrainConfig(blocks=["mine.py"]), resume="run", quiet=True).rows) == 1
+    Path("layers/gates.py").write_text("SCALE = 2.0\n")
+    forget()
+    with pytest.raises(foveal.FovealError, match=r"layers/gates\.py must be as it was .* run/layers/gates\.py is"):
+        fit(TrainConfig(blocks=["mine.py"]), resume="run", quiet=True)
+
+
 def test_a_run_begins_from_weights_that_hold_it_where_the_file_is_named(mine):
     """With the same classes and with others; it continues with the file, and never without."""
     first = fit(training(), quiet=True)

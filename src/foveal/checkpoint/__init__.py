@@ -37,7 +37,9 @@ def save(net: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
         net: any network; one made by `foveal.create_model` can later be rebuilt from the file alone. Wrappers are
             taken off (DataParallel, DistributedDataParallel, torch.compile, AveragedModel, timm's ModelEma).
         path: where to write; folders must exist.
-        **info: JSON values to keep with the weights, such as ``classes=[...]`` or ``mean=(0.5, 0.5, 0.5)``.
+        **info: JSON values to keep with the weights, such as ``classes=[...]`` or ``mean=(0.5, 0.5, 0.5)``. Those of
+            a network that was loaded may no longer be true of it, and are kept where they are given again:
+            ``**net.foveal_info``.
 
     Raises:
         FovealError: an option of an inserted block or a value of ``info`` is no JSON value.

@@ -18,7 +18,7 @@ from foveal.files import atomic_write, csv_text, utf8_path, write_bytes, write_j
 from foveal.folders import new_folder, new_numbered_folder
 from foveal.hub import weights_file
 from foveal.insertion import block_name, parse_insertion
-from foveal.insertion.own import source_hash, split_own
+from foveal.insertion.own import source_hash, sources, split_own
 from foveal.machine import environment
 from foveal.model_info import ModelInfo
 from foveal.tasks import Task
@@ -56,7 +56,10 @@ def make_run_folder(config: TrainConfig) -> Path:
         atomic_write(folder / START_WEIGHTS, lambda temporary: shutil.copyfile(source, temporary))
     write_config(folder, config)
     for path in own_files(config):
-        write_bytes(folder / path.name, path.read_bytes())
+        for source in sources(path):
+            kept = _kept(folder, path, source)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(kept, Path(source).read_bytes())
     write_json(folder / "environment.json", environment() | {"seed": config.seed})
     return folder
 
@@ -114,15 +117,30 @@ def with_blocks(folder: Path, insert: Sequence[str], blocks: Sequence[str]) -> l
                     f"the run in {folder} has a block of your own, {name} of {path}; name the file, which is run: "
                     f"--blocks {path}"
                 )
-            kept = folder / path.name
-            if kept.exists() and source_hash(kept) != source_hash(given[path.name]):
+            changed = _changed(folder, given[path.name])
+            if changed is not None:
                 raise FovealError(
-                    f"{given[path.name]} must be as it was when the run in {folder} began, got another content; "
-                    f"{kept} is a copy from then"
+                    f"{changed} must be as it was when the run in {folder} began, got another content; "
+                    f"{_kept(folder, given[path.name], changed)} is a copy from then"
                 )
             text = text.replace(str(path), str(given[path.name]), 1)
         settled.append(text)
     return settled
+
+
+def _kept(folder: Path, block: Path, source: str) -> Path:
+    """Where a run folder keeps a file: that of an own block, or one beside it that it imports."""
+    return folder / Path(source).relative_to(block.parent)
+
+
+def _changed(folder: Path, block: Path) -> str | None:
+    """The first file of an own block that is not as the run folder keeps it; a block that differs itself is not run."""
+    for files in (lambda: {str(block): source_hash(block)}, lambda: sources(block)):
+        for source, digest in files().items():
+            kept = _kept(folder, block, source)
+            if kept.exists() and source_hash(kept) != digest:
+                return source
+    return None
 
 
 def write_epoch(
