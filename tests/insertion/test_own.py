@@ -136,7 +136,9 @@ def test_a_run_continues_with_what_the_file_imports_as_it_was(mine):
     assert len(fit(TrainConfig(blocks=["mine.py"]), resume="run", quiet=True).rows) == 1
     Path("layers/gates.py").write_text("SCALE = 2.0\n")
     forget()
-    with pytest.raises(foveal.FovealError, match=r"layers/gates\.py must be as it was .* run/layers/gates\.py is"):
+    with pytest.raises(
+        foveal.FovealError, match=r"layers/gates\.py must be as it was .* run/layers/gates\.py is"
+    ):
         fit(TrainConfig(blocks=["mine.py"]), resume="run", quiet=True)
 
 
