@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import runpy
 import sys
@@ -370,3 +371,19 @@ def test_a_format_is_known_by_its_name():
         foveal.FovealError, match="to must be one of onnx, openvino, aotinductor, pt2, web, got x"
     ):
         format_named("x")
+
+
+class Padded(torch.nn.Module):
+    """Pools as TensorFlow's "same" does, whose padding rounds a quotient of sizes up, and one rounded down."""
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        padded = torch.nn.functional.pad(x, (0, math.ceil(width / 4) * 4 - width, 0, math.floor(height / 3)))
+        return torch.nn.functional.avg_pool2d(padded, 4)
+
+
+def test_quotients_of_sizes_that_are_rounded_are_saved_by_pytorch(ready, tmp_path):
+    net = torch.nn.Sequential(Padded(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 10))
+    done = export(replace(ready, net=net.eval()), "pt2", image_size=31, out=tmp_path / "out")
+    assert [one.shape[-1] for one in done.checks] == [31, 31, 31]
+    assert all(one.difference < 1e-5 for one in done.checks)

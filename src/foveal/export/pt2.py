@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,39 @@ def write(program: Program, path: Path, about: str) -> None:
     """Write the graph and its weights, with ``about`` as an extra file in it."""
     import torch
 
+    divide_whole(program.exported.graph)
     # not to the disk: where that is full, PyTorch's writer ends the process
     file = io.BytesIO()
     # weights in another memory format are complete all the same
     with quiet():
         torch.export.save(program.exported, file, extra_files={"foveal.json": about})
     path.write_bytes(file.getbuffer())
+
+
+def divide_whole(graph: Any) -> None:
+    """Write quotients of sizes that are rounded, ceil(a / b) and floor(a / b), in whole numbers: -(-a // b) and a // b.
+
+    PyTorch saves no other; paddings of "same" convolutions and pools are made of them.
+    """
+    for node in list(graph.nodes):
+        if node.target not in (math.ceil, math.floor) or node.args[0].target is not operator.truediv:
+            continue
+        above, below = node.args[0].args
+        up = node.target is math.ceil
+        with graph.inserting_before(node):
+            made = _size(graph, operator.neg, above) if up else above
+            made = _size(graph, operator.floordiv, made, below)
+            made = _size(graph, operator.neg, made) if up else made
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _size(graph: Any, function: Callable[..., Any], *of: Any) -> Any:
+    """A node that computes a size, with the size's formula as PyTorch notes it."""
+    node = graph.call_function(function, of)
+    node.meta["val"] = function(*(one.meta["val"] if hasattr(one, "meta") else one for one in of))
+    return node
 
 
 def load(path):
