@@ -150,7 +150,8 @@ def test_scenes_go_through_unharmed() -> None:
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (train_transform, {"size": 0}, "size must be between 1 and 8192 pixels, got 0"),
+        (eval_transform, {"size": 1}, "size must be between 2 and 8192 pixels, got 1"),
+        (train_transform, {"size": 0}, "size must be between 2 and 8192 pixels, got 0"),
         (
             train_transform,
             {"size": 32, "crop": "big"},
@@ -165,7 +166,7 @@ def test_scenes_go_through_unharmed() -> None:
             "resize must be shorter, exact or longer, got 'long'",
         ),
         (eval_transform, {"size": 32, "crop_share": 0.0}, "crop_share must be above 0"),
-        (segmentation_train_transform, {"size": (32, 0)}, "size must be between 1 and 8192"),
+        (segmentation_train_transform, {"size": (32, 0)}, "size must be between 2 and 8192"),
         (segmentation_train_transform, {"size": 32, "scale": (0.0, 1.0)}, "scale must satisfy"),
     ],
 )

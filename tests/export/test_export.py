@@ -5,6 +5,7 @@ import json
 import math
 import re
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,12 @@ def test_batches_are_real_images_of_two_sizes_and_three_batches(batches):
     assert not torch.equal(batches[0].prepared[0], batches[0].prepared[1])
 
 
+def test_no_image_of_the_proof_is_larger_than_any_network_may_see(ready, monkeypatch):
+    monkeypatch.setattr("foveal.export.proof.LARGEST_SIZE", 40)
+    *_, last = make_batches(ready, real_images(ready, None)[:1], static=False, normalise=False)
+    assert last.prepared.shape == (3, 3, 25, 20)
+
+
 def test_the_file_stands_with_a_description_and_a_script(onnx_folder, ready):
     names = ["build_engine.py", "foveal.json", "infer.py", "model.onnx"]
     assert sorted(path.name for path in onnx_folder.iterdir()) == names
@@ -124,6 +131,22 @@ def test_the_script_answers_as_foveal_does_without_torch(onnx_folder, ready, pho
     assert np.allclose([p for _, p in answer["labels"]], [p for _, p in wanted], atol=1e-5)
 
 
+def test_a_file_that_cannot_be_read_is_one_line_and_keeps_no_other_from_its_answer(
+    onnx_folder, photo, tmp_path
+):
+    (tmp_path / "cut.jpg").write_bytes(Path(photo).read_bytes()[:3000])
+    names = ["missing.png", "cut.jpg", str(photo)]
+    done = subprocess.run(
+        [sys.executable, "-I", str(onnx_folder / "infer.py"), *names],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == [str(photo)]
+    assert [line.partition(" cannot be read: ")[0] for line in done.stderr.splitlines()] == names[:2]
+
+
 @pytest.mark.parametrize("to", ["openvino", pytest.param("aotinductor", marks=pytest.mark.slow)])
 def test_other_formats_compute_the_same(to, recorded, ready, tmp_path):
     """torch.export's own is the example in the docstring of `export`."""
@@ -155,6 +178,9 @@ def test_a_segmentation_network_is_exported_with_its_preprocessing_and_masks(seg
     wanted = predictor(segmenter, "cpu")(photo)
     assert np.array_equal(np.asarray(Image.open(tmp_path / answer["classes_png"])), wanted.class_map.numpy())
     assert [tuple(pair) for pair in answer["labels"]] == wanted.labels
+    again = run_script(done.folder / "infer.py", photo, tmp_path)["classes_png"]
+    assert (tmp_path / again).exists()
+    assert again != answer["classes_png"], "another photograph of that name may be there"
 
 
 def test_a_disk_that_is_full_is_said_by_its_own_error(program, tmp_path, monkeypatch):
@@ -265,7 +291,7 @@ def test_gates_and_softmax_are_the_nodes_that_may_stay_in_float(ready, graphs):
     assert not any(name.startswith(("conv1/", "layer1.0.conv1/", "fc/")) for name in left)
 
 
-def test_options_of_eight_bits_that_do_not_fit_are_refused(said, weights, calibration, tmp_path):
+def test_options_of_eight_bits_that_do_not_fit_are_refused(said, weights, calibration, tmp_path, monkeypatch):
     for words, message in (
         (("--int8",), "int8 must come with calibrate"),
         (("--calibrate", calibration), "int8 must come with calibrate"),
@@ -275,7 +301,11 @@ def test_options_of_eight_bits_that_do_not_fit_are_refused(said, weights, calibr
         status, _, error = said("export", weights, "--out", tmp_path / "out", *words)
         assert (status, message in error) == (2, True)
     with pytest.raises(foveal.FovealError, match="calibrate must hold an image that can be read"):
-        calibration_inputs(predictor(weights, "cpu"), str(tmp_path))
+        calibration_inputs(predictor(weights, "cpu"), str(tmp_path), print)
+    monkeypatch.setattr("foveal.export.record", None)  # the folder is looked at before anything takes time
+    status, _, error = said("export", weights, "--int8", "--calibrate", tmp_path, "--out", tmp_path / "out")
+    assert (status, "calibrate must hold an image that can be read" in error) == (2, True)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --------------------------------------------------------------------------------------------------- planted faults
@@ -326,7 +356,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(said, weights, tmp_path, mo
     )  # fmt: skip
     assert (
         said("export", weights, "--image-size", "9000")[2]
-        == "export: image_size must be 1 to 8192, got 9000\n"
+        == "export: image_size must be 2 to 8192, got 9000\n"
     )
     status, _, error = said("export", weights, "--images", tmp_path / "there", "--out", tmp_path / "a")
     assert (status, list(tmp_path.glob(".a*"))) == (2, [])
@@ -373,6 +403,18 @@ def test_a_format_is_known_by_its_name():
         format_named("x")
 
 
+@pytest.mark.parametrize("step", ["write", "load"])
+def test_what_an_exporter_or_a_runtime_raises_is_one_line(step, recorded, ready, tmp_path, monkeypatch):
+    def fails(*_):
+        raise AssertionError("op <built-in function ceil>\nis not in _SYM_OPS")
+
+    said = "CifarResNet cannot be exported to onnx, which says: op <.*ceil> is not in _SYM_OPS"
+    monkeypatch.setattr(f"foveal.export.onnx.{step}", fails)
+    with pytest.raises(FovealError, match=said):
+        export(ready, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 class Padded(torch.nn.Module):
     """Pools as TensorFlow's "same" does, whose padding rounds a quotient of sizes up, and one rounded down."""
 
@@ -383,7 +425,9 @@ class Padded(torch.nn.Module):
 
 
 def test_quotients_of_sizes_that_are_rounded_are_saved_by_pytorch(ready, tmp_path):
-    net = torch.nn.Sequential(Padded(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 10))
+    net = torch.nn.Sequential(
+        Padded(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 10)
+    )
     done = export(replace(ready, net=net.eval()), "pt2", image_size=31, out=tmp_path / "out")
     assert [one.shape[-1] for one in done.checks] == [31, 31, 31]
     assert all(one.difference < 1e-5 for one in done.checks)

@@ -8,11 +8,12 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from foveal.data import decode_image
 from foveal.model_info import ModelInfo
 from foveal.tasks import TASKS
 from foveal.tasks.detect.shipping import answer, prepare
 from foveal.tasks.segment.shipping import bilinear, mean_overlap
-from foveal.tasks.shipping import network_input, resize
+from foveal.tasks.shipping import network_input, read, resize
 
 NATIVE = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
@@ -30,6 +31,48 @@ def test_bytes_are_resized_as_torchvision_does_to_the_bit(sizes):
     difference = np.abs(resize(pixels, height, width).astype(int) - wanted)
     assert difference.max() <= (0 if NATIVE else 1)
     assert np.array_equal(resize(pixels[..., 0], height, width), resize(pixels, height, width)[..., 0])
+
+
+def awkward_images():
+    """Name -> an image and what it is saved with, of kinds that Pillow alone would show otherwise."""
+    random = np.random.default_rng(0)
+    colours = Image.fromarray(random.integers(0, 256, (9, 7, 4), dtype=np.uint8), "RGBA")
+    greys = Image.fromarray(random.integers(4095, 65536, (9, 7), dtype=np.uint16))
+    turned = Image.Exif()
+    turned[0x112] = 6
+    return {
+        "alpha.png": (colours, {}),
+        "alpha.webp": (colours, {"lossless": True, "exact": True}),
+        "unknown_band.tif": (colours, {}),
+        "multiplied.tif": (colours, {"tiffinfo": {338: 1}}),
+        "grey_alpha.png": (colours.convert("LA"), {}),
+        "palette.png": (colours.convert("RGB").convert("P"), {"transparency": 5}),
+        "grey.png": (colours.convert("L"), {"transparency": colours.convert("L").getpixel((0, 0))}),
+        "16_bits.png": (greys, {"transparency": greys.getpixel((0, 0))}),
+        "16_bits.tif": (greys, {}),
+        "float.tif": (Image.fromarray(random.random((9, 7), dtype=np.float32)), {}),
+        "cmyk.jpg": (colours.convert("CMYK"), {}),
+        "one_bit.png": (colours.convert("1"), {}),
+        "turned.png": (colours, {"exif": turned}),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("name", list(awkward_images()))
+def test_images_of_every_kind_are_read_as_foveal_reads_them(name, mode, tmp_path):
+    image, options = awkward_images()[name]
+    image.save(tmp_path / name, **options)
+    wanted = decode_image(tmp_path / name, channels=len(mode)).permute(1, 2, 0).numpy()
+    assert np.array_equal(np.atleast_3d(read(tmp_path / name, mode)), wanted)
+
+
+def test_greys_are_shares_of_the_bits_that_the_network_was_told(tmp_path):
+    Image.fromarray(np.array([[0, 2048, 4095]], dtype=np.uint16)).save(tmp_path / "a.png")
+    assert np.asarray(read(tmp_path / "a.png", "L", 4095)).tolist() == [[0, 128, 255]]
+    Image.fromarray(np.array([[0, 5000]], dtype=np.uint16)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="grey values must be 0 to 4095"):
+        read(tmp_path / "b.png", "L", 4095)
 
 
 def test_the_input_is_normalised_or_left_as_bytes():

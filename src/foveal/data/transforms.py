@@ -160,8 +160,9 @@ def eval_transform(
 
 
 def _check_size(size: int) -> None:
-    if not 1 <= size <= 8192:
-        raise FovealError(f"size must be between 1 and 8192 pixels, got {size}")
+    # PyTorch 2.14 resizes no image of colours to a single pixel
+    if not 2 <= size <= 8192:
+        raise FovealError(f"size must be between 2 and 8192 pixels, got {size}")
 
 
 def segmentation_train_transform(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from foveal.errors import FovealError
 from foveal.export.answers import SAME_SCORE, finish_page, prove_script, script_input
 from foveal.export.fault import first_fault
 from foveal.export.pairs import bytes_of_pairs, no_tiles, pair_lines
-from foveal.export.program import INPUT, Program, free_axes, record, shipment_of
+from foveal.export.program import INPUT, Program, free_axes, network_name, record, shipment_of
 from foveal.export.proof import (
     TOLERANCES,
     Batch,
@@ -32,7 +33,7 @@ from foveal.export.proof import (
     make_batches,
     real_images,
 )
-from foveal.export.quantize import to_int8
+from foveal.export.quantize import calibration_inputs, to_int8
 from foveal.export.script import script_text
 from foveal.export.tensorrt import engine_script
 from foveal.files import write_json, write_text
@@ -118,8 +119,8 @@ def export(
     kind = format_named(to)
     ready = weights if isinstance(weights, Predictor) else predictor(weights, "cpu")
     if image_size is not None:
-        if not 1 <= image_size <= LARGEST_SIZE:
-            raise FovealError(f"image_size must be 1 to {LARGEST_SIZE}, got {image_size}")
+        if not 2 <= image_size <= LARGEST_SIZE:
+            raise FovealError(f"image_size must be 2 to {LARGEST_SIZE}, got {image_size}")
         ready = replace(ready, info=replace(ready.info, image_size=image_size))
     check_int8(kind, to, int8=int8, half=half, normalise=with_preprocessing, calibrate=calibrate)
     if to == "web":
@@ -128,6 +129,7 @@ def export(
     with whole_folder(out, "runs/export", f"{ready.info.model or 'network'}-{to}") as (folder, place):
         batches = make_batches(ready, real_images(ready, images), static=static, normalise=with_preprocessing)
         batches = run_network(ready, shipment, batches)
+        calibration = [] if calibrate is None else calibration_inputs(ready, calibrate, say)
         example = torch.from_numpy(batches[0].input)
         program = record(
             ready,
@@ -139,21 +141,22 @@ def export(
         )
         say(f"recorded at {shape_text(example.shape)}: {time.monotonic() - began:.1f} s")
         facts = description(ready, shipment, example, to=to, precision=precision, static=static)
-        kind.write(program, folder / kind.FILE, json.dumps(facts))
-        megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-        say(f"written {kind.FILE}, {megabytes:.1f} MB: {time.monotonic() - began:.1f} s")
-        if calibrate is not None:
-            facts["int8"] = to_int8(ready, shipment, kind, folder / kind.FILE, calibrate, say)
-        if pairs := bytes_of_pairs(program):
-            tiled = getattr(kind, "in_tiles", no_tiles)(folder / kind.FILE)
-            for line in pair_lines(pairs, tiled):
-                say(line)
-            facts["pairs_of_positions"] = {
-                path: {"in_tiles": path in tiled, "bytes_at_1024x2048": 0 if path in tiled else count}
-                for path, count in pairs.items()
-            }
-        run = kind.load(str(folder / kind.FILE))
-        checks = prove(ready, program, kind, folder / kind.FILE, run, batches, TOLERANCES[precision], say)
+        with of_others(ready, to):
+            kind.write(program, folder / kind.FILE, json.dumps(facts))
+            megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+            say(f"written {kind.FILE}, {megabytes:.1f} MB: {time.monotonic() - began:.1f} s")
+            if int8:
+                facts["int8"] = to_int8(ready, shipment, kind, folder / kind.FILE, calibration, say)
+            if pairs := bytes_of_pairs(program):
+                tiled = getattr(kind, "in_tiles", no_tiles)(folder / kind.FILE)
+                for line in pair_lines(pairs, tiled):
+                    say(line)
+                facts["pairs_of_positions"] = {
+                    path: {"in_tiles": path in tiled, "bytes_at_1024x2048": 0 if path in tiled else count}
+                    for path, count in pairs.items()
+                }
+            run = kind.load(str(folder / kind.FILE))
+            checks = prove(ready, program, kind, folder / kind.FILE, run, batches, TOLERANCES[precision], say)
         write_json(folder / "foveal.json", {**facts, "checks": [asdict(one) for one in checks]})
         reference = (
             ready if precision == "float32" else replace(ready, net=RuntimeNet(run, shipment, ready.net))
@@ -165,10 +168,8 @@ def export(
             else:
                 of_clips = hasattr(ready.task, "example_size")
                 functions = [kind.load, *shipment.script]
-                write_text(
-                    folder / "infer.py",
-                    script_text(RUNTIMES[to], functions, ready.info.channels, of_clips=of_clips),
-                )
+                text = script_text(RUNTIMES[to], functions, ready.info, of_clips=of_clips)
+                write_text(folder / "infer.py", text)
                 difference = prove_script(reference, folder / "infer.py", example_file, SAME_SCORE[precision])
                 say(f"infer.py answers as foveal predict: scores within {difference:.1e}")
         if to == "onnx" and not int8:
@@ -193,6 +194,24 @@ def format_named(name: str) -> Any:
     if missing:
         raise FovealError(f'{name} needs {", ".join(missing)}: pip install "foveal[export]"')
     return kind
+
+
+@contextmanager
+def of_others(ready: Predictor, to: str) -> Iterator[None]:
+    """What an exporter or a runtime raises, whatever it is, as one line; a full disk and the like stay as they are.
+
+    Raises:
+        FovealError: with its reason.
+    """
+    try:
+        yield
+    except (FovealError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        name, reason = network_name(ready), " ".join(str(error).split())[:300] or type(error).__name__
+        raise FovealError(
+            f"{name} cannot be exported to {to}, which says: {reason}; nothing was kept"
+        ) from error
 
 
 def check_int8(kind: Any, to: str, *, int8: bool, half: bool, normalise: bool, calibrate: str | None) -> None:

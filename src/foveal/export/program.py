@@ -137,9 +137,15 @@ def record(
             where = f" at {at}" if at else ""
             reason = " ".join(str(error).split())[:300]
             hint = "" if static else "; --static records one size"
-            name = info.model or type(predictor.net).__name__
-            raise FovealError(f"{name} cannot be recorded{where}: {reason}{hint}") from error
+            raise FovealError(
+                f"{network_name(predictor)} cannot be recorded{where}: {reason}{hint}"
+            ) from error
     return Program(exported, net, shipment.outputs, free, paths)
+
+
+def network_name(predictor: Predictor) -> str:
+    """What a message calls a network."""
+    return predictor.info.model or type(predictor.net).__name__
 
 
 def free_axes(shipment: Shipment, static: bool) -> dict[int, str]:

@@ -16,6 +16,7 @@ from foveal.export.program import shipment_of
 from foveal.image_files import find_images
 from foveal.inference import Predictor
 from foveal.look.images import bundled_images
+from foveal.model_info import LARGEST_SIZE
 from foveal.tasks.shipping import Shipment
 
 TOLERANCES = {"float32": 1e-4, "float16": 0.02, "int8": float("inf")}
@@ -94,9 +95,11 @@ def make_batches(
         return [_batch(predictor, [view], normalise) for view in [*views, *views][:2]]
     others = views
     if 2 in shipment_of(predictor).free:
-        larger = replace(
-            predictor, info=replace(predictor.info, image_size=predictor.info.image_size * 5 // 4 | 1)
-        )
+        size = predictor.info.image_size
+        other = size * 5 // 4 | 1
+        # nothing sees images above the largest size
+        other = other if other <= LARGEST_SIZE else size * 3 // 4 | 1
+        larger = replace(predictor, info=replace(predictor.info, image_size=other))
         others = [view[..., : view.shape[-1] * 4 // 5] for view in _views(larger, images)]
     return [
         _batch(predictor, (views * 2)[:2], normalise),

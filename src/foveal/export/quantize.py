@@ -33,8 +33,11 @@ ROUNDS, SAMPLE_MS, REST_S = 7, 20.0, 0.2
 """Of timing the files in turn: the rest is for the threads of the one before."""
 
 
-def calibration_inputs(predictor: Predictor, folder: str) -> tuple[list[np.ndarray], dict[str, str]]:
-    """Inputs of one image each, and the files that could not be read with the reason.
+def calibration_inputs(predictor: Predictor, folder: str, say: Callable[[str], object]) -> list[np.ndarray]:
+    """Inputs of one image each.
+
+    Args:
+        say: is called with a line for each file that cannot be read.
 
     Raises:
         FovealError: none can be read.
@@ -43,21 +46,21 @@ def calibration_inputs(predictor: Predictor, folder: str) -> tuple[list[np.ndarr
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"calibrate must be a folder of images, got {folder}")
     inputs: list[np.ndarray] = []
-    unreadable: dict[str, str] = {}
+    reason = "it holds none"
     find = getattr(predictor.task, "find_files", find_images)
     for file in find(Path(folder)):
         try:
             view = predictor.view({"image": predictor.read(file)})["image"]
         except (FovealError, OSError) as error:
-            unreadable[file] = str(error)
+            reason = " ".join(str(error).split())
+            say(f"skipped: {reason}")
             continue
         inputs.append(predictor.prepare(view)[None].numpy())
         if len(inputs) == IMAGES:
             break
     if not inputs:
-        reason = next(iter(unreadable.values()), "it holds none")
         raise FovealError(f"calibrate must hold an image that can be read, got {folder}: {reason}")
-    return inputs, unreadable
+    return inputs
 
 
 def to_int8(
@@ -65,7 +68,7 @@ def to_int8(
     shipment: Shipment,
     kind: Any,
     path: Path,
-    folder: str,
+    inputs: Sequence[np.ndarray],
     say: Callable[[str], object],
 ) -> dict[str, Any]:
     """Replace a float file by the better of two in eight bits: all of it, or all but gates and softmax.
@@ -74,15 +77,12 @@ def to_int8(
     agrees more with the network on the calibration images; of equals all of it.
 
     Args:
-        folder: of calibration images.
+        inputs: for calibration, of `calibration_inputs`.
         say: is called with the figures of each.
 
     Returns:
         Figures of the three, for ``foveal.json``: accuracy or agreement, time of one image, and which was kept.
     """
-    inputs, unreadable = calibration_inputs(predictor, folder)
-    for reason in unreadable.values():
-        say(f"skipped: {' '.join(reason.split())}")
     candidates: dict[str, list[str]] = {
         "all": [],
         "gates and softmax in float": float_nodes(predictor.net, kind.nodes(path)),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.errors import FovealError
+from foveal.model_info import ModelInfo
 
 HEAD = '''"""Answers for {what}, one line of JSON each: python infer.py {example} ...
 
@@ -30,31 +31,38 @@ about = json.loads((here / "foveal.json").read_text(encoding="utf-8"))
 '''
 
 LOOP = """
-run = load(str(here / about["file"]))
+run, status = load(str(here / about["file"])), 0
 for name in sys.argv[1:]:
-    image = read(name, "{mode}")
-    outputs = run(prepare(image, about["preprocessing"]))
-    print(json.dumps({{"file": name, **answer(outputs, image, name, about)}}))
+    try:
+        image = read(name, "{mode}", {top})
+        images = prepare(image, about["preprocessing"])
+    except Exception as error:  # one file that cannot be read keeps no other from its answer
+        print(f"{{name}} cannot be read: {{error}}", file=sys.stderr)
+        status = 1
+        continue
+    print(json.dumps({{"file": name, **answer(run(images), image, name, about)}}), flush=True)
+sys.exit(status)
 """
 
 
 def script_text(
-    runtime: str, functions: Sequence[Callable[..., Any]], channels: int, *, of_clips: bool = False
+    runtime: str, functions: Sequence[Callable[..., Any]], info: ModelInfo, *, of_clips: bool = False
 ) -> str:
     """The Python of ``infer.py``.
 
     Args:
         runtime: what it needs beside numpy and Pillow, as people install it.
         functions: that are copied into it: ``load``, ``read``, ``prepare`` and ``answer``, and those these call.
+        info: of the network: grey or in colours, and how many bits greys have.
         of_clips: whether it takes clips rather than images.
     """
     sources = "\n\n".join(inspect.getsource(function) for function in functions)
-    mode = "L" if channels == 1 else "RGB"
+    mode = "L" if info.channels == 1 else "RGB"
     what = "clips: videos, animated images, and folders of frames" if of_clips else "images"
     more = ", for videos PyAV," if of_clips else ""
     example = "clip.mp4 clip.gif frames/" if of_clips else "photo.jpg"
     head = HEAD.format(runtime=runtime, what=what, more=more, example=example)
-    return f"{head}\n\n{sources}\n{LOOP.format(mode=mode)}"
+    return f"{head}\n\n{sources}\n{LOOP.format(mode=mode, top=2**info.grey_bits - 1)}"
 
 
 def run_script(script: Path, image: Path, folder: Path) -> dict[str, Any]:

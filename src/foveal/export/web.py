@@ -18,14 +18,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from foveal.errors import FovealError
 from foveal.export import onnx
 from foveal.export.onnx import load, values
 from foveal.files import write_text
 from foveal.palette import OVERLAY_OPACITY, palette
-from foveal.tasks.shipping import Shipment
+from foveal.tasks.shipping import Shipment, in_bytes
 from foveal.terminal import escape
 
 __all__ = ["FILE", "NEEDS", "load", "run_page", "values", "write", "write_page"]
@@ -147,7 +147,7 @@ def write_page(folder: Path, about: Mapping[str, Any], shipment: Shipment, title
 
 def example_png(path: Path) -> bytes:
     """An image, upright and at most 512 pixels wide and high."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = in_bytes(Image.open(path), "RGB")
     image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
     file = io.BytesIO()
     image.save(file, "png")

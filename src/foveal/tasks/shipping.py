@@ -29,7 +29,8 @@ class Shipment:
         agreement_of: what that share is of, such as "top-1".
         preprocessing: facts for the script's ``prepare``, beside mean, std and interpolation.
         script: functions that are copied into the script, ``read``, ``prepare`` and ``answer`` among them:
-            ``read(name, mode)`` opens a file in a mode of Pillow's, ``prepare(image, facts)`` makes of what it returned
+            ``read(name, mode, top)`` opens a file in a mode of Pillow's, ``top`` being white in greys of 16 bits;
+            ``prepare(image, facts)`` makes of what it returned
             the input of the file, and
             ``answer(outputs, image, name, about)`` returns a dictionary for JSON with ``labels`` as the task's
             predictions have them.
@@ -50,9 +51,30 @@ class Shipment:
     free: tuple[int, ...] = (0, 2, 3)
 
 
-def read(name, mode):
-    """An upright image."""
-    return ImageOps.exif_transpose(Image.open(name)).convert(mode)
+def read(name, mode, top=65535):
+    """An upright image of 8 bits."""
+    return in_bytes(Image.open(name), mode, top)
+
+
+def in_bytes(image, mode, top=65535):
+    """An image upright in a mode of 8 bits: what is transparent white, greys of 16 bits as shares of ``top``."""
+    # the last band of a TIFF may be anything, unless the file says that colours are multiplied by it
+    tags = getattr(image, "tag_v2", {})
+    alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") and (
+        not tags or 1 in np.ravel(tags.get(338, ()))
+    )
+    image = ImageOps.exif_transpose(image)
+    clear = image.info.get("transparency")
+    if image.mode[0] in "IF":
+        values = np.asarray(image)
+        grey = values * 255 + 0.5 if image.mode == "F" else (values.astype(int) * 255 + top // 2) // top
+        if grey.min() < 0 or grey.max() >= 256:
+            raise ValueError(f"grey values must be 0 to {1 if image.mode == 'F' else top}")
+        image = Image.fromarray(np.where(values == clear, 255, grey).astype(np.uint8))
+    elif alpha or clear is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return (image if image.mode in ("1", "L") else image.convert("RGB")).convert(mode)
 
 
 def resize(pixels, height, width):

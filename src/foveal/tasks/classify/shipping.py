@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveal.data.transforms import SMALL
 from foveal.model_info import ModelInfo
-from foveal.tasks.shipping import Shipment, network_input, read, resize
+from foveal.tasks.shipping import Shipment, in_bytes, network_input, read, resize
 
 
 def ship(info: ModelInfo) -> Shipment:
@@ -24,7 +24,7 @@ def ship(info: ModelInfo) -> Shipment:
         agreement=same_label,
         agreement_of="top-1",
         preprocessing={"resize_shorter": math.floor(info.image_size / share), "crop": info.image_size},
-        script=(read, resize, network_input, prepare, answer),
+        script=(read, in_bytes, resize, network_input, prepare, answer),
         browser=("shipping.js", "classify/shipping.js"),
     )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from foveal.model_info import ModelInfo
 from foveal.tasks.classify.shipping import answer, same_label
-from foveal.tasks.shipping import Path, Shipment, network_input, resize
+from foveal.tasks.shipping import Path, Shipment, in_bytes, network_input, resize
 
 
 def ship(info: ModelInfo, frames: int, stride: int, short: str, shorter: int) -> Shipment:
@@ -25,12 +25,12 @@ def ship(info: ModelInfo, frames: int, stride: int, short: str, shorter: int) ->
         agreement=same_label,
         agreement_of="top-1",
         preprocessing={**clip, "resize_shorter": shorter, "crop": info.image_size},
-        script=(read, read_video, resize, network_input, chosen, prepare, answer),
+        script=(read, read_video, in_bytes, resize, network_input, chosen, prepare, answer),
         free=(0,),
     )
 
 
-def read(name, mode):
+def read(name, mode, top=65535):
     """How many frames a video, an animated image or a folder of images has, and a function from numbers to frames."""
     import re
 
@@ -41,15 +41,13 @@ def read(name, mode):
         files = [one for one in Path(name).iterdir() if one.suffix.lower() in kinds]
         # frame 2 comes before frame 10
         files.sort(key=lambda one: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", one.name)])
-        return len(files), lambda numbers: [
-            ImageOps.exif_transpose(Image.open(files[n])).convert(mode) for n in numbers
-        ]
+        return len(files), lambda numbers: [in_bytes(Image.open(files[n]), mode) for n in numbers]
     video = Image.open(name)
 
     def frames(numbers):
         for n in numbers:
             video.seek(n)
-            yield video.convert(mode)
+            yield in_bytes(video, mode)
 
     return getattr(video, "n_frames", 1), frames
 

@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 from foveal.model_info import ModelInfo
 from foveal.models.boxes import to_xyxy
 from foveal.tasks.detect import ASPECT, DEFAULT_THRESHOLD, DetectInference
-from foveal.tasks.shipping import Shipment, network_input, read, resize
+from foveal.tasks.shipping import Shipment, in_bytes, network_input, read, resize
 
 SAME_BOX = 0.9
 """IoU from which two answers of one query are one box."""
@@ -31,7 +31,7 @@ def ship(info: ModelInfo) -> Shipment:
             "threshold": DEFAULT_THRESHOLD,
             "limit": DetectInference().limit,
         },
-        script=(read, resize, network_input, prepare, scores_of, answer),
+        script=(read, in_bytes, resize, network_input, prepare, scores_of, answer),
         browser=("shipping.js", "detect/shipping.js"),
     )
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveal.model_info import ModelInfo
-from foveal.tasks.shipping import Path, Shipment, network_input, read, resize
+from foveal.tasks.shipping import Path, Shipment, in_bytes, network_input, read, resize
 
 
 def ship(info: ModelInfo) -> Shipment:
@@ -22,7 +22,7 @@ def ship(info: ModelInfo) -> Shipment:
         agreement=mean_overlap,
         agreement_of="mIoU",
         preprocessing={"resize_shorter": info.image_size},
-        script=(read, resize, network_input, prepare, bilinear, answer),
+        script=(read, in_bytes, resize, network_input, prepare, bilinear, answer),
         browser=("shipping.js", "segment/shipping.js"),
     )
 
@@ -51,7 +51,7 @@ def bilinear(size, length):
 
 
 def answer(outputs, image, name, about):
-    """The share of the image that each class has; the class of each pixel goes to a PNG in the present folder."""
+    """The share of the image that each class has; the class of each pixel goes to a new PNG in the present folder."""
     width, height = image.size
     logits = outputs[0][0]
     rows, columns = bilinear(height, logits.shape[1]), bilinear(width, logits.shape[2]).T
@@ -60,7 +60,10 @@ def answer(outputs, image, name, about):
         score = rows @ logits[k] @ columns
         better = score > best
         best[better], chosen[better] = score[better], k
-    file = f"{Path(name).stem}.classes.png"
+    file, number = f"{Path(name).stem}.classes.png", 1
+    while Path(file).exists():
+        number += 1
+        file = f"{Path(name).stem}-{number}.classes.png"
     Image.fromarray(chosen.astype(np.uint8 if len(logits) <= 256 else np.uint16)).save(file)
     shares = [(c, float((chosen == k).mean())) for k, c in enumerate(about["classes"])]
     return {"labels": sorted((one for one in shares if one[1]), key=lambda one: -one[1]), "classes_png": file}
