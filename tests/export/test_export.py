@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_read_is_one_line_and_keeps_no_other_from_its_answ
     )
     assert done.returncode == 1
     assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == [str(photo)]
-    assert [line.partition(" cannot be read: ")[0] for line in done.stderr.splitlines()] == names[:2]
+    assert [line.partition(" has no answer: ")[0] for line in done.stderr.splitlines()] == names[:2]
 
 
 @pytest.mark.parametrize("to", ["openvino", pytest.param("aotinductor", marks=pytest.mark.slow)])
@@ -181,6 +181,36 @@ def test_a_segmentation_network_is_exported_with_its_preprocessing_and_masks(seg
     again = run_script(done.folder / "infer.py", photo, tmp_path)["classes_png"]
     assert (tmp_path / again).exists()
     assert again != answer["classes_png"], "another photograph of that name may be there"
+
+
+@pytest.mark.slow
+def test_a_segmentation_file_of_one_shape_takes_that_of_the_first_image_that_can_be_read(segmenter, tmp_path):
+    """In eight bits, too: images of other shapes calibrate nothing."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(b"no image")
+    for name, size in (("1.png", (72, 48)), ("2.png", (48, 48)), ("3.png", (48, 48))):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(
+            tmp_path / "images" / name
+        )
+    lines, images = [], str(tmp_path / "images")
+    export(
+        segmenter,
+        static=True,
+        images=images,
+        int8=True,
+        calibrate=images,
+        out=tmp_path / "out",
+        say=lines.append,
+    )
+    assert any("2.png becomes (48, 48), where a file of one shape takes (72, 48)" in line for line in lines)
+    names = [f"{images}/{name}" for name in ("1.png", "2.png")]
+    done = subprocess.run(
+        [sys.executable, tmp_path / "out" / "infer.py", *names], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == names[:1]
+    assert (
+        "2.png has no answer: it becomes (1, 3, 48, 48), where [1, 3, 72, 48] alone is taken" in done.stderr
+    )
 
 
 def test_a_disk_that_is_full_is_said_by_its_own_error(program, tmp_path, monkeypatch):

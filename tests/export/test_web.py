@@ -61,7 +61,7 @@ def test_the_page_answers_as_foveal_predict_and_asks_no_network(page, browser, t
     opened.evaluate("delete document.body.dataset.done")
     opened.set_input_files("#file", tmp_path / "none.png")
     opened.wait_for_selector("body[data-done]")
-    assert "no image that the browser can read" in opened.inner_text("#error")
+    assert "This image has no answer: " in opened.inner_text("#error")
     opened.close()
     assert problems == []
     assert all(url.startswith(("file:", "blob:", "data:")) for url in asked)

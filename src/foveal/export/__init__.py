@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -33,7 +33,7 @@ from foveal.export.proof import (
     make_batches,
     real_images,
 )
-from foveal.export.quantize import calibration_inputs, to_int8
+from foveal.export.quantize import BATCH, calibration_inputs, to_int8
 from foveal.export.script import script_text
 from foveal.export.tensorrt import engine_script
 from foveal.files import write_json, write_text
@@ -126,11 +126,19 @@ def export(
     if to == "web":
         kind.require(shipment_of(ready), half=half)
     shipment, precision = shipment_of(ready), "int8" if int8 else "float16" if half else "float32"
-    with whole_folder(out, "runs/export", f"{ready.info.model or 'network'}-{to}") as (folder, place):
-        batches = make_batches(ready, real_images(ready, images), static=static, normalise=with_preprocessing)
+    with (
+        whole_folder(out, "runs/export", f"{ready.info.model or 'network'}-{to}") as (folder, place),
+        ExitStack() as stack,
+    ):
+        shown = real_images(ready, images)
+        example_file = stack.enter_context(script_input(ready, images))
+        # a file of one shape takes that of the image which its script is tried with
+        shown = [ready.read(example_file), *shown] if static else shown
+        batches = make_batches(ready, shown, static=static, normalise=with_preprocessing)
         batches = run_network(ready, shipment, batches)
-        calibration = [] if calibrate is None else calibration_inputs(ready, calibrate, say)
         example = torch.from_numpy(batches[0].input)
+        shape = tuple(example.shape) if static else None
+        calibration = [] if calibrate is None else calibration_inputs(ready, calibrate, say, shape)
         program = record(
             ready,
             example,
@@ -146,7 +154,9 @@ def export(
             megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
             say(f"written {kind.FILE}, {megabytes:.1f} MB: {time.monotonic() - began:.1f} s")
             if int8:
-                facts["int8"] = to_int8(ready, shipment, kind, folder / kind.FILE, calibration, say)
+                facts["int8"] = to_int8(
+                    ready, shipment, kind, folder / kind.FILE, calibration, say, batch=1 if static else BATCH
+                )
             if pairs := bytes_of_pairs(program):
                 tiled = getattr(kind, "in_tiles", no_tiles)(folder / kind.FILE)
                 for line in pair_lines(pairs, tiled):
@@ -161,17 +171,16 @@ def export(
         reference = (
             ready if precision == "float32" else replace(ready, net=RuntimeNet(run, shipment, ready.net))
         )
-        with script_input(ready, images) as example_file:
-            if to == "web":
-                allowed = SAME_SCORE[precision]
-                difference = finish_page(reference, folder, facts, shipment, example_file, allowed, say)
-            else:
-                of_clips = hasattr(ready.task, "example_size")
-                functions = [kind.load, *shipment.script]
-                text = script_text(RUNTIMES[to], functions, ready.info, of_clips=of_clips)
-                write_text(folder / "infer.py", text)
-                difference = prove_script(reference, folder / "infer.py", example_file, SAME_SCORE[precision])
-                say(f"infer.py answers as foveal predict: scores within {difference:.1e}")
+        if to == "web":
+            allowed = SAME_SCORE[precision]
+            difference = finish_page(reference, folder, facts, shipment, example_file, allowed, say)
+        else:
+            of_clips = hasattr(ready.task, "example_size")
+            functions = [kind.load, *shipment.script]
+            text = script_text(RUNTIMES[to], functions, ready.info, of_clips=of_clips)
+            write_text(folder / "infer.py", text)
+            difference = prove_script(reference, folder / "infer.py", example_file, SAME_SCORE[precision])
+            say(f"infer.py answers as foveal predict: scores within {difference:.1e}")
         if to == "onnx" and not int8:
             text = engine_script(folder / kind.FILE, ready.net, facts["input"], example.shape)
             write_text(folder / "build_engine.py", text)

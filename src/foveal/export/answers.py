@@ -78,15 +78,23 @@ def _difference(
     return difference
 
 
+def _is_readable(predictor: Predictor, file: Path) -> bool:
+    try:
+        predictor.read(file)
+    except (FovealError, OSError):
+        return False
+    return True
+
+
 @contextmanager
 def script_input(predictor: Predictor, images: str | None) -> Iterator[Path]:
-    """The first of a person's images or clips, or a photograph that comes with scikit-learn.
+    """The first of a person's images or clips that can be read, or a photograph that comes with scikit-learn.
 
     Of clips a bundled one, written as an animated image.
     """
     of_clips = hasattr(predictor.task, "example_size")
     if images is not None:
-        yield image_files([images], predictor.task)[0]
+        yield next(file for file in image_files([images], predictor.task) if _is_readable(predictor, file))
         return
     if not of_clips:
         yield photograph_files()[0]

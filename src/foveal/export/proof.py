@@ -87,12 +87,13 @@ def make_batches(
 ) -> list[Batch]:
     """The batch that is recorded, and those that prove it.
 
-    First the traced size, two images (one where ``static``); then one image alone; then three, where sizes are free at
-    another size, odd and not square. Where ``static``, another image of the same size.
+    First the traced size, two images; then one image alone; then three, where sizes are free at another size, odd and
+    not square. Where ``static``, the first image, and another of its size.
     """
-    views = _views(predictor, images)
     if static:
+        views = _views(predictor, images, first=True)
         return [_batch(predictor, [view], normalise) for view in [*views, *views][:2]]
+    views = _views(predictor, images)
     others = views
     if 2 in shipment_of(predictor).free:
         size = predictor.info.image_size
@@ -108,11 +109,11 @@ def make_batches(
     ]
 
 
-def _views(predictor: Predictor, images: Sequence[Tensor]) -> list[Tensor]:
-    """Images as the network sees them: those of the most frequent size."""
+def _views(predictor: Predictor, images: Sequence[Tensor], *, first: bool = False) -> list[Tensor]:
+    """Images as the network sees them: those of the most frequent size, or of that of the ``first``."""
     views = [predictor.view({"image": image})["image"] for image in images]
     shapes = [view.shape for view in views]
-    usual = max(shapes, key=shapes.count)
+    usual = shapes[0] if first else max(shapes, key=shapes.count)
     return [view for view in views if view.shape == usual]
 
 

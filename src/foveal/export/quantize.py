@@ -33,11 +33,17 @@ ROUNDS, SAMPLE_MS, REST_S = 7, 20.0, 0.2
 """Of timing the files in turn: the rest is for the threads of the one before."""
 
 
-def calibration_inputs(predictor: Predictor, folder: str, say: Callable[[str], object]) -> list[np.ndarray]:
+def calibration_inputs(
+    predictor: Predictor,
+    folder: str,
+    say: Callable[[str], object],
+    shape: tuple[int, ...] | None = None,
+) -> list[np.ndarray]:
     """Inputs of one image each.
 
     Args:
         say: is called with a line for each file that cannot be read.
+        shape: that alone the file takes; None where it takes any.
 
     Raises:
         FovealError: none can be read.
@@ -55,7 +61,12 @@ def calibration_inputs(predictor: Predictor, folder: str, say: Callable[[str], o
             reason = " ".join(str(error).split())
             say(f"skipped: {reason}")
             continue
-        inputs.append(predictor.prepare(view)[None].numpy())
+        one = predictor.prepare(view)[None].numpy()
+        if shape is not None and one.shape != shape:
+            reason = f"{file} becomes {one.shape[2:]}, where a file of one shape takes {shape[2:]}"
+            say(f"skipped: {reason}")
+            continue
+        inputs.append(one)
         if len(inputs) == IMAGES:
             break
     if not inputs:
@@ -70,6 +81,7 @@ def to_int8(
     path: Path,
     inputs: Sequence[np.ndarray],
     say: Callable[[str], object],
+    batch: int = BATCH,
 ) -> dict[str, Any]:
     """Replace a float file by the better of two in eight bits: all of it, or all but gates and softmax.
 
@@ -79,6 +91,7 @@ def to_int8(
     Args:
         inputs: for calibration, of `calibration_inputs`.
         say: is called with the figures of each.
+        batch: validation images that the file takes together.
 
     Returns:
         Figures of the three, for ``foveal.json``: accuracy or agreement, time of one image, and which was kept.
@@ -94,7 +107,7 @@ def to_int8(
             with quiet("root", "nncf", "openvino", "torch.utils.cpp_extension"):
                 kind.quantize(path, files[name], inputs, left)
     runs = {name: kind.load(str(file)) for name, file in files.items()}
-    what, figures = figures_of(predictor, shipment, runs, inputs)
+    what, figures = figures_of(predictor, shipment, runs, inputs, batch)
     timings = measure_time(
         {name: partial(run, inputs[0]) for name, run in runs.items()},
         repeats=ROUNDS,
@@ -143,7 +156,11 @@ def float_nodes(net: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def figures_of(
-    predictor: Predictor, shipment: Shipment, runs: dict[str, Run], inputs: Sequence[np.ndarray]
+    predictor: Predictor,
+    shipment: Shipment,
+    runs: dict[str, Run],
+    inputs: Sequence[np.ndarray],
+    together: int,
 ) -> tuple[str, dict[str, float]]:
     """What each file reaches, and what that figure is: accuracy, or else how far it agrees with the float file."""
     data = validation_data(predictor)
@@ -165,8 +182,8 @@ def figures_of(
     metrics = {name: task.new_metric(info, list(data.classes)) for name in runs}
     transform = task.eval_transform(info)
     taken = spread_indices(len(data), VALIDATION)
-    for start in range(0, len(taken), BATCH):
-        for batch in task.collate([transform(data[i]) for i in taken[start : start + BATCH]]):
+    for start in range(0, len(taken), together):
+        for batch in task.collate([transform(data[i]) for i in taken[start : start + together]]):
             for name, metric in metrics.items():
                 metric.update(nets[name], batch)
     found = {name: metric.compute()[task.metric] for name, metric in metrics.items()}

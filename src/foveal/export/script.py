@@ -36,8 +36,10 @@ for name in sys.argv[1:]:
     try:
         image = read(name, "{mode}", {top})
         images = prepare(image, about["preprocessing"])
-    except Exception as error:  # one file that cannot be read keeps no other from its answer
-        print(f"{{name}} cannot be read: {{error}}", file=sys.stderr)
+        if any(type(size) is int and size != own for size, own in zip(about["input"]["shape"], images.shape)):
+            raise ValueError(f"it becomes {{images.shape}}, where {{about['input']['shape']}} alone is taken")
+    except Exception as error:  # one file without an answer keeps no other from its own
+        print(f"{{name}} has no answer: {{error}}", file=sys.stderr)
         status = 1
         continue
     print(json.dumps({{"file": name, **answer(run(images), image, name, about)}}), flush=True)
