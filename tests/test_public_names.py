@@ -37,7 +37,7 @@ def test_every_sub_package_is_reachable():
     """`import foveal; foveal.nn.CBAM` works, and no function hides a package of its name."""
     folder = Path(foveal.__file__).parent
     rooms = {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    rooms -= {"__init__", "__pycache__", "cli"}
+    rooms -= {"__init__", "__main__", "__pycache__", "cli"}
     code = f"import foveal, types; assert all(isinstance(getattr(foveal, r), types.ModuleType) for r in {rooms!r})"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert rooms & set(foveal.__all__) == set()
