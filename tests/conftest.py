@@ -4,6 +4,7 @@ Also what tests of several rooms need: the command, a full disk, a trained netwo
 """
 
 import errno
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from playwright import sync_api
 
 CHROMIUM = Path("/usr/bin/chromium")
+
+
+def pytest_collection_finish():
+    """What imports made stays to the end: the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
+
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,6 +54,18 @@ def said(capsys):
         return status, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory):
+    """What forks a process that can be killed, without the seconds that imports take: see `tests/forked.py`."""
+    from tests.forked import Zygote
+
+    if not hasattr(os, "fork") or not Path("/proc/self/stat").exists():
+        pytest.skip("needs to fork and to read /proc")
+    made = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield made
+    made.close()
 
 
 @pytest.fixture

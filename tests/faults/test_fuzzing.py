@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from PIL import Image
+from tests.forked import LONG
 
 import foveal
 from foveal.inference import open_bundled
 from foveal.look.images import bundled_images
 from foveal.look.page import server
-
-from .conftest import LONG
 
 pytestmark = pytest.mark.faults
 SECONDS = int(os.environ.get("FOVEAL_FUZZ_SECONDS", "600"))

@@ -9,12 +9,13 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from tests.forked import LONG
 
 from foveal.inference import open_bundled
 from foveal.look.images import bundled_images
 from foveal.look.page import server
 
-from .conftest import LONG, trials
+from .conftest import trials
 
 SECRET = b"kept-from-everybody-7f3a"
 TARGETS = (

@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torchvision
 from tests.marks import slow
 from torch import nn
@@ -166,9 +165,13 @@ def _train_as_one_of_two(rank: int, store: str, result: str) -> None:
         dist.destroy_process_group()
 
 
-def test_two_processes_train_without_unused_parameters(tmp_path):
+def test_two_processes_train_without_unused_parameters(tmp_path, zygote):
     result = tmp_path / "result"
-    mp.spawn(_train_as_one_of_two, (str(tmp_path / "store"), str(result)), nprocs=2)  # type: ignore[attr-defined]
+    code = "from tests.insertion import test_survival\ntest_survival._train_as_one_of_two(*{}, *{})"
+    files = (str(tmp_path / "store"), str(result))
+    both = [zygote.start(tmp_path, code=code.format((rank,), files)) for rank in range(2)]
+    for trial in both:
+        assert trial.wait() == 0, trial.err
     outcome = torch.load(result)
     assert outcome["same"]
     assert len(outcome["paths"]) == 3 * len(BLOCKS)

@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -157,10 +155,12 @@ HARD = {
 }
 
 KILLED = """
-import os, signal, sys
+import os, signal
+import torch
 from foveal.train import TrainConfig, fit
 from foveal.train import loop
-import tests_options
+
+torch.set_num_threads({threads})
 
 step = loop.supervised_step
 def supervised_step(training, *rest):
@@ -168,7 +168,7 @@ def supervised_step(training, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(training, *rest)
 loop.supervised_step = supervised_step
-fit(TrainConfig.from_dict(tests_options.OPTIONS), quiet=True)
+fit(TrainConfig.from_dict({options!r}), quiet=True)
 """
 
 
@@ -178,19 +178,13 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("epoch", "batch"), [(1, 7), (2, 0)], ids=["mid-epoch", "after an epoch"])
-def test_a_killed_run_continues_to_the_same_bits(tmp_path, uninterrupted, epoch, batch):
+def test_a_killed_run_continues_to_the_same_bits(tmp_path, uninterrupted, zygote, epoch, batch):
     folder = tmp_path / "killed"
-    options = config(folder, **HARD).to_dict()
-    (tmp_path / "tests_options.py").write_text(f"OPTIONS = {options!r}\n")
-    threads = {
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
-    }
-    code = KILLED.format(epoch=epoch, batch=batch)
-    child = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **threads}, check=False, timeout=900
+    code = KILLED.format(
+        epoch=epoch, batch=batch, options=config(folder, **HARD).to_dict(), threads=torch.get_num_threads()
     )
-    assert child.returncode == -signal.SIGKILL
+    child = zygote.run(tmp_path, code=code)
+    assert child.status == -signal.SIGKILL, child.err
     done = torch.load(folder / "checkpoint.ckpt", weights_only=True)
     assert (len(done["rows"]), done["training"]["batch"]) == ((1, 4) if epoch == 1 else (2, 0))
 

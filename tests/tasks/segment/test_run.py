@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -71,8 +68,10 @@ def test_the_report_holds_inserted_blocks_and_danet_s_own(run):
 
 KILLED = """
 import os, signal
+import torch
 from foveal.train import TrainConfig, fit, loop
-import tests_options
+
+torch.set_num_threads({threads})
 
 step = loop.supervised_step
 def supervised_step(training, *rest):
@@ -80,11 +79,11 @@ def supervised_step(training, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(training, *rest)
 loop.supervised_step = supervised_step
-fit(TrainConfig.from_dict(tests_options.OPTIONS), quiet=True)
+fit(TrainConfig.from_dict({options!r}), quiet=True)
 """
 
 
-def test_a_killed_run_continues_to_the_same_bits(tmp_path, masks_folder):
+def test_a_killed_run_continues_to_the_same_bits(tmp_path, masks_folder, zygote):
     hard = {
         "epochs": 2,
         "checkpoint_steps": 1,
@@ -94,15 +93,8 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, masks_folder):
     }
     whole = fit(config(masks_folder, tmp_path / "whole", **hard), quiet=True)
     options = config(masks_folder, tmp_path / "killed", **hard).to_dict()
-    (tmp_path / "tests_options.py").write_text(f"OPTIONS = {options!r}\n")
-    environment = {
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
-    }
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED], env={**os.environ, **environment}, check=False, timeout=900
-    )
-    assert child.returncode == -signal.SIGKILL
+    child = zygote.run(tmp_path, code=KILLED.format(options=options, threads=torch.get_num_threads()))
+    assert child.status == -signal.SIGKILL, child.err
     resumed = fit(resume=tmp_path / "killed", quiet=True)
     mine, theirs = (load_file(r.folder / "weights/last.safetensors") for r in (resumed, whole))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
