@@ -55,11 +55,12 @@ def segmenter() -> Predictor:
     return ready
 
 
-def with_blocks(insertion: str) -> Predictor:
+def with_blocks(*insertions: str) -> Predictor:
     """A classifier with inserted blocks whose attention does something."""
     torch.manual_seed(0)
     net = foveal.create_model("cifar_resnet8", num_classes=3)
-    foveal.insert(net, **foveal.parse_insertion(insertion))
+    for insertion in insertions:
+        foveal.insert(net, **foveal.parse_insertion(insertion))
     for name, parameter in net.named_parameters():
         if "gamma" in name or not parameter.any():
             torch.nn.init.constant_(parameter, 0.1)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.export.predictors import live
+from tests.export.predictors import with_blocks
 from torch import nn
 
 from foveal.export import functional
@@ -111,7 +111,7 @@ def test_the_file_computes_what_the_network_does_decomposed_or_not(module, direc
 
 
 def test_a_residual_network_with_gates_is_not_decomposed_and_has_the_same_nodes(decomposed, monkeypatch):
-    ready = live("cifar_cbam_resnet20", "classify", 32)
+    ready = with_blocks("cbam(reduction=4)@residual")
     program = record(ready, torch.randn(2, 3, 32, 32), static=False, half=False, normalise=False)
     made = to_model(program, for_onnxruntime=True)
     assert not decomposed
