@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -17,17 +18,28 @@ SMALL = ["--data-options.length", "64", "--data_options.size=24", "--workers", "
 # ---------------------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join
-)
-def test_help_needs_no_torch(words):
-    code = (
-        "import sys; from foveal.cli import main; status = main(sys.argv[1:]); print('torch' in sys.modules)"
+HELP = """
+import contextlib, io, json, sys
+from foveal.cli import main
+
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        main(words)
+    print(json.dumps([words, shown.getvalue(), "torch" in sys.modules]))
+"""
+
+
+def test_help_needs_no_torch():
+    asked = [[], ["--help"], *([command, "--help"] for command in COMMANDS)]
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, json.dumps(asked)], capture_output=True, text=True, check=True
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
-    assert "usage: foveal" in done.stdout
     assert done.stderr == ""
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [words for words, _, _ in answers] == asked
+    for words, shown, torch_is_there in answers:
+        assert "usage: foveal" in shown, words
+        assert not torch_is_there, words
 
 
 def test_every_command_is_in_the_overview():
