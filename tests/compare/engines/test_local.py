@@ -3,8 +3,6 @@
 import io
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,16 +92,15 @@ def test_a_worker_that_is_killed_ends_in_one_line_that_says_which_run(plan, imag
 
 
 DRIVER = """
-import os, signal, sys
+import os, signal
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
 from foveal.compare.engines.local import LocalEngine
 from foveal.compare.arrays import store_images
 from foveal.compare.plan import plan_comparison
 
-training = {"data_options": {"length": 64, "size": 16, "digit_size": (8, 8)}, "epochs": 10000, "accelerator": "cpu"}
+training = {training!r}
 plan = plan_comparison(["se(reduction=4)@residual:3"], seeds=1, control=False, training=training)
-images = Path(sys.argv[1])
+images = Path({folder!r})
 store_images(plan.data, plan.job, images)
 with LocalEngine(device="cpu", jobs=2, runs=2, log=images / "log.txt") as workers:
     for event in workers.run(plan.jobs, images):
@@ -112,18 +109,14 @@ with LocalEngine(device="cpu", jobs=2, runs=2, log=images / "log.txt") as worker
 """
 
 
-def test_workers_end_with_the_process_that_asked(tmp_path):
+def test_workers_end_with_the_process_that_asked(tmp_path, zygote):
     """Killed in the middle of a run, so that it can tell nobody."""
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parent)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+    driver = zygote.run(
+        tmp_path, code=DRIVER.format(folder=str(tmp_path), training={**TRAINING, "epochs": 10000})
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert driver.status == -signal.SIGKILL, driver.err
     processes = []
-    for pid in map(int, done.stdout.split()):
+    for pid in map(int, driver.out.split()):
         if psutil.pid_exists(pid):
             processes.append(psutil.Process(pid))
     _, alive = psutil.wait_procs(processes, timeout=60)

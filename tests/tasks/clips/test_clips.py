@@ -73,9 +73,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path):
 
 
 def test_figures_name_their_views(run):
-    one, many = evaluate(run.weights), evaluate(run.weights, inference={"clips": 10, "crops": 3})
+    one, many = evaluate(run.weights), evaluate(run.weights, inference={"clips": 2, "crops": 3})
     assert one.inference.views == "1 clip x 1 crop"
-    assert many.inference.views == "10 clips x 3 crops"
+    assert many.inference.views == "2 clips x 3 crops"
     # a bundled clip has one place and one square
     assert one.figures["accuracy"] == many.figures["accuracy"] == pytest.approx(run.best["val_accuracy"])
     assert many.figures["loss"] == pytest.approx(one.figures["loss"], rel=1e-4)
