@@ -112,7 +112,7 @@ def whole_folder(
         Ctrl-C, there is neither.
 
     Raises:
-        FovealError: there is something at ``path`` already.
+        FovealError: there is something at ``path`` already, or it names nothing.
 
     Example:
         >>> import tempfile
@@ -122,6 +122,8 @@ def whole_folder(
         ['b.txt']
     """
     if path is not None:
+        if not Path(path).name:
+            raise FovealError(f"out must name a folder, got {os.fspath(path)!r}")
         require_absent(path)
     # a numbered name is taken by an empty folder meanwhile
     place = new_numbered_folder(parent, name) if path is None else Path(path)

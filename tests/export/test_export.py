@@ -398,6 +398,16 @@ def test_what_cannot_be_exported_is_said_in_one_line(said, weights, tmp_path, mo
     )
 
 
+def test_a_network_whose_outputs_are_no_numbers_is_refused(ready, tmp_path):
+    """Nothing equals nothing: such a file would be proven."""
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 10))
+    torch.nn.init.constant_(net[2].weight, float("nan"))
+    with pytest.raises(FovealError, match="must give numbers, got none that is finite for images 2x3x32x32"):
+        export(replace(ready, net=net.eval()), out=tmp_path / "out")
+    with pytest.raises(FovealError, match="out must name a folder, got ''"):
+        export(ready, out="")
+
+
 class Refuses(torch.nn.Module):
     def forward(self, x):
         return x * float(x.mean())

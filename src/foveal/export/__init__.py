@@ -237,14 +237,14 @@ def run_network(ready: Predictor, shipment: Shipment, batches: Sequence[Batch]) 
     """The batches with what the network itself gives for them.
 
     Raises:
-        FovealError: it does not take images of that size.
+        FovealError: it does not take images of that size, or gives nothing that could be compared.
     """
     done = []
     for number, batch in enumerate(batches):
         try:
             with torch.no_grad():
                 outputs = shipment.call(ready.net, batch.prepared)
-            done.append(replace(batch, wanted=tuple(output.float() for output in outputs)))
+            wanted = tuple(output.float() for output in outputs)
         except Exception as error:  # of the network's own code, whatever it is
             reason = " ".join(str(error).split())[:200]
             size = shape_text(batch.prepared.shape[2:])
@@ -253,6 +253,10 @@ def run_network(ready: Predictor, shipment: Shipment, batches: Sequence[Batch]) 
             else:
                 what = f"the network must take any size, but not {size}; --static exports one size"
             raise FovealError(f"{what}: {reason}") from error
+        if not any(output.isfinite().any() for output in wanted):
+            size = shape_text(batch.prepared.shape)
+            raise FovealError(f"the network must give numbers, got none that is finite for images {size}")
+        done.append(replace(batch, wanted=wanted))
     return done
 
 

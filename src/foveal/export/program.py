@@ -129,7 +129,7 @@ def record(
     with running(net) as modules:
         try:
             attention = recording_for_pytorch() if for_pytorch else nullcontext()
-            with torch.no_grad(), quiet("torch.export"), attention:
+            with torch.no_grad(), quiet("torch.export", "torch.fx.experimental.symbolic_shapes"), attention:
                 exported = torch.export.export(net, (example,), dynamic_shapes=dynamic)
         except Exception as error:
             # whatever a network does in forward may fail here, in many ways
