@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,8 +129,15 @@ def record(
     dynamic = (dict.fromkeys(free, torch.export.Dim.DYNAMIC),) if free else None
     with running(net) as modules:
         try:
+            # PyTorch prints the graph up to where it stops
+            unseen = redirect_stderr(io.StringIO())
             attention = recording_for_pytorch() if for_pytorch else nullcontext()
-            with torch.no_grad(), quiet("torch.export", "torch.fx.experimental.symbolic_shapes"), attention:
+            with (
+                torch.no_grad(),
+                quiet("torch.export", "torch.fx.experimental.symbolic_shapes"),
+                attention,
+                unseen,
+            ):
                 exported = torch.export.export(net, (example,), dynamic_shapes=dynamic)
         except Exception as error:
             # whatever a network does in forward may fail here, in many ways
