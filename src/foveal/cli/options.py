@@ -304,8 +304,7 @@ def error_line(error: ArgumentError, parser: ArgumentParser) -> str:
     )
     if key:
         return _unknown_option(f"--{key[1]}", parser)
-    wrong = re.search(r'Parser key "([^"]+)".*Expected an? .*Got value: (.*)$', message)
-    wrong = wrong or re.search(r'Parser key "([^"]+)".*Expected an? .*Given value: (.*)$', message)
+    wrong = re.search(r'Parser key "([^"]+)".*Expected an? .*(?:Got|Given) value: (.*)$', message)
     if wrong:
         name, value = wrong.groups()
         # of a union all that it takes

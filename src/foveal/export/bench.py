@@ -27,7 +27,13 @@ from foveal.model_info import ModelInfo
 DEFAULT, STATIC = "default", "static"
 """Behind the name of a runtime: in the precision that it prefers, and with a file of one image of one size."""
 RUNTIMES = (
-    *("eager", "fuse", "onnx", "onnx static", "openvino", "openvino static", "openvino default"),
+    "eager",
+    "fuse",
+    "onnx",
+    "onnx static",
+    "openvino",
+    "openvino static",
+    "openvino default",
     "aotinductor",
 )
 

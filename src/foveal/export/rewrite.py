@@ -105,28 +105,22 @@ def gate_by_convolution(model: Any) -> None:
     channel, and so goes over the map once instead of three times. In a batch every image has another gate, and products
     stay as they are.
     """
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     shapes, sizes, nodes = _shapes(model), _Sizes(model), []
     floats = {v.name for v in model.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
-    zeros: dict[int, str] = {}
     for node in model.graph.node:
         x = _gated_image(node, shapes)
         if x not in floats or _operators_after(model, node, 2) != ["Add", "Relu"]:
             nodes.append(node)
             continue
         channels = shapes[x][1]
-        # without a bias ONNX Runtime would leave the addition outside
-        if channels not in zeros:
-            zeros[channels] = f"zeros_{channels}"
-            array = np.zeros(channels, dtype=np.float32)
-            model.graph.initializer.append(numpy_helper.from_array(array, zeros[channels]))
         (gate,) = (name for name in node.input if name != x)
         weights = f"{node.output[0]}_weights"
         made = [
             helper.make_node("Reshape", [gate, sizes.constant(channels, 1, 1, 1)], [weights]),
-            helper.make_node("Conv", [x, weights, zeros[channels]], list(node.output), group=channels),
+            # without a bias ONNX Runtime would leave the addition outside
+            helper.make_node("Conv", [x, weights, sizes.zeros(channels)], list(node.output), group=channels),
         ]
         nodes += _of_module(node, made)
     _replace_nodes(model, nodes)
@@ -256,7 +250,7 @@ def _attention_function(model: Any) -> Any:
 
 
 class _Sizes:
-    """Names of tensors with sizes, each made once."""
+    """Names of tensors with sizes, and of such sizes, each made once."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -265,13 +259,22 @@ class _Sizes:
     def constant(self, *values: int) -> str:
         """The name of these numbers."""
         import numpy as np
+
+        return self._made(values, "sizes_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
+
+    def zeros(self, count: int) -> str:
+        """The name of as many zeros in float32."""
+        import numpy as np
+
+        return self._made(("zeros", count), f"zeros_{count}", np.zeros(count, dtype=np.float32))
+
+    def _made(self, key: tuple[Any, ...], name: str, array: Any) -> str:
         from onnx import numpy_helper
 
-        if values not in self.known:
-            self.known[values] = "sizes_" + "_".join(map(str, values))
-            array = np.array(values, dtype=np.int64)
-            self.model.graph.initializer.append(numpy_helper.from_array(array, self.known[values]))
-        return self.known[values]
+        if key not in self.known:
+            self.known[key] = name
+            self.model.graph.initializer.append(numpy_helper.from_array(array, name))
+        return self.known[key]
 
     def of(self, x: str, shape: tuple[Any, ...], channels: int) -> tuple[str, list[Any]]:
         """The name of the sizes of ``x`` but for its channels, and nodes that make it.
